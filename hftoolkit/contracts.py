@@ -1,0 +1,112 @@
+"""Types that cross layers. What a task promises the trainer, and what both report to the outside."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+Batch = dict[str, torch.Tensor]
+Metrics = dict[str, float]
+Emit = Callable[["Event"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """The loss of one micro-batch, as a sum, so that any accumulation gives the mean over the whole step."""
+
+    loss_sum: torch.Tensor  # scalar, summed over examples
+    num_examples: int  # known only after collating, e.g. interactions kept
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One split as the trainer sees it: indexable examples, in the order of the data.
+
+    Attributes:
+        examples: what ``collate`` takes a list of.
+        lengths: tokens of each example, for length buckets; None where examples have one size.
+        row_numbers: 1-based row of each example in its source, for messages and predictions.
+        sampling_weights: relative chance of each example to be drawn, with replacement; None draws each once an epoch.
+    """
+
+    examples: Sequence[Any]
+    lengths: np.ndarray | None  # (N,) int
+    row_numbers: np.ndarray  # (N,) int
+    sampling_weights: np.ndarray | None = None  # (N,) float
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+@dataclass(frozen=True, slots=True)
+class Datasets:
+    """Rows by split name (``train``, ``validation``, ``test``) and the function that makes a batch of examples."""
+
+    splits: Mapping[str, Rows]
+    collate: Callable[[list[Any]], Batch]
+
+
+class Infer(Protocol):
+    """Run a task's ``predict_step`` over rows on the right device."""
+
+    def __call__(self, model: nn.Module, rows: Rows, *, full_precision: bool = False) -> np.ndarray:
+        """Return one output row for each example, ``(N, C)`` float32, in the order of ``rows``."""
+        ...
+
+
+class Task(Protocol):
+    """Data, model, loss and metrics of one kind of problem; nothing of devices, processes or precision."""
+
+    def datasets(self) -> Datasets: ...
+    def build_model(self) -> nn.Module: ...
+    def step(self, model: nn.Module, batch: Batch) -> StepOutput: ...
+    def predict_step(self, model: nn.Module, batch: Batch) -> torch.Tensor: ...
+    def evaluate(self, model: nn.Module, infer: Infer, split: str) -> Metrics: ...
+    def finish(self, model: nn.Module, infer: Infer) -> None: ...
+    def save(self, model: nn.Module, directory: Path) -> None: ...
+    def baselines(self) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A sentence for the user and the log."""
+
+    text: str
+    level: str = "info"  # info | warning
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A small table for the user and the log."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """One optimizer step is done."""
+
+    step: int
+    total_steps: int
+    loss: float  # mean over the examples of the step
+    gradient_norm: float  # before clipping
+    learning_rate: float  # of the first parameter group
+    examples_per_second: float  # training time only, since the start
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The validation split was evaluated after ``step``."""
+
+    step: int
+    metrics: Metrics
+    is_best: bool = field(default=False)
+
+
+Event = Message | Table | StepDone | Evaluated

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hftoolkit.run import Predictor
+    from hftoolkit.predictor import Predictor
 
 __version__ = version("hftoolkit")
 
@@ -16,6 +16,6 @@ def load(run: str | Path) -> "Predictor":
     Raises:
         DataError: the directory holds no finished model.
     """
-    from hftoolkit.run import load_predictor
+    from hftoolkit.predictor import load_predictor
 
     return load_predictor(Path(run))

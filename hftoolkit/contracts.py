@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,24 +50,42 @@ class Datasets:
 
 
 class Infer(Protocol):
-    """Run a task's ``predict_step`` over rows on the right device."""
+    """Run predictions over rows on the right device."""
 
-    def __call__(self, model: nn.Module, rows: Rows, *, full_precision: bool = False) -> np.ndarray:
-        """Return one output row for each example, ``(N, C)`` float32, in the order of ``rows``."""
+    def __call__(
+        self,
+        model: nn.Module,
+        rows: Rows,
+        *,
+        step: Callable[[nn.Module, Batch], torch.Tensor] | None = None,
+        full_precision: bool = False,
+    ) -> np.ndarray:
+        """Return the output of ``step`` (default: the task's ``predict_step``) for each row, float32, in order."""
         ...
 
 
 class Task(Protocol):
     """Data, model, loss and metrics of one kind of problem; nothing of devices, processes or precision."""
 
-    def datasets(self) -> Datasets: ...
-    def build_model(self) -> nn.Module: ...
-    def step(self, model: nn.Module, batch: Batch) -> StepOutput: ...
-    def predict_step(self, model: nn.Module, batch: Batch) -> torch.Tensor: ...
-    def evaluate(self, model: nn.Module, infer: Infer, split: str) -> Metrics: ...
-    def finish(self, model: nn.Module, infer: Infer) -> None: ...
-    def save(self, model: nn.Module, directory: Path) -> None: ...
-    def baselines(self) -> dict[str, np.ndarray]: ...
+    def datasets(self) -> Datasets:
+        """Return the rows of each split and how to batch them."""
+        ...
+
+    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the loss of a micro-batch, summed over its examples."""
+        ...
+
+    def predict_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return one output row for each example of the batch."""
+        ...
+
+    def metric_names(self, split: str) -> frozenset[str]:
+        """Return the metrics that can be computed on a split, before there is any prediction."""
+        ...
+
+    def evaluate(self, model: nn.Module, infer: Infer, split: str) -> Metrics:
+        """Return the metrics of the model on a split."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,174 @@
+"""The command line: parse, call one function, render its events. Nothing heavy is imported before a command runs."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from hftoolkit.errors import HFToolkitError
+
+if TYPE_CHECKING:
+    from hftoolkit.contracts import Emit, Table
+
+app = typer.Typer(
+    name="hftoolkit",
+    help="Fine-tune a pretrained backbone from one recipe file; ship a model that plain libraries load.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+)
+recipes_app = typer.Typer(help="The recipes that come with hftoolkit.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+logger = logging.getLogger(__name__)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def main() -> None:
+    """Run the command line and exit: expected errors are one message on stderr, bugs keep their traceback."""
+    try:
+        app()
+    except HFToolkitError as error:
+        logger.debug("the traceback behind the message", exc_info=True)
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        typer.echo("error: interrupted", err=True)
+        raise SystemExit(130) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from hftoolkit import __version__
+
+        typer.echo(f"hftoolkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show library logs, and the traceback of errors.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.ERROR)
+
+
+@app.command()
+def finetune(
+    recipe: RecipeFile,
+    set_: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads this spelling
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; repeatable."),
+    ] = None,
+    run_dir: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Where the run goes, exactly. Default: runs/RECIPE, then runs/RECIPE-2, ..."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and do one real step; leave nothing behind.")
+    ] = False,
+) -> None:
+    """Fine-tune a model: train, export, check and measure it."""
+    from hftoolkit.recipe import load_recipe
+
+    parsed = load_recipe(recipe, set_ or [])
+    from hftoolkit import run
+    from hftoolkit.render import render_events
+
+    with render_events() as emit:
+        if dry_run:
+            loss = run.rehearse(parsed, emit=emit)
+            typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
+            return
+        where = run.finetune(parsed, name=recipe.stem, run_dir=run_dir, emit=emit)
+    typer.echo(f"\nmodel     {where / 'model'}\nresults   {where / 'results.json'}\nreport    {where / 'report'}")
+    typer.echo(f"use it    hftoolkit predict {where} INPUT")
+
+
+@app.command()
+def evaluate(
+    run_folder: RunFolder,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Evaluate on all rows of another table with the same columns."),
+    ] = None,
+) -> None:
+    """Measure the model of a run again, on one of its splits or on other data."""
+    from hftoolkit import run
+    from hftoolkit.render import render_events
+
+    with render_events() as emit:
+        run.evaluate(run_folder, split=split, source=data, emit=emit)
+
+
+@app.command()
+def predict(
+    run_folder: RunFolder,
+    input_: Annotated[str, typer.Argument(metavar="INPUT", help="CSV, JSONL or Parquet; - reads a text a line.")],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A .csv, .jsonl or .parquet file. Default: CSV on standard output."),
+    ] = None,
+) -> None:
+    """Write the label and the probability of each class for each row, in the same order."""
+    from hftoolkit import run
+
+    lines = [line.rstrip("\n") for line in sys.stdin] if input_ == "-" else None
+    text = run.predict(run_folder, Path(input_), lines=lines, output=output)
+    if text:
+        typer.echo(text, nl=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions and devices: what a bug report needs."""
+    import json
+
+    from hftoolkit.environment import describe_environment
+
+    typer.echo(json.dumps(describe_environment(), indent=2))
+
+
+@recipes_app.command("list")
+def list_() -> None:
+    """Name the recipes."""
+    from hftoolkit.recipe import list_recipes
+
+    for shipped in list_recipes():
+        typer.echo(f"{shipped.name:<24} {shipped.title}")
+
+
+@recipes_app.command()
+def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a recipe."""
+    from hftoolkit.recipe import read_recipe_text
+
+    typer.echo(read_recipe_text(name), nl=False)
+
+
+@recipes_app.command()
+def copy(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A folder, or a new file.")],
+) -> None:
+    """Copy a recipe, to edit it."""
+    from hftoolkit.recipe import copy_recipe
+
+    typer.echo(f"wrote {copy_recipe(name, destination)}")
+
+
+@recipes_app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    import json
+
+    from hftoolkit.recipe import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))

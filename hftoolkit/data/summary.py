@@ -1,0 +1,103 @@
+"""What a run writes down about its data: counts, a fingerprint, and what a reader should be warned of."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from hftoolkit.data.labels import LabelSet
+
+Texts = Mapping[str, Sequence[str]]
+Targets = Mapping[str, np.ndarray]
+
+
+def summarize(
+    texts: Texts, targets: Targets, row_numbers: Mapping[str, np.ndarray], labels: LabelSet
+) -> dict[str, Any]:
+    """Describe the splits in plain JSON types.
+
+    Args:
+        texts: by split (``train``, ``validation``, ``test``).
+        targets: by split, (N,) class numbers or (N, C) zeros and ones.
+        row_numbers: by split, (N,) 1-based rows in the source.
+        labels: the classes.
+
+    Returns:
+        ``sizes`` and ``class_counts`` by split, ``duplicates`` (``"train/test"``: rows of test whose text is in train
+        too), ``conflicting_texts`` (texts that occur with different labels), ``fingerprint`` and ``warnings``.
+    """
+    counts = {split: _class_counts(targets[split], labels) for split in texts}
+    normal = {split: [normalize(text) for text in texts[split]] for split in texts}
+    repeated = duplicates(normal)
+    conflicting = _conflicting_texts(normal, targets)
+    return {
+        "sizes": {split: len(texts[split]) for split in texts},
+        "class_counts": counts,
+        "duplicates": repeated,
+        "conflicting_texts": conflicting,
+        "fingerprint": _fingerprint(texts, targets, row_numbers),
+        "warnings": [*_class_warnings(counts, labels), *_duplicate_warnings(repeated, conflicting)],
+    }
+
+
+def normalize(text: str) -> str:
+    """Return the text without differences of case and blanks, by which texts count as the same."""
+    return " ".join(text.casefold().split())
+
+
+def duplicates(texts: Texts) -> dict[str, int]:
+    """Return, for each pair of splits ``"a/b"``, how many rows of b have a text that is in a too."""
+    known = {split: frozenset(found) for split, found in texts.items()}
+    return {f"{a}/{b}": sum(text in known[a] for text in texts[b]) for a, b in combinations(texts, 2)}
+
+
+def _conflicting_texts(texts: Texts, targets: Targets) -> int:
+    seen: dict[str, set[bytes]] = {}
+    for split, found in texts.items():
+        for text, target in zip(found, targets[split], strict=True):
+            seen.setdefault(text, set()).add(target.tobytes())
+    return sum(len(different) > 1 for different in seen.values())
+
+
+def _class_counts(targets: np.ndarray, labels: LabelSet) -> dict[str, int]:
+    size = len(labels.names)
+    counts = targets.sum(axis=0) if labels.multi_label else np.bincount(targets, minlength=size)
+    return {name: int(count) for name, count in zip(labels.names, counts, strict=True)}
+
+
+def _fingerprint(texts: Texts, targets: Targets, row_numbers: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of split, row number, text and target of every row, one JSON line each."""
+    digest = hashlib.sha256()
+    for split in texts:
+        rows = zip(row_numbers[split].tolist(), texts[split], targets[split].astype(int).tolist(), strict=True)
+        for number, text, target in rows:
+            digest.update(json.dumps([split, number, text, target]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _class_warnings(counts: Mapping[str, Mapping[str, int]], labels: LabelSet) -> list[str]:
+    warnings = []
+    for name in labels.names:
+        present = [split for split in counts if counts[split][name]]
+        absent = [split for split in counts if split not in present]
+        if not present:
+            warnings.append(f"class {name!r} has no rows at all")
+        elif "train" in absent:
+            warnings.append(f"class {name!r} occurs in {' and '.join(present)}, but not in train: it cannot be learned")
+        elif absent:
+            warnings.append(f"class {name!r} has no rows in {' and '.join(absent)}: nothing is measured for it there")
+    return warnings
+
+
+def _duplicate_warnings(repeated: Mapping[str, int], conflicting: int) -> list[str]:
+    warnings = []
+    for pair, count in repeated.items():
+        if count:
+            known, split = pair.split("/")
+            warnings.append(f"{count} rows of {split} have a text that is in {known} too, so {split} looks too good")
+    if conflicting:
+        warnings.append(f"{conflicting} texts occur with different labels")
+    return warnings

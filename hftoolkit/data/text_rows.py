@@ -1,0 +1,345 @@
+"""From table rows to texts and targets; rows that cannot be used are found here, all in one pass."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from string import Formatter
+from typing import Any
+
+import numpy as np
+
+from hftoolkit.data.labels import LabelSet, canonical_value
+from hftoolkit.data.tables import Table, require_columns
+from hftoolkit.errors import DataError, RecipeError
+from hftoolkit.recipe import Data
+
+EXAMPLES_SHOWN = 5
+LEAVE_OUT = "leave them out with data.on_bad_rows: skip"
+
+EMPTY_TEXT = "text is empty"
+MARKER_TEXT = "text is a missing-value marker"
+NOT_TEXT = "text is not a text"
+BROKEN_TEXT = "text is not valid Unicode"
+NO_LABEL = "label is missing"
+UNKNOWN_LABEL = "label is unknown"
+NOT_ONE_LABEL = "label is not one value"
+NOT_A_FLAG = "label is not 0 or 1"
+NO_GROUP = "group is missing"
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """Why a row cannot be used, and the cell to blame."""
+
+    reason: str
+    found: Any = None
+
+
+BadRows = dict[int, BadRow]  # by 1-based row number
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRows:
+    """All rows of one table, before it is known which labels there are.
+
+    Attributes:
+        texts: one a row; empty where the row is bad.
+        values: canonical label values of each row; exactly one unless multi-label.
+        groups: the group of each row, or None without ``data.split.group``.
+        bad: rows that cannot be used.
+    """
+
+    texts: list[str]
+    values: list[tuple[str, ...]]
+    groups: list[str] | None
+    bad: BadRows
+
+
+@dataclass(frozen=True, slots=True)
+class CleanRows:
+    """The usable rows of one table, in its order.
+
+    Attributes:
+        texts: N texts.
+        targets: (N,) int64 class numbers; multi-label: (N, C) float32 of 0 and 1.
+        row_numbers: (N,) int64, 1-based rows of the table.
+        labels: the classes.
+        groups: N group values, or None.
+        skipped: reason -> number of rows left out.
+        skipped_examples: reason -> the first few of their row numbers.
+    """
+
+    texts: list[str]
+    targets: np.ndarray
+    row_numbers: np.ndarray
+    labels: LabelSet
+    groups: list[str] | None
+    skipped: dict[str, int]
+    skipped_examples: dict[str, list[int]]
+
+
+def clean_texts(columns: Mapping[str, Sequence[Any]], data: Data) -> tuple[list[str], BadRows]:
+    """Join the text columns of each row.
+
+    Args:
+        columns: at least the columns of ``data.columns.text``.
+        data: which columns, the template, and the texts that mean 'no text'.
+
+    Returns:
+        One text a row, stripped, and empty where the row is bad; and the bad rows.
+
+    Raises:
+        RecipeError: the template does not fit the text columns.
+    """
+    names = data.columns.text
+    template = None if data.template is None else _parse_template(data.template, names)
+    markers = frozenset(data.missing_values)
+    texts: list[str] = []
+    bad: BadRows = {}
+    for number, cells in enumerate(zip(*(columns[name] for name in names), strict=True), start=1):
+        parts = [_cell_text(cell) for cell in cells]
+        usable = ["" if part is None or part in markers else part for part in parts]
+        text = _join(usable, names, template)
+        problem = _text_problem(cells, parts, usable, text)
+        if problem:
+            bad[number] = problem
+        texts.append("" if problem else text)
+    return texts, bad
+
+
+def parse_rows(table: Table, data: Data, *, multi_label: bool, label_separator: str) -> ParsedRows:
+    """Read texts, label values and groups of all rows; a row with several faults is listed for the first.
+
+    Raises:
+        DataError: the table lacks a column.
+        RecipeError: the template does not fit the text columns.
+    """
+    require_columns(table, data.columns.text, "data.columns.text")
+    require_columns(table, data.columns.label, "data.columns.label")
+    texts, bad = clean_texts(table.columns, data)
+    label_cells = [table.columns[name] for name in data.columns.label]
+    if len(label_cells) > 1:
+        values, bad_labels = _flag_values(label_cells, data.columns.label)
+    elif multi_label:
+        values, bad_labels = [_many_values(cell, label_separator) for cell in label_cells[0]], {}
+    else:
+        values, bad_labels = _single_values(label_cells[0])
+    groups, bad_groups = _groups(table, data.split.group)
+    return ParsedRows(texts, values, groups, {**bad_groups, **bad_labels, **bad})
+
+
+def find_labels(
+    parsed: Iterable[ParsedRows], data: Data, *, multi_label: bool, mapping: Mapping[Any, str] | None, table: Table
+) -> LabelSet:
+    """Return the classes: those of the recipe, else the names the table gives, else the values of all usable rows."""
+    columns = data.columns.label
+    coded_names = table.class_names.get(columns[0], []) if len(columns) == 1 else []
+    if mapping is not None:
+        return LabelSet.from_recipe(mapping, multi_label).with_coded_names(coded_names)
+    if len(columns) > 1:
+        return LabelSet.from_names(columns, multi_label)
+    if coded_names:
+        return LabelSet.from_names(coded_names, multi_label)
+    usable = (
+        value
+        for rows in parsed
+        for place, values in enumerate(rows.values, 1)
+        if place not in rows.bad
+        for value in values
+    )
+    return LabelSet.from_values(usable, multi_label)
+
+
+def encode_rows(parsed: ParsedRows, labels: LabelSet) -> tuple[CleanRows, BadRows]:
+    """Keep the usable rows and encode their labels; return them and all bad rows, those with unknown labels too."""
+    bad = dict(parsed.bad)
+    class_of = {value: labels.encode(value) for value in set(chain.from_iterable(parsed.values))}
+    for number, values in enumerate(parsed.values, start=1):
+        unknown = [value for value in values if class_of[value] is None]
+        if unknown and number not in bad:
+            bad[number] = BadRow(UNKNOWN_LABEL, unknown[0])
+    kept = [place for place in range(len(parsed.texts)) if place + 1 not in bad]
+    classes = [[known for value in parsed.values[place] if (known := class_of[value]) is not None] for place in kept]
+    counts, examples = _by_reason(bad)
+    rows = CleanRows(
+        texts=[parsed.texts[place] for place in kept],
+        targets=_targets(classes, labels),
+        row_numbers=np.array(kept, dtype=np.int64) + 1,
+        labels=labels,
+        groups=None if parsed.groups is None else [parsed.groups[place] for place in kept],
+        skipped=counts,
+        skipped_examples=examples,
+    )
+    return rows, bad
+
+
+def clean_rows(
+    table: Table,
+    data: Data,
+    *,
+    multi_label: bool,
+    label_separator: str = "|",
+    mapping: Mapping[Any, str] | None = None,
+    labels: LabelSet | None = None,
+) -> CleanRows:
+    """Turn one table into texts and targets.
+
+    Args:
+        table: the rows.
+        data: columns, template, markers of missing text, and what to do with bad rows.
+        multi_label: any number of classes a text instead of one.
+        label_separator: what separates labels in a text cell; multi-label only.
+        mapping: ``task.labels``; None takes the values of the data.
+        labels: known classes, which overrule ``mapping``.
+
+    Raises:
+        DataError: a missing column, bad rows (with ``data.on_bad_rows: error``), or no usable row.
+        RecipeError: the template or the mapping is not valid.
+    """
+    parsed = parse_rows(table, data, multi_label=multi_label, label_separator=label_separator)
+    if labels is None:
+        labels = find_labels([parsed], data, multi_label=multi_label, mapping=mapping, table=table)
+    rows, bad = encode_rows(parsed, labels)
+    refuse_bad_rows({table.source: bad}, labels, data.on_bad_rows)
+    if not rows.texts:
+        raise DataError(f"no row of {table.source} can be used: {count_list(rows.skipped)}")
+    return rows
+
+
+def refuse_bad_rows(bad_by_source: Mapping[str, BadRows], labels: LabelSet, on_bad_rows: str) -> None:
+    """Raise one DataError that lists every kind of bad row of every source, unless they are to be skipped."""
+    if on_bad_rows == "skip" or not any(bad_by_source.values()):
+        return
+    lines = []
+    for source, bad in bad_by_source.items():
+        if bad:
+            lines.append(f"{len(bad)} rows of {source} cannot be used:")
+            lines += [f"  {line}" for line in _describe(bad, tuple(labels.values))]
+    raise DataError("\n".join([*lines, f"Fix these rows, or {LEAVE_OUT}"]))
+
+
+def describe_bad_texts(bad: BadRows, num_rows: int) -> str:
+    """Return a message on the bad rows that ``clean_texts`` found among ``num_rows``."""
+    lines = [f"{len(bad)} of {num_rows} rows cannot be used:", *(f"  {line}" for line in _describe(bad, ()))]
+    return "\n".join([*lines, f"Fix these rows, or {LEAVE_OUT}"])
+
+
+def _parse_template(template: str, names: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Split a template into (literal, column or None) pairs; only plain ``{column}`` fields of text columns pass."""
+    allowed = ", ".join(f"{{{name}}}" for name in names)
+    try:
+        fields = list(Formatter().parse(template))
+    except ValueError as error:
+        raise RecipeError(f"data.template {template!r}: {error}; write fields as {allowed}, a brace as {{{{") from error
+    for _, name, spec, conversion in fields:
+        if name is not None and (name not in names or spec or conversion):
+            field = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            raise RecipeError(f"data.template has {field}, but the fields are {allowed} (data.columns.text)")
+    unused = [name for name in names if name not in {name for _, name, _, _ in fields}]
+    if unused:
+        raise RecipeError(f"data.template leaves out {', '.join(unused)}; add it, or drop it from data.columns.text")
+    return [(literal, name) for literal, name, _, _ in fields]
+
+
+def _join(parts: Sequence[str], names: Sequence[str], template: Sequence[tuple[str, str | None]] | None) -> str:
+    if template is None:
+        return "\n".join(part for part in parts if part)
+    by_name = dict(zip(names, parts, strict=True))
+    return "".join(literal + (by_name[name] if name is not None else "") for literal, name in template).strip()
+
+
+def _cell_text(cell: Any) -> str | None:
+    """Return the stripped text of a cell, ``""`` for a missing one, None for what is no text: lists, objects, bytes."""
+    if isinstance(cell, str):
+        return cell.strip()
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    return None if isinstance(cell, list | tuple | dict | bytes) else str(cell)
+
+
+def _text_problem(cells: Sequence[Any], parts: Sequence[str | None], usable: Sequence[str], text: str) -> BadRow | None:
+    if None in parts:
+        return BadRow(NOT_TEXT, cells[parts.index(None)])
+    if not any(usable):
+        return BadRow(MARKER_TEXT, next(part for part in parts if part)) if any(parts) else BadRow(EMPTY_TEXT)
+    # Lone surrogates come through JSON; no tokenizer and no file takes them.
+    return None if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text) else BadRow(BROKEN_TEXT)
+
+
+def _single_values(cells: Sequence[Any]) -> tuple[list[tuple[str, ...]], BadRows]:
+    values: list[tuple[str, ...]] = []
+    bad: BadRows = {}
+    for number, cell in enumerate(cells, start=1):
+        is_one = not isinstance(cell, list | tuple | dict | bytes)
+        value = canonical_value(cell) if is_one else ""
+        if not value:
+            bad[number] = BadRow(NO_LABEL) if is_one else BadRow(NOT_ONE_LABEL, cell)
+        values.append((value,) if value else ())
+    return values, bad
+
+
+def _many_values(cell: Any, separator: str) -> tuple[str, ...]:
+    parts = cell.split(separator) if isinstance(cell, str) else cell if isinstance(cell, list | tuple) else [cell]
+    return tuple(dict.fromkeys(value for value in map(canonical_value, parts) if value))
+
+
+def _flag_values(columns: Sequence[Sequence[Any]], names: Sequence[str]) -> tuple[list[tuple[str, ...]], BadRows]:
+    """Read 0/1 columns: the values of a row are the names of its columns that hold 1; an empty cell is 0."""
+    values: list[tuple[str, ...]] = []
+    bad: BadRows = {}
+    for number, cells in enumerate(zip(*columns, strict=True), start=1):
+        flags = [canonical_value(cell) for cell in cells]
+        wrong = [flag for flag in flags if flag not in ("0", "1", "true", "false", "")]
+        if wrong:
+            bad[number] = BadRow(NOT_A_FLAG, wrong[0])
+        values.append(tuple(name for name, flag in zip(names, flags, strict=True) if flag in ("1", "true")))
+    return values, bad
+
+
+def _groups(table: Table, column: str | None) -> tuple[list[str] | None, BadRows]:
+    if column is None:
+        return None, {}
+    require_columns(table, [column], "data.split.group")
+    groups = [canonical_value(cell) for cell in table.columns[column]]
+    return groups, {number: BadRow(NO_GROUP) for number, group in enumerate(groups, start=1) if not group}
+
+
+def _targets(classes: Sequence[list[int]], labels: LabelSet) -> np.ndarray:
+    if not labels.multi_label:
+        return np.array([row[0] for row in classes], dtype=np.int64)
+    targets = np.zeros((len(classes), len(labels.names)), dtype=np.float32)
+    for place, row in enumerate(classes):
+        targets[place, row] = 1
+    return targets
+
+
+def _by_reason(bad: BadRows) -> tuple[dict[str, int], dict[str, list[int]]]:
+    rows: dict[str, list[int]] = {}
+    for number in sorted(bad):
+        rows.setdefault(bad[number].reason, []).append(number)
+    return {reason: len(found) for reason, found in rows.items()}, {
+        reason: found[:EXAMPLES_SHOWN] for reason, found in rows.items()
+    }
+
+
+def _describe(bad: BadRows, allowed: Sequence[str]) -> list[str]:
+    lines = []
+    counts, examples = _by_reason(bad)
+    for reason, count in counts.items():
+        rows = f"row{'s' if count > 1 else ''} {', '.join(map(str, examples[reason]))}"
+        line = f"{reason}: {count} ({rows}{', ...' if count > EXAMPLES_SHOWN else ''})"
+        found = dict.fromkeys(
+            f"{row.found!r:.40}" for row in bad.values() if row.reason == reason and row.found is not None
+        )
+        if found:
+            line += f"; found {', '.join(list(found)[:EXAMPLES_SHOWN])}"
+        if reason == UNKNOWN_LABEL:
+            line += f"; allowed {', '.join(map(repr, allowed))}: fix it or add it to task.labels"
+        lines.append(line)
+    return lines
+
+
+def count_list(skipped: Mapping[str, int]) -> str:
+    """Return reasons and counts in one line."""
+    return ", ".join(f"{reason}: {count}" for reason, count in skipped.items())

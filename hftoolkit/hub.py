@@ -1,0 +1,145 @@
+"""The model card, from the evidence of a run. Publishing will live here too."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hftoolkit.recipe import Recipe, dump_recipe
+from hftoolkit.rundir import RunDir
+
+CARD_METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "mcc": "MCC", "ece": "Expected calibration error"}
+
+
+def write_card(
+    run: RunDir, recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any], labels: Sequence[str]
+) -> None:
+    """Write ``model/README.md``: use, results with intervals, data fingerprint, limits, recipe, and the model-index.
+
+    Args:
+        run: a run whose model is exported.
+        recipe: the recipe of the run.
+        results: the content of results.json.
+        data: the content of data.json.
+        labels: class names in order.
+    """
+    body = _body(recipe, results, data, labels)
+    card = ModelCard(f"---\n{_metadata(recipe, results).to_yaml()}\n---\n\n{body}")
+    (run.model / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def base_model(recipe: Recipe) -> str | None:
+    """Return the Hub id of the pretrained weights, if the recipe tells one."""
+    if recipe.model.hub_id:
+        return recipe.model.hub_id
+    address = recipe.model.backbone.partition("@")[0]
+    is_hub_id = address.count("/") <= 1 and not address.startswith((".", "/", "~", "pypi:"))
+    return address if is_hub_id else None
+
+
+def _metadata(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
+    dataset = recipe.data.source
+    measured = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=_dataset_type(dataset),
+            dataset_name=_dataset_name(dataset),
+            dataset_split="test",
+            metric_type=key,
+            metric_name=name,
+            metric_value=round(results["test"]["metrics"][key], 4),
+        )
+        for key, name in CARD_METRICS.items()
+        if key in results["test"]["metrics"]
+    ]
+    return ModelCardData(
+        model_name=_dataset_name(dataset),
+        base_model=base_model(recipe),
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        license=recipe.model.license,
+        tags=["hftoolkit", recipe.tuning.method],
+        eval_results=measured,
+    )
+
+
+def _dataset_name(address: str) -> str:
+    return address.rpartition("/")[2].partition(".")[0] or address
+
+
+def _dataset_type(address: str) -> str:
+    return _dataset_name(address).lower()
+
+
+def _body(recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any], labels: Sequence[str]) -> str:
+    sections = (
+        f"# Text classifier: {', '.join(labels)}",
+        _use(),
+        _results(results),
+        _data(recipe, data, results),
+        _limits(recipe, results),
+        f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```",
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _use() -> str:
+    return """## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="path/or/repository", top_k=None)
+classify("The fabric is thin and it runs small.", truncation=True)
+```"""
+
+
+def _results(results: Mapping[str, Any]) -> str:
+    test = results["test"]
+    lines = [
+        f"## Results\n\n{test['examples']} test examples; 95 % bootstrap intervals; the same split for every row.\n",
+        "| model | " + " | ".join(CARD_METRICS.values()) + " |",
+        "|---" * (len(CARD_METRICS) + 1) + "|",
+        _row("this model", test),
+        *(_row(name, baseline) for name, baseline in results["baselines"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, measured: Mapping[str, Any]) -> str:
+    return f"| {name} | " + " | ".join(_cell(measured, key) for key in CARD_METRICS) + " |"
+
+
+def _cell(measured: Mapping[str, Any], key: str) -> str:
+    if key not in measured["metrics"]:
+        return "-"
+    low, high = measured["intervals"][key]
+    return f"{measured['metrics'][key]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _data(recipe: Recipe, data: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    sizes = ", ".join(f"{name} {count}" for name, count in data["sizes"].items())
+    return f"""## Data
+
+- Source: `{recipe.data.source}`{_licence(recipe.data.license)}
+- Weights: `{recipe.model.backbone}`{_licence(recipe.model.license)}
+- Rows: {sizes}; left out: {sum(data["skipped"].values())}
+- Fingerprint of the split (SHA-256): `{data["fingerprint"]}`"""
+
+
+def _licence(name: str | None) -> str:
+    return f", licence: {name}" if name else ", licence: not stated in the recipe"
+
+
+def _limits(recipe: Recipe, results: Mapping[str, Any]) -> str:
+    worst = min(
+        (key for key in results["test"]["metrics"] if key.startswith("f1/")),
+        key=lambda key: results["test"]["metrics"][key],
+    )
+    share = results["truncated"]["test"] / results["test"]["examples"]
+    return f"""## Limits
+
+- Weakest class: {worst.removeprefix("f1/")}, F1 {results["test"]["metrics"][worst]:.3f}.
+- Texts are cut at {recipe.model.max_length} tokens; {share:.1%} of the test texts are longer.
+- Probabilities are calibrated on one validation split (temperature {results["temperature"]:.3f}); other data may need
+  another. Nothing was tested on other domains or languages."""

@@ -1,0 +1,246 @@
+"""Pretrained transformers backbones with a classification head: load, inspect, freeze."""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from hftoolkit.errors import DataError, RecipeError
+from hftoolkit.seeding import seed_torch
+
+# A backbone with more fresh weights than this was not really loaded: its names do not fit the architecture.
+MAX_FRESH_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A text classifier ready to be tuned.
+
+    Attributes:
+        model: fp32, on the CPU, in eval mode.
+        tokenizer: cuts at ``max_length`` and carries that number into what it saves.
+        output_layer: name of the module that gives the logits.
+        fresh_modules: modules with random weights, the output layer among them; all must be trained and saved.
+        replaced_labels: class names of the head that was thrown away; empty when there was none.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    output_layer: str
+    fresh_modules: tuple[str, ...]
+    replaced_labels: tuple[str, ...] = ()
+
+
+def load_text_classifier(
+    path: Path, labels: Sequence[str], *, multi_label: bool, max_length: int, dropout: float, seed: int
+) -> Backbone:
+    """Load a transformers text backbone and give it a head for these labels.
+
+    A head that was trained for the same labels in the same order is kept; any other is replaced.
+
+    Raises:
+        DataError: the folder holds no usable transformers text model.
+    """
+    with _quiet_loading(), _readable_errors(path):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        kept, replaced = _compare_head(config, labels)
+        config.update(_label_settings(labels, multi_label) | _dropout_settings(config, dropout))
+        output_layer = _find_output_layer(config)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        seed_torch("head", seed)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            weights_only=True,
+        )
+    _configure_lengths(config, tokenizer, max_length)
+    fresh = {name.rpartition(".")[0] for name in report["missing_keys"]}
+    fresh |= {entry[0].rpartition(".")[0] for entry in report["mismatched_keys"]}
+    if not kept:
+        fresh.add(output_layer)
+        _draw_head(model.get_submodule(output_layer), getattr(config, "initializer_range", 0.02))
+    _check_mostly_pretrained(model, fresh, path)
+    return Backbone(model.eval(), tokenizer, output_layer, tuple(sorted(fresh | {output_layer})), replaced)
+
+
+def load_saved_classifier(path: Path) -> tuple[Any, Any]:
+    """Load an exported model and its tokenizer, in fp32 and eval mode.
+
+    Raises:
+        DataError: the folder does not hold one.
+    """
+    with _quiet_loading(), _readable_errors(path):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+    return model.eval(), tokenizer
+
+
+def set_attention(model: nn.Module, device: torch.device) -> str:
+    """Choose the attention kernel for the device and return its name.
+
+    On CPUs the backward pass of the fused kernel takes about half of a training step, so the plain one is faster.
+    """
+    wanted = "eager" if device.type == "cpu" else "sdpa"
+    base: Any = model
+    try:
+        with _quiet_loading():
+            base.set_attn_implementation(wanted)
+    except (ValueError, AttributeError):  # the architecture has one kernel only
+        return str(getattr(base.config, "_attn_implementation", "own"))
+    return wanted
+
+
+def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of the encoder blocks: the longest ModuleList of the model.
+
+    Raises:
+        RecipeError: the model has no list of blocks.
+    """
+    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    if not stacks:
+        raise RecipeError(f"{type(model).__name__} has no list of encoder blocks; use tuning.method full or lora")
+    return max(stacks, key=lambda entry: len(entry[1]))
+
+
+def parameter_layers(model: nn.Module, top_modules: Sequence[str]) -> list[frozenset[str]]:
+    """Return parameter names by depth: embeddings first, then each encoder block. Those above the blocks are in none."""
+    stack_name, stack = encoder_layers(model)
+    names = [name for name, _ in model.named_parameters()]
+    blocks = [frozenset(n for n in names if n.startswith(f"{stack_name}.{index}.")) for index in range(len(stack))]
+    embeddings = frozenset(n for n in names if "embed" in n and not is_under(n, [stack_name, *top_modules]))
+    return [embeddings, *blocks]
+
+
+def freeze_all_but(model: nn.Module, modules: Sequence[str]) -> None:
+    """Leave only the parameters of these modules trainable."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = is_under(name, modules)
+
+
+def last_layer_modules(model: nn.Module, count: int, top_modules: Sequence[str]) -> list[str]:
+    """Return the modules that ``last-layers`` trains: the last blocks and everything above them.
+
+    Raises:
+        RecipeError: the model has fewer blocks.
+    """
+    stack_name, stack = encoder_layers(model)
+    if count > len(stack):
+        raise RecipeError(f"tuning.layers: {count} is more than the {len(stack)} encoder blocks of this model")
+    below = frozenset().union(*parameter_layers(model, top_modules))
+    above = [name.rpartition(".")[0] for name, _ in model.named_parameters() if name not in below]
+    return [*(f"{stack_name}.{index}" for index in range(len(stack) - count, len(stack))), *above, *top_modules]
+
+
+def is_under(parameter_name: str, modules: Sequence[str]) -> bool:
+    """Return whether a parameter belongs to one of the modules, also when an adapter library has wrapped the model."""
+    return any(f".{module}." in f".{parameter_name}" for module in modules)
+
+
+def _compare_head(config: PretrainedConfig, labels: Sequence[str]) -> tuple[bool, tuple[str, ...]]:
+    """Return whether the checkpoint's own head is for these labels, and the labels it had if it is not."""
+    names = tuple(config.id2label[index] for index in sorted(config.id2label))
+    has_head = any("ForSequenceClassification" in name for name in config.architectures or ())
+    if names == tuple(labels):
+        return has_head, ()
+    return False, names if has_head else ()
+
+
+def _label_settings(labels: Sequence[str], multi_label: bool) -> dict[str, Any]:
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: index for index, name in enumerate(labels)},
+        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+    }
+
+
+def _dropout_settings(config: PretrainedConfig, probability: float) -> dict[str, float]:
+    """Every dropout probability the architecture has, under whatever name (hidden_dropout_prob, attn_pdrop, ...)."""
+    return {
+        key: probability
+        for key, value in config.to_dict().items()
+        if ("dropout" in key or key.endswith("pdrop"))
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    }
+
+
+def _find_output_layer(config: PretrainedConfig) -> str:
+    """Return the module whose weights grow with the number of labels, found on weightless copies of the model."""
+    shapes = []
+    for extra in (0, 1):
+        variant = copy.deepcopy(config)
+        variant.num_labels = len(config.id2label) + extra
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(variant, trust_remote_code=False)
+        shapes.append({name: parameter.shape for name, parameter in model.named_parameters()})
+    changed = {name.rpartition(".")[0] for name in shapes[0] if shapes[0][name] != shapes[1][name]}
+    if len(changed) != 1:
+        raise DataError(f"{config.model_type} has {len(changed)} layers that depend on the number of labels, not one")
+    return str(changed.pop())
+
+
+def _draw_head(layer: nn.Module, standard_deviation: float) -> None:
+    for name, parameter in layer.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=standard_deviation)
+
+
+def _configure_lengths(config: PretrainedConfig, tokenizer: Any, max_length: int) -> None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and 0 < positions < max_length:
+        raise RecipeError(f"model.max_length: {max_length} is more than the {positions} positions of this backbone")
+    tokenizer.model_max_length = max_length
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    config.pad_token_id = tokenizer.pad_token_id
+
+
+def _check_mostly_pretrained(model: nn.Module, fresh: set[str], path: Path) -> None:
+    total = sum(parameter.numel() for parameter in model.parameters())
+    missing = sum(p.numel() for name, p in model.named_parameters() if name.rpartition(".")[0] in fresh)
+    if missing > MAX_FRESH_SHARE * total:
+        raise DataError(
+            f"{missing:,} of {total:,} weights of {path.name} are not in its files; "
+            "model.backbone is not a pretrained text model of that architecture"
+        )
+
+
+@contextmanager
+def _readable_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"cannot load a transformers text model from {path.name}: {reason}") from error
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Silence transformers' own reports; what matters of them is said by the run."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,105 @@
+"""What a fine-tuned model has to beat: no learning at all, and a bag of words.
+
+Shape suffixes: N rows, C classes. Targets are ints ``(N,)``, or 0/1 ``(N, C)`` for multi-label.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+
+from hftoolkit.errors import DataError
+
+MIN_DOCUMENTS = 2  # a term of one text alone teaches nothing about others
+MAX_ITERATIONS = 1000
+
+
+def majority(train_targets: np.ndarray, n: int, num_classes: int, multi_label: bool) -> np.ndarray:
+    """Return the class frequencies of the training rows for each of ``n`` rows, ``(n, C)``.
+
+    The largest is the majority class. With ``multi_label`` each class has its own frequency, so that exactly the classes
+    of at least half the rows are predicted.
+
+    Raises:
+        DataError: there are no training rows.
+    """
+    _check_train(train_targets)
+    if multi_label:
+        frequencies_C = train_targets.mean(axis=0, dtype=np.float64)
+    else:
+        frequencies_C = np.bincount(train_targets, minlength=num_classes) / len(train_targets)
+    return np.tile(frequencies_C, (n, 1))
+
+
+def tfidf_logreg(
+    train_texts: Sequence[str],
+    train_targets: np.ndarray,
+    texts: Sequence[str],
+    *,
+    num_classes: int,
+    multi_label: bool,
+    seed: int,
+) -> np.ndarray:
+    """Return the probabilities ``(len(texts), C)`` of a logistic regression on TF-IDF of words and word pairs.
+
+    Classes weigh equally in its loss, however rare. A class without training rows gets probability 0. Terms of one
+    training text alone are left out unless there are no others; texts without any word leave only the frequencies.
+
+    Args:
+        train_texts: one for each row of ``train_targets``.
+        train_targets: ``(N,)`` int, or ``(N, C)`` 0/1 with ``multi_label``, which fits one model for each class.
+        texts: what to predict.
+        num_classes: C.
+        multi_label: any number of classes a text.
+        seed: of the solver.
+
+    Raises:
+        DataError: there are no training rows.
+    """
+    _check_train(train_targets)
+    features = _tfidf(train_texts, texts)
+    if features is None:
+        return majority(train_targets, len(texts), num_classes, multi_label)
+    if not multi_label:
+        return _fit_predict(*features, train_targets, num_classes=num_classes, seed=seed)
+    columns = [_fit_predict(*features, target_N, num_classes=2, seed=seed)[:, 1] for target_N in train_targets.T]
+    return np.stack(columns, axis=1)
+
+
+def _check_train(train_targets: np.ndarray) -> None:
+    if len(train_targets) == 0:
+        raise DataError("a baseline needs training rows (0 found); check data.split or set evaluation.baselines=false")
+
+
+def _tfidf(train_texts: Sequence[str], texts: Sequence[str]) -> tuple[sparse.csr_matrix, sparse.csr_matrix] | None:
+    """Return the features of both, or None where no training text has a word."""
+    counter = CountVectorizer(ngram_range=(1, 2), dtype=np.float32)
+    words_of = counter.build_analyzer()
+    if not any(words_of(text) for text in train_texts):
+        return None
+    counts = counter.fit_transform(train_texts)
+    shared = np.flatnonzero(np.bincount(counts.indices, minlength=counts.shape[1]) >= MIN_DOCUMENTS)
+    kept = shared if len(shared) else np.arange(counts.shape[1])
+    weigh = TfidfTransformer(sublinear_tf=True)
+    return weigh.fit_transform(counts[:, kept]), weigh.transform(counter.transform(texts)[:, kept])
+
+
+def _fit_predict(
+    train_features: sparse.csr_matrix,
+    features: sparse.csr_matrix,
+    train_targets: np.ndarray,
+    *,
+    num_classes: int,
+    seed: int,
+) -> np.ndarray:
+    """Return ``(N, C)``; one class alone in the training rows has probability 1."""
+    probabilities_NC = np.zeros((features.shape[0], num_classes))
+    present = np.unique(train_targets)
+    if len(present) == 1:
+        probabilities_NC[:, present] = 1.0
+        return probabilities_NC
+    model = LogisticRegression(class_weight="balanced", max_iter=MAX_ITERATIONS, random_state=seed)
+    probabilities_NC[:, present] = model.fit(train_features, train_targets).predict_proba(features)
+    return probabilities_NC

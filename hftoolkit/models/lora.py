@@ -1,0 +1,128 @@
+"""LoRA through peft, sole owner of that library: targets found and checked, heads never lost."""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeGuard
+
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+
+from hftoolkit.errors import RecipeError
+
+
+def apply_lora(
+    model: nn.Module,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: str,
+    blocks: str,
+    trained_modules: Sequence[str],
+    variants: dict[str, bool],
+) -> PeftModel:
+    """Wrap a classifier with low-rank adapters.
+
+    Args:
+        model: the classifier; its weights are frozen in place.
+        rank: rank of each update.
+        alpha: scale of the update.
+        dropout: probability on the adapter's input.
+        targets: ``auto``, ``all-linear`` or a regular expression over whole module names.
+        blocks: name of the list of encoder blocks, where ``auto`` looks.
+        trained_modules: modules that are trained in full and saved with the adapter: the head and whatever else has
+            no pretrained weights. peft by itself saves only heads called ``classifier`` or ``score``.
+        variants: ``use_dora`` and ``use_rslora``.
+
+    Raises:
+        RecipeError: no linear layer matches ``targets``.
+    """
+    names = _match_targets(model, targets, blocks, trained_modules)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=names,
+        modules_to_save=list(trained_modules),  # a new list: peft changes the one it gets
+        **variants,
+    )
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def is_lora(model: nn.Module) -> TypeGuard[PeftModel]:
+    """Return whether the model is wrapped by ``apply_lora``."""
+    return isinstance(model, PeftModel)
+
+
+def merge(model: PeftModel) -> nn.Module:
+    """Return the plain model with the adapters folded into its weights; the wrapped one must not be used after."""
+    merged: nn.Module = model.merge_and_unload()
+    return merged
+
+
+def save_adapter(model: PeftModel, directory: Path, *, base: str) -> None:
+    """Write the adapter alone, in peft's layout, naming ``base`` (a Hub id or source address) as its base model."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    with _quiet():
+        model.save_pretrained(directory, safe_serialization=True)
+    (directory / "README.md").unlink(missing_ok=True)  # peft's empty template; the run writes its own
+
+
+def linear_names(model: nn.Module, excluded: Sequence[str] = ()) -> list[str]:
+    """Return the names of all linear layers outside the excluded modules."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not any(name == e or name.startswith(e + ".") for e in excluded)
+    ]
+
+
+def _match_targets(model: nn.Module, targets: str, blocks: str, excluded: Sequence[str]) -> list[str]:
+    names = linear_names(model, excluded)
+    match targets:
+        case "auto":
+            found = [name for name in names if name.startswith(blocks + ".")]
+        case "all-linear":
+            found = names
+        case _:
+            pattern = _compile(targets)
+            found = [name for name in names if pattern.fullmatch(name)]
+    if not found:
+        raise RecipeError(
+            f"tuning.target_modules: {targets!r} matches no linear layer. This model has: {_summarize(names)}; "
+            r"write a pattern for whole names, for example '.*\.(query|value)', or auto"
+        )
+    return found
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise RecipeError(f"tuning.target_modules: {pattern!r} is not a regular expression: {error}") from error
+
+
+def _summarize(names: Sequence[str]) -> str:
+    """``encoder.layer.*.attention.self.query (6)`` instead of six lines."""
+    counts = Counter(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names)
+    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in counts.items())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """peft warns that it cannot ask the Hub whether the vocabulary changed; it did not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def is_lora_b(parameter_name: str) -> bool:
+    """Return whether a parameter is a B matrix, which LoRA+ trains faster."""
+    return ".lora_B." in parameter_name

@@ -1,0 +1,73 @@
+"""The optimizer, its parameter groups and the learning-rate schedule. Knows parameter names, not models."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def rate_scales(
+    names: Sequence[str], layers: Sequence[frozenset[str]], head: frozenset[str], *, decay: float, head_scale: float
+) -> dict[str, float]:
+    """Return the factor on the learning rate of each parameter.
+
+    Args:
+        names: parameters to scale.
+        layers: parameter names by depth, from the embeddings up; parameters in none of them count as the top.
+        head: parameters of the task head.
+        decay: factor for each layer further from the top.
+        head_scale: factor for the head, on top of the rest.
+    """
+    depth = {name: index for index, layer in enumerate(layers) for name in layer}
+    top = len(layers)
+    return {name: decay ** (top - depth.get(name, top)) * (head_scale if name in head else 1.0) for name in names}
+
+
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], scales: Mapping[str, float], *, learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters, grouped by rate scale; vectors (biases, norms) are not decayed."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            groups[scales.get(name, 1.0), parameter.ndim > 1].append(parameter)
+    options: list[dict[str, Any]] = [
+        {
+            "params": members,
+            "lr": learning_rate * scale,
+            "peak_lr": learning_rate * scale,
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for (scale, decayed), members in groups.items()
+    ]
+    return torch.optim.AdamW(options, fused=True)
+
+
+def rate_factor(step: int, *, total_steps: int, warmup_steps: int, schedule: str) -> float:
+    """Return the share of the peak learning rate at a step (the first is 0), a pure function of the step.
+
+    The rate rises linearly over ``warmup_steps``, then stays (``constant``), falls linearly to zero (``linear``) or
+    along a half cosine (``cosine``).
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    match schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return max(0.0, 1.0 - progress)
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        case _:
+            raise AssertionError(f"unknown schedule {schedule}")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set every group to ``factor`` times its peak rate; return the first group's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])

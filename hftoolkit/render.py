@@ -1,0 +1,75 @@
+"""How events look in a terminal or a log file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from hftoolkit.contracts import Emit, Evaluated, Event, Message, StepDone, Table
+
+PLAIN_LINES = 20  # progress lines of a whole run where there is no terminal to draw a bar in
+
+
+@contextmanager
+def render_events() -> Iterator[Emit]:
+    """Yield a function that shows events: a live bar in a terminal, lines elsewhere."""
+    console = Console(highlight=False)
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield _Renderer(console, progress)
+
+
+class _Renderer:
+    """Show one event at a time."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console = console
+        self._progress = progress
+        self._bar: TaskID | None = None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Message(text, level):
+                self._console.print(f"[yellow]warning:[/] {_escape(text)}" if level == "warning" else _escape(text))
+            case Table():
+                self._console.print(_table(event))
+            case Evaluated():
+                self._console.print(_evaluation(event))
+            case StepDone():
+                self._step(event)
+
+    def _step(self, event: StepDone) -> None:
+        numbers = f"loss {event.loss:.4f}  {event.examples_per_second:.1f} examples/s"
+        if self._console.is_terminal:
+            if self._bar is None:
+                self._bar = self._progress.add_task(numbers, total=event.total_steps)
+            self._progress.update(self._bar, completed=event.step, description=numbers)
+        elif event.step % max(1, event.total_steps // PLAIN_LINES) == 0:
+            self._console.print(f"step {event.step}/{event.total_steps}  {numbers}")
+
+
+def _table(table: Table) -> RichTable:
+    drawn = RichTable(title=table.title, title_justify="left")
+    for index, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if index == 0 else "right")
+    for row in table.rows:
+        drawn.add_row(*(_escape(cell) for cell in row))
+    return drawn
+
+
+def _evaluation(event: Evaluated) -> str:
+    shown = [f"{name} {value:.4f}" for name, value in event.metrics.items() if "/" not in name]
+    return f"validation at step {event.step}: {'  '.join(shown)}{'  (best so far)' if event.is_best else ''}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

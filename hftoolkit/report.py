@@ -1,0 +1,182 @@
+"""Tables, pictures and files that show a run's results. Nothing is printed here."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hftoolkit.contracts import Metrics, Table
+from hftoolkit.metrics.calibration import NUM_BINS, reliability
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Intervals = Mapping[str, Sequence[float]]  # metric -> low, high
+
+HEADLINES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "mcc": "MCC",
+    "roc_auc": "ROC-AUC",
+    "ece": "calibration error",
+    "loss": "log loss",
+}
+PER_CLASS = ("precision", "recall", "f1")
+DOTS_PER_INCH = 150
+MAX_NAME_LENGTH = 24  # characters of a class name on an axis
+MAX_NUMBERED_CLASSES = 20  # more cells than this squared hold no readable count
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """Return one row for the fine-tuned model and for each baseline, with 95 % intervals.
+
+    Where a baseline has a paired ``difference``, a last column says how much better the fine-tuned model is.
+
+    Args:
+        results: what results.json holds; ``test`` and ``baselines`` are read.
+    """
+    test, baselines = results["test"], results.get("baselines", {})
+    ours = test["metrics"]
+    shown = [metric for metric in HEADLINES if metric in ours]
+    compared = sorted({metric for baseline in baselines.values() for metric in baseline.get("difference", {})})
+    rows = [_result_row("fine-tuned", test, shown, compared)]
+    rows += [_result_row(name, baseline, shown, compared) for name, baseline in baselines.items()]
+    columns = ["model", *(HEADLINES[metric] for metric in shown)]
+    columns += [f"fine-tuned minus this, {HEADLINES.get(metric, metric)}" for metric in compared]
+    return Table(f"Test split, {test['examples']} rows, 95 % intervals", tuple(columns), tuple(rows))
+
+
+def per_class_table(metrics: Metrics, intervals: Intervals, names: Sequence[str]) -> Table:
+    """Return precision, recall and F1 of each class; a class in neither targets nor decisions has dashes."""
+    rows = tuple((name, *(_cell(metrics, intervals, f"{kind}/{name}") for kind in PER_CLASS)) for name in names)
+    return Table("By class, 95 % intervals", ("class", "precision", "recall", "F1"), rows)
+
+
+def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> Table:
+    """Return the counts with true classes down and predicted classes across.
+
+    Args:
+        matrix: ``(C, C)`` int.
+        names: the C class names.
+    """
+    rows = tuple((name, *map(str, counts)) for name, counts in zip(names, matrix.tolist(), strict=True))
+    return Table("Confusion: true class down, predicted class across", ("true", *names), rows)
+
+
+def write_predictions(
+    path: Path,
+    row_numbers: Sequence[int] | np.ndarray,
+    texts: Sequence[str] | None,
+    *,
+    labels: Sequence[str],
+    predicted: Sequence[str],
+    probabilities: np.ndarray,
+    names: Sequence[str],
+) -> None:
+    """Write one CSV line a row: row, text (unless ``texts`` is None), label, predicted, ``probability/NAME`` of each.
+
+    Args:
+        path: is overwritten.
+        row_numbers: 1-based rows in the source.
+        texts: one for each row, or None to leave them out.
+        labels: true class names; multi-label: already joined.
+        predicted: like ``labels``.
+        probabilities: ``(N, C)``, written with 6 decimals.
+        names: the C class names.
+    """
+    header = ["row", *([] if texts is None else ["text"]), "label", "predicted"]
+    columns: list[Sequence[Any] | np.ndarray] = [row_numbers, *([] if texts is None else [texts]), labels, predicted]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*header, *(f"probability/{name}" for name in names)])
+        for *cells, shares in zip(*columns, probabilities, strict=True):
+            writer.writerow([*cells, *(f"{share:.6f}" for share in shares)])
+
+
+def write_confusion_png(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draw the confusion matrix, coloured by the share of each true class; with up to 20 classes, cells hold counts.
+
+    Args:
+        matrix: ``(C, C)`` int, true classes down.
+        names: the C class names, shortened on the axes to 24 characters.
+        path: a PNG, overwritten; 3.5 to 16 inches wide, at 150 dots an inch.
+    """
+    num_classes = len(names)
+    side = min(max(2.4, 0.62 * num_classes), 13.0)  # inches
+    figure = _new_figure(side + 2.6, side + 1.8)
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    shown = [_shorten(name) for name in names]
+    size = 9 if num_classes <= MAX_NUMBERED_CLASSES else 7
+    axes.set_xticks(range(num_classes), shown, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    axes.set_yticks(range(num_classes), shown, fontsize=size)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if num_classes <= MAX_NUMBERED_CLASSES:
+        _write_counts(axes, matrix, shares)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    figure.savefig(path, format="png")
+
+
+def write_reliability_png(probabilities: np.ndarray, targets: np.ndarray, path: Path) -> None:
+    """Draw accuracy against confidence in 15 bins, with how many predictions each bin holds.
+
+    Args:
+        probabilities: ``(N, C)``.
+        targets: ``(N,)`` int, or ``(N, C)`` 0/1 for multi-label, where every class probability is a prediction.
+        path: a PNG of 750 by 825 dots, overwritten.
+    """
+    bins = reliability(probabilities, targets)
+    error = bins.counts @ np.abs(bins.accuracy - bins.confidence) / max(bins.counts.sum(), 1)
+    filled = bins.counts > 0
+    left = np.arange(NUM_BINS) / NUM_BINS
+    figure = _new_figure(5.0, 5.5)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.bar(left[filled], bins.accuracy[filled], 1 / NUM_BINS, align="edge", color="#9ecae1", edgecolor="white")
+    upper.plot((0, 1), (0, 1), color="0.5", linestyle="--", linewidth=1, label="perfectly calibrated")
+    upper.plot(bins.confidence[filled], bins.accuracy[filled], "o", color="#08519c", markersize=4, label="mean of bin")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"Calibration error {error:.3f}")
+    upper.legend(loc="upper left", frameon=False)
+    lower.bar(left, bins.counts, 1 / NUM_BINS, align="edge", color="0.6", edgecolor="white")
+    lower.set(xlabel="confidence", ylabel="predictions")
+    figure.savefig(path, format="png")
+
+
+def _result_row(name: str, result: Mapping[str, Any], shown: list[str], compared: list[str]) -> tuple[str, ...]:
+    differences = result.get("difference", {})
+    cells = [_cell(result["metrics"], result.get("intervals", {}), metric) for metric in shown]
+    return (name, *cells, *(_signed(differences[metric]) if metric in differences else "-" for metric in compared))
+
+
+def _cell(metrics: Mapping[str, float], intervals: Intervals, metric: str) -> str:
+    if metric not in metrics:
+        return "-"
+    value = f"{metrics[metric]:.3f}"
+    return f"{value} [{intervals[metric][0]:.3f}, {intervals[metric][1]:.3f}]" if metric in intervals else value
+
+
+def _signed(difference: Sequence[float]) -> str:
+    value, low, high = difference
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _shorten(name: str) -> str:
+    """Cut a long name, and keep matplotlib from reading ``$`` as mathematics."""
+    short = name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 3] + "..."
+    return short.replace("$", r"\$")
+
+
+def _new_figure(width_inches: float, height_inches: float) -> "Figure":
+    """Make a figure that belongs to nobody: no pyplot, so no backend is chosen and nothing is kept."""
+    from matplotlib.figure import Figure  # slow to import, and only pictures need it
+
+    return Figure(figsize=(width_inches, height_inches), dpi=DOTS_PER_INCH, layout="constrained")
+
+
+def _write_counts(axes: "Axes", matrix: np.ndarray, shares: np.ndarray) -> None:
+    for (row, column), count in np.ndenumerate(matrix):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)

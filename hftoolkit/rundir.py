@@ -1,0 +1,179 @@
+"""The run directory: sole owner of its file names, written before the model exists.
+
+runs/NAME/  recipe.yaml environment.json data.json labels.json metrics.jsonl train.log status.json results.json
+            checkpoints/step-000500/  model/  model/adapter/  report/  predictions/
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hftoolkit.contracts import Evaluated, Event, Message, StepDone, Table
+from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one run. Make one with ``create`` (new) or ``open`` (existing)."""
+
+    root: Path
+
+    @classmethod
+    def create(cls, recipe_name: str, exact: Path | None = None) -> "RunDir":
+        """Make a new, empty run directory: ``exact``, or ``runs/NAME``, ``runs/NAME-2``, ... .
+
+        Raises:
+            RecipeError: ``exact`` exists and is not an empty directory.
+            EnvironmentFault: the directory cannot be made.
+        """
+        try:
+            if exact is None:
+                return cls(_first_free(Path("runs"), recipe_name))
+            if exact.exists() and (not exact.is_dir() or any(exact.iterdir())):
+                raise RecipeError(f"{exact} exists already and runs are never overwritten; choose another --run-dir")
+            exact.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot make the run directory {error.filename}: {error.strerror}") from error
+        return cls(exact)
+
+    @classmethod
+    def open(cls, root: Path) -> "RunDir":
+        """Return an existing run.
+
+        Raises:
+            DataError: ``root`` is not a run directory.
+        """
+        run = cls(root)
+        if not run.recipe.is_file():
+            raise DataError(f"{root} is not a run directory (no {run.recipe.name} in it); name a folder under runs/")
+        return run
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data.json"
+
+    @property
+    def labels(self) -> Path:
+        return self.root / "labels.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "train.log"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def adapter(self) -> Path:
+        return self.model / "adapter"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions"
+
+    @property
+    def tracking(self) -> Path:
+        return self.root / "tracking"
+
+    def write_status(self, state: str, **details: str | int | None) -> None:
+        """Record ``running``, ``done``, ``interrupted`` or ``failed``, with the time in UTC."""
+        write_json(self.status, {"state": state, "time": _now(), **details})
+
+    def record(self, event: Event) -> None:
+        """Append an event to ``metrics.jsonl`` (numbers) and ``train.log`` (sentences and tables)."""
+        match event:
+            case StepDone() | Evaluated():
+                kind = "step" if isinstance(event, StepDone) else "evaluation"
+                _append(self.metrics, json.dumps({"event": kind, **asdict(event)}))
+            case Message(text, level):
+                _append(self.log, f"{_now()} {level}: {text}")
+            case Table(title, columns, rows):
+                lines = [title, " | ".join(columns), *(" | ".join(row) for row in rows)]
+                _append(self.log, "\n  ".join(lines))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder is not writable.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise EnvironmentFault(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of one of the run's JSON files.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    return content
+
+
+def _first_free(parent: Path, name: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()  # fails when another process was faster, so two runs never share a directory
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write {path}: {error.strerror}") from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

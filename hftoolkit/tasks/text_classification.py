@@ -1,0 +1,225 @@
+"""Text classification: sentiment, intent, topic. One label a text, or any number."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Message, Metrics, Rows, StepOutput
+from hftoolkit.data import TextSplits
+from hftoolkit.metrics.classification import classification_metrics
+from hftoolkit.metrics.probabilities import fit_temperature, to_probabilities
+from hftoolkit.models.backbones import Backbone, is_under
+from hftoolkit.models.baselines import majority, tfidf_logreg
+from hftoolkit.models.probe import CachedBase, base_features, swap_base
+from hftoolkit.recipe import TextClassification
+from hftoolkit.tasks.losses import build_loss, sampling_weights
+
+# A text is "kept whole" at the recommended max_length for this share of the training texts.
+WHOLE_SHARE = 0.99
+PROBE_CHECK_ROWS = 64
+PROBE_TOLERANCE = 1e-4  # on fp32 logits, between cached and full computation
+
+
+@dataclass(frozen=True, slots=True)
+class TextExample:
+    """One tokenized text and its target."""
+
+    token_ids: list[int]
+    target: Any  # class index, or (C,) float32 of 0 and 1
+
+
+class TextClassificationTask:
+    """See ``contracts.Task``. Holds the tokenized splits; the model is passed to each method."""
+
+    def __init__(self, section: TextClassification, splits: TextSplits, backbone: Backbone) -> None:
+        """Tokenize every split once."""
+        self.labels = splits.labels
+        self.splits = splits
+        self._section = section
+        self._tokenizer = backbone.tokenizer
+        self._output_layer = backbone.output_layer
+        self._loss = build_loss(
+            splits.targets["train"],
+            len(self.labels.names),
+            imbalance=section.imbalance,
+            strength=section.imbalance_strength,
+            smoothing=section.label_smoothing,
+        )
+        encoded = {name: encode_texts(self._tokenizer, texts) for name, texts in splits.texts.items()}
+        self.token_counts = {name: lengths for name, (_, lengths) in encoded.items()}  # before the cut, (N,)
+        self._rows = {name: self._make_rows(name, token_ids) for name, (token_ids, _) in encoded.items()}
+        self._features: dict[str, np.ndarray] | None = None  # (N, 2, H) by split while a linear probe is trained
+
+    def datasets(self) -> Datasets:
+        """Return tokenized rows, or cached features while ``cached_features`` is open."""
+        if self._features is None:
+            return Datasets(self._rows, self._collate)
+        cached = {
+            name: replace(rows, examples=_pair(self._features[name], self.splits.targets[name]), lengths=None)
+            for name, rows in self._rows.items()
+        }
+        return Datasets(cached, _collate_features)
+
+    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the summed loss of a batch."""
+        losses_B = self._loss(self.predict_step(model, batch), batch["targets"])
+        return StepOutput(losses_B.sum(), len(losses_B))
+
+    def predict_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the logits of a batch, (B, C)."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
+        logits: torch.Tensor = model(**inputs).logits
+        return logits
+
+    def metric_names(self, split: str) -> frozenset[str]:
+        """Return the metrics that the targets of a split allow."""
+        targets = self.splits.targets[split]
+        flat = np.full((len(targets), len(self.labels.names)), 1 / len(self.labels.names))
+        return frozenset(self.metrics(flat, split))
+
+    def evaluate(self, model: nn.Module, infer: Infer, split: str) -> Metrics:
+        """Return the metrics of the model on a split, in the precision of the run."""
+        return self.metrics(self.to_probabilities(infer(model, self.datasets().splits[split])), split)
+
+    def metrics(self, probabilities: np.ndarray, split: str) -> Metrics:
+        """Return the metrics of given probabilities, (N, C), on a split."""
+        multi_label = self.labels.multi_label
+        return classification_metrics(
+            probabilities, self.splits.targets[split], self.labels.names, multi_label=multi_label
+        )
+
+    def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return softmax or, for multi-label, sigmoid of logits, (N, C)."""
+        return to_probabilities(logits, self.labels.multi_label)
+
+    def finish(self, model: nn.Module, infer: Infer) -> float:
+        """Fit a temperature on the validation split (Guo et al. 2017), fold it into the last layer, and return it."""
+        if not self._section.calibrate:
+            return 1.0
+        logits = infer(model, self.datasets().splits["validation"], full_precision=True)
+        targets = self.splits.targets["validation"]
+        temperature = fit_temperature(logits, targets, multi_label=self.labels.multi_label)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and is_under(name, [self._output_layer]):
+                    parameter.div_(temperature)
+        return temperature
+
+    def baselines(self, split: str, seed: int) -> dict[str, np.ndarray]:
+        """Return the probabilities, (N, C), of a majority and a TF-IDF model fitted on the training split."""
+        texts, targets = self.splits.texts, self.splits.targets
+        classes, multi_label = len(self.labels.names), self.labels.multi_label
+        return {
+            "majority": majority(targets["train"], len(texts[split]), classes, multi_label),
+            "tfidf_logreg": tfidf_logreg(
+                texts["train"],
+                targets["train"],
+                texts[split],
+                num_classes=classes,
+                multi_label=multi_label,
+                seed=seed,
+            ),
+        }
+
+    @contextmanager
+    def cached_features(self, model: nn.Module, infer: Infer, emit: Emit) -> Iterator[None]:
+        """Inside, the frozen backbone is not run: the head gets features that were computed once.
+
+        Where the head of an architecture needs more than was cached, the backbone runs in every step instead.
+        """
+        features = {
+            name: infer(model, rows, step=base_features, full_precision=True) for name, rows in self._rows.items()
+        }
+        check = _first_rows(self._rows["validation"], PROBE_CHECK_ROWS)
+        full = infer(model, check, full_precision=True)
+        base = swap_base(model, CachedBase())
+        self._features = features
+        try:
+            rows = _first_rows(self.datasets().splits["validation"], PROBE_CHECK_ROWS)
+            difference = float(np.abs(infer(model, rows, full_precision=True) - full).max())
+            if difference > PROBE_TOLERANCE:
+                emit(Message("this head reads more than the first position; the frozen backbone runs in each step"))
+                self._features = None
+                swap_base(model, base)
+            yield
+        finally:
+            self._features = None
+            swap_base(model, base)
+
+    def _make_rows(self, split: str, token_ids: list[list[int]]) -> Rows:
+        targets = self.splits.targets[split]
+        chances = None
+        if split == "train" and self._section.imbalance == "sampler":
+            chances = sampling_weights(targets, len(self.labels.names), self._section.imbalance_strength)
+        return Rows(
+            [TextExample(ids, target) for ids, target in zip(token_ids, targets, strict=True)],
+            np.array([len(ids) for ids in token_ids]),
+            self.splits.row_numbers[split],
+            chances,
+        )
+
+    def _collate(self, examples: list[TextExample]) -> Batch:
+        """Pad to the longest text of the batch: input_ids and attention_mask (B, L), targets (B,) or (B, C)."""
+        batch = pad_tokens([example.token_ids for example in examples], self._tokenizer.pad_token_id)
+        return batch | {"targets": _stack_targets([example.target for example in examples])}
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
+    """Return the token ids of each text, cut at the tokenizer's length, and the lengths before the cut, (N,)."""
+    whole: list[list[int]] = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+    lengths = np.array([len(ids) for ids in whole])
+    too_long: list[int] = np.flatnonzero(lengths > tokenizer.model_max_length).tolist()
+    if too_long:
+        cut = tokenizer([texts[index] for index in too_long], truncation=True)["input_ids"]
+        for index, ids in zip(too_long, cut, strict=True):
+            whole[index] = ids
+    return whole, lengths
+
+
+def pad_tokens(token_ids: Sequence[Sequence[int]], pad_id: int) -> Batch:
+    """Return right-padded ``input_ids`` and their ``attention_mask``, both (B, L)."""
+    longest = max(len(ids) for ids in token_ids)
+    input_ids = torch.full((len(token_ids), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(token_ids), longest), dtype=torch.long)
+    for row, ids in enumerate(token_ids):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def truncation_report(lengths: np.ndarray, max_length: int) -> tuple[int, int]:
+    """Return how many texts are cut, and the length (a multiple of 8) at which 99 % of them would stay whole."""
+    needed = int(np.quantile(lengths, WHOLE_SHARE, method="higher"))
+    return int((lengths > max_length).sum()), -(-needed // 8) * 8
+
+
+def save_text_model(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Write a plain transformers folder: safetensors, config with label names, tokenizer."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _pair(features: np.ndarray, targets: np.ndarray) -> list[tuple[np.ndarray, Any]]:
+    return list(zip(features, targets, strict=True))
+
+
+def _collate_features(examples: list[tuple[np.ndarray, Any]]) -> Batch:
+    features = torch.from_numpy(np.stack([feature for feature, _ in examples]))  # (B, 2, H)
+    mask = torch.ones(features.shape[:2], dtype=torch.long)
+    targets = _stack_targets([target for _, target in examples])
+    return {"inputs_embeds": features, "attention_mask": mask, "targets": targets}
+
+
+def _stack_targets(targets: Sequence[Any]) -> torch.Tensor:
+    return torch.as_tensor(np.stack(targets))
+
+
+def _first_rows(rows: Rows, count: int) -> Rows:
+    lengths = None if rows.lengths is None else rows.lengths[:count]
+    return Rows(rows.examples[:count], lengths, rows.row_numbers[:count])

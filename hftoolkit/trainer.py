@@ -1,0 +1,459 @@
+"""THE training loop, over Accelerate, and ``Inference``, its device-aware batch runner. Knows no task.
+
+What must not depend on history is computed from the recipe: the order of the data from (seed, epoch), dropout from
+(seed, step, process, micro-step), the learning rate from the step. The update is the mean over all examples of an
+optimizer step, however they are spread over micro-batches and processes.
+"""
+
+import importlib.util
+import math
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from hftoolkit.batching import epoch_plan, evaluation_plan, evaluation_steps
+from hftoolkit.checkpoint import Checkpoint, load_weights, save_checkpoint
+from hftoolkit.contracts import Batch, Emit, Evaluated, Event, Message, Metrics, Rows, StepDone, Task
+from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
+from hftoolkit.metrics import is_better
+from hftoolkit.optim import build_optimizer, rate_factor, set_rate
+from hftoolkit.recipe import Evaluation, Train
+from hftoolkit.rundir import RunDir
+from hftoolkit.seeding import seed_torch
+
+INFERENCE_BATCH = 64  # examples; no gradients are kept, so this needs less memory than a training batch
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What the loop did. The model it was given now has the best weights."""
+
+    steps: int
+    best: Checkpoint
+    seconds: float  # of training steps, without evaluation
+    examples_per_second: float
+    peak_memory_bytes: int  # of the device; of the whole process on CPUs
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """Run a task's predictions over rows, in order, without gradients. Satisfies ``contracts.Infer``."""
+
+    task: Task
+    accelerator: Accelerator
+
+    def __call__(
+        self,
+        model: nn.Module,
+        rows: Rows,
+        *,
+        step: Callable[[nn.Module, Batch], torch.Tensor] | None = None,
+        full_precision: bool = False,
+    ) -> np.ndarray:
+        """Return the output of ``step`` (default: the task's ``predict_step``) for each row, (N, ...) float32.
+
+        Args:
+            model: put in eval mode for the time of the call.
+            rows: what to run over.
+            step: maps a batch to one output row for each of its examples.
+            full_precision: compute in fp32 whatever the recipe's precision.
+        """
+        step = step or self.task.predict_step
+        model.to(self.accelerator.device)
+        plan = evaluation_plan(len(rows), batch_size=INFERENCE_BATCH, lengths=rows.lengths)
+        loader = _loader(rows, plan, self.task.datasets().collate, workers=0)
+        outputs: list[np.ndarray] = []
+        with _eval_mode(model), torch.inference_mode():
+            for batch in loader:
+                with nullcontext() if full_precision else self.accelerator.autocast():
+                    output = step(model, _to_device(batch, self.accelerator.device))
+                outputs.append(output.float().cpu().numpy())
+        result = np.empty((len(rows), *outputs[0].shape[1:]), dtype=np.float32)
+        result[np.concatenate(plan)] = np.concatenate(outputs)
+        return result
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Return Accelerate's view of this process, with ``auto`` precision resolved for its device.
+
+    Raises:
+        RecipeError: fp16 was asked for on a CPU, where it would silently be fp32.
+        EnvironmentFault: several processes were started.
+    """
+    # The plugin is passed as an object because an environment variable overrides the plain number.
+    plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
+    device = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin).device
+    resolved = choose_precision(precision, device)
+    accelerator = Accelerator(
+        mixed_precision="no" if resolved == "fp32" else resolved, gradient_accumulation_plugin=plugin
+    )
+    if accelerator.num_processes > 1:
+        raise EnvironmentFault(
+            f"{accelerator.num_processes} processes were started; this version trains in one. Start it without a launcher"
+        )
+    return accelerator
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return fp32, bf16 or fp16 for a recipe's ``train.precision`` on this device.
+
+    Raises:
+        RecipeError: fp16 on a CPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise RecipeError("train.precision: fp16 needs a GPU; on a CPU use auto, bf16 or fp32")
+    if precision != "auto":
+        return precision
+    if device.type == "cpu":
+        return "bf16" if _cpu_has_bf16() else "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "fp32"
+
+
+def fit(
+    task: Task,
+    model: nn.Module,
+    rate_scales: Mapping[str, float],
+    *,
+    train: Train,
+    evaluation: Evaluation,
+    accelerator: Accelerator,
+    run: RunDir,
+    emit: Emit,
+) -> Fitted:
+    """Train a model and leave the best weights in it.
+
+    Args:
+        task: data, loss and metrics.
+        model: parameters that require gradients are trained.
+        rate_scales: factor on the learning rate by parameter name.
+        train: the optimization.
+        evaluation: when to evaluate, and the metric that chooses the best weights.
+        accelerator: device and precision.
+        run: gets the best weights so far, and the files of the trackers.
+        emit: gets every step, evaluation and message.
+
+    Raises:
+        RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
+        TrainingError: a loss or gradient is not finite; nothing was updated with it.
+        Interrupted: SIGINT or SIGTERM arrived; the best weights so far are in the run's checkpoints.
+    """
+    _check_metric(task, evaluation.best_by)
+    loop = _Loop(task, model, rate_scales, train, evaluation, accelerator, run.checkpoints, emit)
+    with _tracked(loop, run), _deferred_signals() as received:
+        for micro_batches in loop.steps():
+            loop.train_step(micro_batches)
+            if not received and loop.is_evaluation_due():
+                loop.evaluate()
+            if received:
+                raise loop.interrupted(received[0])
+            if loop.is_patience_over():
+                emit(Message(f"stopped early: {train.early_stopping_patience} evaluations without a better one"))
+                break
+    return loop.finish()
+
+
+def one_step(task: Task, model: nn.Module, *, train: Train, evaluation: Evaluation, accelerator: Accelerator) -> float:
+    """Run one real optimizer step, write nothing, and return its loss (mean over the examples)."""
+    losses: list[float] = []
+
+    def listen(event: object) -> None:
+        if isinstance(event, StepDone):
+            losses.append(event.loss)
+
+    _check_metric(task, evaluation.best_by)
+    loop = _Loop(task, model, {}, train, evaluation, accelerator, Path(), listen)
+    loop.train_step(next(loop.steps()))
+    return losses[0]
+
+
+@dataclass(slots=True)
+class _Loop:
+    """The state of one training run."""
+
+    task: Task
+    model: nn.Module
+    rate_scales: Mapping[str, float]
+    train: Train
+    evaluation: Evaluation
+    accelerator: Accelerator
+    checkpoints: Path
+    emit: Emit
+    step: int = 0  # optimizer steps done
+    examples: int = 0
+    seconds: float = 0.0
+    mark: float = 0.0  # clock at the end of the last step or evaluation
+    best: Checkpoint | None = None
+    evaluations_since_best: int = 0
+    rows: Rows = field(init=False)
+    steps_per_epoch: int = field(init=False)
+    optimizer: Any = field(init=False)
+    average: AveragedModel | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.rows = self.task.datasets().splits["train"]
+        self.steps_per_epoch = math.ceil(len(self.rows) / self.train.batch_size)
+        self.model.to(self.accelerator.device)
+        optimizer = build_optimizer(
+            dict(self.model.named_parameters()),
+            self.rate_scales,
+            learning_rate=self.train.learning_rate,
+            weight_decay=self.train.weight_decay,
+        )
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        if self.train.ema_decay is not None:
+            average = get_ema_multi_avg_fn(self.train.ema_decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.model, multi_avg_fn=average)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.train.epochs
+
+    @property
+    def weights_to_judge(self) -> nn.Module:
+        """The model, or its moving average where there is one: what is evaluated and kept."""
+        return self.model if self.average is None else self.average.module
+
+    def steps(self) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each optimizer step of the run."""
+        self.mark = time.perf_counter()
+        for epoch in range(self.train.epochs):
+            yield from self.steps_of(epoch)
+
+    def steps_of(self, epoch: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each optimizer step of an epoch."""
+        plan = epoch_plan(
+            len(self.rows),
+            batch_size=self.train.batch_size,
+            seed=self.train.seed,
+            epoch=epoch,
+            lengths=self.rows.lengths if self.train.length_buckets else None,
+            weights=self.rows.sampling_weights,
+        )
+        size = self.train.micro_batch_size or self.train.batch_size
+        split = [[step[start : start + size] for start in range(0, len(step), size)] for step in plan]
+        flat = [micro for step in split for micro in step]
+        batches = iter(_loader(self.rows, flat, self.task.datasets().collate, workers=self.train.num_workers))
+        for step in split:
+            yield [next(batches) for _ in step]
+
+    def train_step(self, micro_batches: list[Batch]) -> None:
+        """Update the weights once, by the mean gradient over all examples of the micro-batches."""
+        self.model.train()
+        loss_sum, num_examples = 0.0, 0
+        for micro_step, batch in enumerate(micro_batches):
+            seed_torch("step", self.train.seed, self.step, self.accelerator.process_index, micro_step)
+            with self.accelerator.autocast():
+                output = self.task.step(self.model, _to_device(batch, self.accelerator.device))
+            self.accelerator.backward(output.loss_sum)
+            loss_sum += output.loss_sum.item()
+            num_examples += output.num_examples
+        loss = loss_sum / num_examples
+        rate = set_rate(self.optimizer, self._rate_factor())
+        gradient_norm = self._clip(num_examples)
+        self._check_finite(loss, gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        self.examples += num_examples
+        now = time.perf_counter()
+        self.seconds, self.mark = self.seconds + now - self.mark, now
+        rate_of_examples = self.examples / self.seconds
+        self.emit(StepDone(self.step, self.total_steps, loss, gradient_norm, rate, rate_of_examples))
+
+    def _rate_factor(self) -> float:
+        return rate_factor(
+            self.step,
+            total_steps=self.total_steps,
+            warmup_steps=round(self.train.warmup_ratio * self.total_steps),
+            schedule=self.train.schedule,
+        )
+
+    def _clip(self, num_examples: int) -> float:
+        """Turn summed gradients into their mean, clip them, and return their norm before clipping."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        self.accelerator.unscale_gradients(self.optimizer)
+        # DDP averages over processes what is a sum over examples; the world size undoes that.
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, self.accelerator.num_processes / num_examples)
+        return float(nn.utils.clip_grad_norm_(parameters, self.train.max_gradient_norm))
+
+    def _check_finite(self, loss: float, gradient_norm: float) -> None:
+        skips_overflows = self.accelerator.scaler is not None  # fp16: the scaler drops such a step and tries smaller
+        if math.isfinite(loss) and (math.isfinite(gradient_norm) or skips_overflows):
+            return
+        kept = f"the best weights so far are in {self.best.path}" if self.best else "no weights were kept yet"
+        raise TrainingError(
+            f"step {self.step + 1}: loss {loss}, gradient norm {gradient_norm}; stopped before the update, {kept}. "
+            "A lower train.learning_rate or train.precision: fp32 usually helps"
+        )
+
+    def is_evaluation_due(self) -> bool:
+        position = (self.step - 1) % self.steps_per_epoch + 1
+        return position in evaluation_steps(self.steps_per_epoch, self.evaluation.times_per_epoch)
+
+    def is_patience_over(self) -> bool:
+        patience = self.train.early_stopping_patience
+        return patience is not None and self.evaluations_since_best >= patience
+
+    def evaluate(self) -> None:
+        """Evaluate on the validation split and keep the weights if they are the best so far."""
+        infer = Inference(self.task, self.accelerator)
+        metrics = self.task.evaluate(self.weights_to_judge, infer, "validation")
+        name = self.evaluation.best_by
+        better = self.best is None or is_better(name, metrics[name], self.best.metrics[name])
+        if better:
+            self.keep(metrics)
+        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
+        self.mark = time.perf_counter()
+        self.emit(Evaluated(self.step, metrics, is_best=better))
+
+    def keep(self, metrics: Metrics) -> None:
+        """Make the present weights the kept ones."""
+        weights = trained_state(self.weights_to_judge)
+        self.best = save_checkpoint(self.checkpoints, step=self.step, weights=weights, metrics=metrics)
+
+    def interrupted(self, signal_number: int) -> Interrupted:
+        """Make sure that some weights are kept, and return what to raise."""
+        if self.best is None:
+            self.keep({})
+        assert self.best is not None
+        name = signal.Signals(signal_number).name
+        return Interrupted(
+            f"{name} at step {self.step}; the best weights so far are in {self.best.path}", signal_number
+        )
+
+    def finish(self) -> Fitted:
+        """Put the best weights into the model and report."""
+        assert self.best is not None  # the last step of an epoch is always evaluated
+        state = load_weights(self.best.path)
+        unexpected = self.model.load_state_dict(state, strict=False).unexpected_keys
+        assert not unexpected, unexpected
+        rate = self.examples / self.seconds
+        return Fitted(self.step, self.best, self.seconds, rate, _peak_memory_bytes(self.accelerator.device))
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return, by name and without copying, what training changes: trainable parameters and persistent buffers."""
+    parameters = dict(model.named_parameters())
+    trained = {name: parameter.data for name, parameter in parameters.items() if parameter.requires_grad}
+    buffers = dict(model.named_buffers())
+    return trained | {name: value for name, value in model.state_dict().items() if name in buffers}
+
+
+def _check_metric(task: Task, name: str) -> None:
+    available = task.metric_names("validation")
+    if name not in available:
+        raise RecipeError(
+            f"evaluation.best_by: {name} cannot be computed on this validation split "
+            f"(possible: {', '.join(sorted(available))})"
+        )
+
+
+def _loader(rows: Rows, plan: list[np.ndarray], collate: Callable[[list[Any]], Batch], workers: int) -> DataLoader[Any]:
+    batches = [indices.tolist() for indices in plan]
+    return DataLoader(rows.examples, batch_sampler=batches, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+
+
+@contextmanager
+def _tracked(loop: _Loop, run: RunDir) -> Iterator[None]:
+    """Send numbers to the trackers of the recipe too, for the time of the training."""
+    trackers = [_start_tracker(name, run) for name in loop.train.trackers]
+    emit = loop.emit
+
+    def listen(event: Event) -> None:
+        emit(event)
+        match event:
+            case StepDone():
+                values = {"loss": event.loss, "gradient_norm": event.gradient_norm, "lr": event.learning_rate}
+            case Evaluated():
+                values = {f"validation/{name}": value for name, value in event.metrics.items()}
+            case _:
+                return
+        for tracker in trackers:
+            tracker.log(values, step=event.step)
+
+    loop.emit = listen
+    try:
+        yield
+    finally:
+        for tracker in trackers:
+            tracker.finish()
+
+
+def _start_tracker(name: str, run: RunDir) -> GeneralTracker:
+    package = {"tensorboard": "tensorboard", "wandb": "wandb"}[name]
+    if importlib.util.find_spec(package) is None:
+        raise EnvironmentFault(
+            f"train.trackers names {name}, which is not installed: pip install 'hftoolkit[trackers]'"
+        )
+    run.tracking.mkdir(parents=True, exist_ok=True)
+    if name == "tensorboard":
+        return TensorBoardTracker(run.root.name, logging_dir=run.tracking)
+    # Without a mode of the user's own, offline: it asks for no account and sends nothing.
+    return WandBTracker("hftoolkit", dir=run.tracking, name=run.root.name, mode=os.environ.get("WANDB_MODE", "offline"))
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the step in progress can end; a second one stops at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield received
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

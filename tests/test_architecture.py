@@ -1,0 +1,113 @@
+"""The house rules: layers, library owners, one loop, no dead knob, lint, types."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from hftoolkit.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "hftoolkit"
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+
+def run_tool(*command: str) -> None:
+    ended = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def python_files() -> list[Path]:
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 20
+    return files
+
+
+def test_lint_and_library_owners_hold() -> None:
+    run_tool("ruff", "check", ".")
+
+
+def test_code_is_formatted() -> None:
+    run_tool("ruff", "format", "--check", ".")
+
+
+def test_types_are_strict() -> None:
+    run_tool("mypy")
+
+
+def test_layers_hold() -> None:
+    code = "from importlinter.cli import lint_imports_command as c; c()"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", ended.stdout), ended.stdout
+
+
+def test_there_is_one_training_loop() -> None:
+    assert {file.name for file in python_files() if "backward(" in file.read_text()} == {"trainer.py"}
+
+
+def test_files_and_functions_fit_a_reader() -> None:
+    long = []
+    for file in python_files():
+        source = file.read_text()
+        if source.count("\n") > MAX_FILE_LINES:
+            long.append(f"{file.name}: {source.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    long.append(f"{file.name}:{node.name}: {lines} lines")
+    assert not long
+
+
+def test_code_is_ascii() -> None:
+    assert not [file.name for file in python_files() if not file.read_text().isascii()]
+
+
+def section_classes(model: type[BaseModel] = Recipe) -> set[type[BaseModel]]:
+    found = {model}
+    for field in model.model_fields.values():
+        stack: list[object] = [field.annotation]
+        while stack:
+            annotation = stack.pop()
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                found |= section_classes(annotation)
+            stack += getattr(annotation, "__args__", ())
+    return found
+
+
+def test_every_knob_is_read_outside_the_recipe_package() -> None:
+    sources = [file.read_text() for file in python_files() if file.parent.name != "recipe"]
+    read = {
+        node.attr for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)
+    } | {
+        name
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.MatchClass)
+        for name in node.kwd_attrs
+    }
+    knobs = {name for section in section_classes() for name in section.model_fields}
+    assert len(knobs) > 40
+    assert not knobs - read
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_valid(path: Path) -> None:
+    load_recipe(path)
+
+
+def test_recipes_are_shipped() -> None:
+    assert {path.stem for path in (ROOT / "recipes").glob("*.yaml")} >= {"sentiment", "sentiment-lora"}
+
+
+def test_importing_the_command_line_does_not_import_torch() -> None:
+    code = (
+        "import sys, hftoolkit.cli, hftoolkit.recipe; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,621 @@
+"""Recipes: what is read, what is refused, and what the refusal says."""
+
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+
+from hftoolkit.errors import EnvironmentFault, RecipeError
+from hftoolkit.recipe import (
+    FullTuning,
+    LastLayers,
+    LinearProbe,
+    LoraTuning,
+    Recipe,
+    copy_recipe,
+    differences,
+    dump_recipe,
+    json_schema,
+    list_recipes,
+    load_recipe,
+    read_recipe_text,
+    shipped,
+)
+from hftoolkit.recipe.sections import Section
+from hftoolkit.recipe.yaml_file import MAX_BYTES, MAX_KEY_CHARACTERS, read_value, read_yaml, write_yaml
+
+GOOD = """\
+task:
+  kind: text-classification
+  labels: {1: negative, 5: positive}
+data:
+  source: reviews.csv
+  columns: {text: [Title, Review Text], label: Rating}
+model:
+  backbone: some/model
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_recipe(text: str | bytes) -> Path:
+        path = tmp_path / "my.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write_recipe
+
+
+@pytest.fixture
+def refused(write):
+    """Return the message about a text and overrides that must be refused, with the file called FILE."""
+
+    def message(text: str | bytes, *overrides: str) -> str:
+        path = write(text)
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(path, overrides)
+        assert caught.value.exit_code == 2
+        return str(caught.value).replace(str(path), "FILE")
+
+    return message
+
+
+# Reading YAML
+
+
+def test_scalars_mean_what_yaml_1_2_says():
+    text = "a: 1e-3\nb: 1.0e-4\nc: no\nd: on\ne: 22:22\nf: 2024-01-31\ng: 1_000\nh: 0x1F\ni: 0o17\nj: .5\nk: '012'\nl:\nm: +12"
+    values = [0.001, 0.0001, "no", "on", "22:22", "2024-01-31", "1_000", 31, 15, 0.5, "012", None, 12]
+    data = read_yaml(text, "x").data
+    assert list(data.values()) == values
+    assert [type(value) for value in data.values()] == [type(value) for value in values]
+
+
+def test_scalars_mean_what_another_yaml_1_2_reader_says():
+    draw, other = random.Random(0), YAML(typ="safe", pure=True)
+    texts = ["".join(draw.choices("0123456789.eE+-xoabfn:~", k=draw.randint(1, 6))) for _ in range(1500)]
+    # ruamel takes 012 for 12, which is refused here, and .4e3 for text, against the specification.
+    texts = [text for text in texts if not re.fullmatch(r"[-+]?0\d+|\+0x.*|\.\d+[eE]\d+", text)]
+    num_compared = 0
+    for text in texts:
+        try:
+            theirs = other.load(text)
+        except Exception:
+            continue
+        if not isinstance(theirs, dict | list):
+            ours = read_value(text, "x")
+            assert (ours, type(ours)) == (theirs, type(theirs)), text
+            num_compared += 1
+    assert num_compared > 500
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("a: 1\nb:\n  c: 2\n  c: 3\n", 4, "b.c: duplicate key, first on line 3"),
+        ("1: a\ntrue: b\n", 2, "duplicate key"),  # equal in Python, so one would swallow the other
+        ("a: 1\nb: &x [1]\n", 2, "b: the anchor &x is refused"),
+        ("a: 1\nb: *x\n", 2, "b: the alias *x is refused"),
+        ("a: !!python/object/apply:os.system [ls]\n", 1, "a: the tag"),
+        ("a: !!int 3\n", 1, "a: the tag"),
+        ("a: ! 3\n", 1, "a: the tag"),
+        ("!!map\na: 1\n", 1, "the tag"),
+        ("a: 1\n---\nb: 1\n", 2, "second document"),
+        ("%YAML 1.1\n---\na: 1\n", 1, "directives"),
+        ("a: 012\n", 1, "a: 012 starts with a zero"),
+        ("a: -012\n", 1, "a: -012 starts with a zero"),
+        ("a: " + "9" * 5000 + "\n", 1, "too long a number"),
+        ("", 1, "nothing in it"),
+        ("# only this\n", 1, "nothing in it"),
+        ("- 1\n", 1, "no mapping"),
+        ("text\n", 1, "no mapping"),
+        ("? [1]\n: 2\n", 1, "a key must be one word"),
+        ("a: {{x: 1}: 2}\n", 1, "a: a key must be one word"),
+        ("a: 1\n" + "k" * (MAX_KEY_CHARACTERS + 1) + ": 1\n", 2, "longer than"),
+        ("a:\n\tb: 1\n", 2, "indent with spaces"),
+        ("a: 1\nb: c: d\n", 2, "quote a text that holds ': '"),
+        ("a: 1\nb: 'x\nc: 3\n", 2, "never closed"),
+        ("a: 1\nb: [1, 2\n", 2, "never closed"),
+        ('a: "\\q"\n', 1, "unknown escape"),
+        ('a: "\\U99999999"\n', 1, "no Unicode character"),
+        ('a: "\\ud800"\n', 1, "a: the text holds a character"),
+        ('a: "\\0"\n', 1, "a: the text holds a character"),
+        ("a: \x01\n", 1, "control character"),
+        ("a: " + "[" * 5000, 1, "nested deeper"),
+        ("a: " + "{b: " * 5000, 1, "nested deeper"),
+        ("- " * 5000, 1, "nested deeper"),
+    ],
+)
+def test_what_is_not_a_plain_mapping_is_refused_in_one_line_with_its_place(text, line, says):
+    with pytest.raises(RecipeError) as caught:
+        read_yaml(text, "FILE")
+    message = str(caught.value)
+    assert message.startswith(f"FILE:{line}: ")
+    assert says in message
+    assert "\n" not in message
+
+
+def test_lines_are_counted_from_one_for_keys_and_entries():
+    lines = read_yaml("\n# c\na:\n  b: 1\n  c: {d: [1,\n  2]}\n", "x").lines
+    wanted = {("a",): 3, ("a", "b"): 4, ("a", "c"): 5, ("a", "c", "d"): 5}
+    assert lines == wanted | {("a", "c", "d", 0): 5, ("a", "c", "d", 1): 6}
+
+
+def test_bytes_that_are_not_utf_8_are_refused_with_their_line(refused):
+    assert refused(GOOD.encode() + b"# caf\xe9\n") == "FILE:9: byte 0xe9 is not UTF-8; save the file as UTF-8"
+    assert "is not UTF-8" in refused(GOOD.encode("utf-16"))
+
+
+def test_windows_line_ends_and_byte_order_mark_are_accepted(write):
+    good = load_recipe(write(GOOD))
+    assert load_recipe(write(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())) == good
+
+
+def test_a_file_over_one_mebibyte_is_refused_unread(refused):
+    assert "larger than" in refused(GOOD + "#" * MAX_BYTES)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=MAX_KEY_CHARACTERS)
+        | st.integers(-(2**60), 2**60)
+        | st.none(),
+        st.recursive(
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+            | st.sampled_from(
+                ["no", "012", "1e-3", "null", "~", "- a", "a: b", "a #b", "a ", " a", "{", "---", "=", "<<"]
+            )
+            | st.floats(allow_nan=False)
+            | st.booleans()
+            | st.none(),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.text("ab1: ", max_size=5), inner, max_size=3)
+            ),
+            max_leaves=6,
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+@example({"\x85\u2028\xa0\ufeff": 1e-05, "\U0010ffff" * MAX_KEY_CHARACTERS: -0.0})
+@settings(max_examples=120, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+def test_written_yaml_reads_back_equal_and_in_order(data):
+    text = write_yaml(data)
+    assert repr(read_yaml(text, "x").data) == repr(data)
+
+
+# What a recipe error says
+
+
+def test_five_mistakes_are_named_in_one_message_with_their_lines(refused):
+    message = refused(
+        "task:\n"
+        "  kind: text-classification\n"
+        "data:\n"
+        "  sources: reviews.csv\n"  # line 4
+        "  columns: {text: Review, label: Rating}\n"
+        "model:\n"
+        "  backbone: some/model\n"
+        "  max_length: '128'\n"  # line 8
+        "tuning:\n"
+        "  method: lorra\n"  # line 10
+        "train:\n"
+        "  lerning_rate: 1e-3\n"  # line 12
+        "  epochs: 0\n"  # line 13
+    )
+    assert message.splitlines() == [
+        "FILE is not a valid recipe (6 problems):",
+        "  FILE:3: data.source: missing; expected text that is not empty",
+        "  FILE:4: data.sources: unknown key; did you mean 'source'?",
+        "  FILE:8: model.max_length: '128' is not allowed; expected a whole number, at least 4 and at most 131072; "
+        "drop the quotes",
+        "  FILE:10: tuning.method: 'lorra' is not allowed; choose one of full, lora, linear-probe, last-layers; "
+        "did you mean 'lora'?",
+        "  FILE:12: train.lerning_rate: unknown key; did you mean 'learning_rate'?",
+        "  FILE:13: train.epochs: 0 is not allowed; expected a whole number, at least 1 and at most 100000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("added", "line"),
+    [
+        (
+            "train: {epochs: '3'}",
+            "9: train.epochs: '3' is not allowed; expected a whole number, at least 1 and at most ",
+        ),
+        ("train: {epochs: 1.5}", "9: train.epochs: 1.5 is not allowed; expected a whole number"),
+        ("train: {epochs: }", "9: train.epochs: an empty value is not allowed; expected a whole number, at least 1"),
+        ("train: {length_buckets: yes}", "9: train.length_buckets: 'yes' is not allowed; expected true or false"),
+        ("train: {learning_rate: .nan}", "9: train.learning_rate: .nan is not allowed; expected a number, over 0 and"),
+        ("train: {weight_decay: -1}", "9: train.weight_decay: -1 is not allowed; expected a number, at least 0 and"),
+        ("train: {model: x}", "9: train.model: unknown key; did you mean model?"),
+        ("train:\n  dropout: 0.1", "10: train.dropout: unknown key; did you mean model.dropout or tuning.dropout?"),
+        (
+            "train: {Learning-Rate: 1}",
+            '9: train."Learning-Rate"'.replace('"', "") + ": unknown key; did you mean 'learn",
+        ),
+        ("train: {bootstrap_sample: 1}", "9: train.bootstrap_sample: unknown key; did you mean evaluation.bootstrap_s"),
+        ("evaluation: {xyz: 1}", "9: evaluation.xyz: unknown key; allowed: best_by, times_per_epoch"),
+        ("evaluation: {1: 1}", "9: evaluation.1: unknown key; allowed: best_by"),
+        ("evaluation: {~: 1}", "9: evaluation.null: unknown key; allowed: best_by"),
+        ("evaluation: 3", "9: evaluation: 3 is not allowed; expected a section with the keys best_by"),
+        ("learning_rate: 1", "9: learning_rate: unknown key; did you mean train.learning_rate?"),
+        ("hub: {}", "9: hub: unknown key; allowed: task, data, model, tuning"),
+        (
+            "train: {schedule: Linear}",
+            "9: train.schedule: 'Linear' is not allowed; choose one of linear, cosine, constant;",
+        ),
+        ("train: {trackers: wandb}", "9: train.trackers: 'wandb' is not allowed; expected a list"),
+        (
+            "train: {trackers: [wandb,\n x]}",
+            "10: train.trackers.1: 'x' is not allowed; choose one of tensorboard, wandb",
+        ),
+        ("tuning:\n  rank: 8", "9: tuning.method: missing; choose one of full, lora, linear-probe, last-layers"),
+        ("tuning: lora", "9: tuning: 'lora' is not allowed; expected a section whose 'method' is one of full, lora"),
+        ("tuning: {method: [lora]}", "9: tuning.method: a list is not allowed; choose one of full, lora"),
+        (
+            "tuning: {method: full,\n rank: 8}",
+            "10: tuning.rank: unknown key for method 'full'; it belongs to method lora",
+        ),
+        ("tuning: {method: lora,\n full: 8}", "10: tuning.full: unknown key for method 'lora'; allowed: layer_decay"),
+        ("tuning: {method: lora, rank: 0}", "9: tuning.rank: 0 is not allowed; expected a whole number, at least 1"),
+        ("tuning: {method: last-layers}", "9: tuning.layers: missing; expected a whole number, at least 1"),
+        ("train:\n  batch_size: 4\n  micro_batch_size: 8", "11: train: micro_batch_size 8 is larger than batch_size 4"),
+    ],
+)
+def test_a_mistake_is_told_with_what_is_allowed(refused, added, line):
+    header, *problems = refused(GOOD + added).splitlines()
+    assert header == "FILE is not a valid recipe (1 problem):"
+    assert len(problems) == 1
+    assert problems[0].startswith(f"  FILE:{line}")
+    assert "Value error" not in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("1: negative", "1: 3", '3: task.labels.1: 3 is not allowed; expected text; write "3" if text is meant'),
+        ("1: negative", "~: negative", "3: task.labels.null: a key like this is not allowed; write text, a number"),
+        ("label: Rating", "label: 5", "6: data.columns.label: 5 is not allowed; expected a list of at least one entry"),
+        ("Review Text]", "[x]]", "6: data.columns.text.1: a list is not allowed; expected text"),
+        (
+            "text-classification",
+            "text-clasification",
+            "2: task.kind: 'text-clasification' is not allowed; choose one of",
+        ),
+        ("  source: reviews.csv\n", "", "4: data.source: missing; expected text that is not empty"),
+        ("  backbone: some/model\n", "", "7: model.backbone: missing; expected text that is not empty"),
+        ("model:\n  backbone: some/model\n", "", "1: model: missing; expected a section with the keys backbone"),
+        (
+            GOOD[-5:],
+            "l\n  sha256: abc",
+            "9: model.sha256: 'abc' is not allowed; expected text that matches ^[0-9a-f]{64}$",
+        ),
+        (
+            "data:\n",
+            "data:\n  split: {validation: 1.5}\n",
+            "5: data.split.validation: 1.5 is not allowed; expected a num",
+        ),
+    ],
+)
+def test_a_mistake_in_the_required_part_is_told_with_what_is_allowed(refused, old, new, line):
+    assert old in GOOD
+    header, problem = refused(GOOD.replace(old, new)).splitlines()
+    assert problem.startswith(f"  FILE:{line}")
+
+
+def test_a_check_of_several_sections_speaks_for_itself_at_the_line_to_change(refused):
+    message = refused(GOOD + "  dropout: 0.1\ntuning:\n  method: linear-probe\n")
+    assert message.splitlines()[1].startswith("  FILE:11: tuning.method: linear-probe computes features once")
+
+
+def test_an_empty_section_means_its_defaults(write):
+    assert load_recipe(write(GOOD + "train:\nevaluation: {}\ntuning:\n")) == load_recipe(write(GOOD))
+
+
+def test_ten_thousand_unknown_keys_give_a_short_message_quickly(refused):
+    message = refused(GOOD + "".join(f"key{number}: 1\n" for number in range(10_000)))
+    assert message.startswith("FILE is not a valid recipe (10000 problems):")
+    assert message.endswith("\n  and 9950 more")
+
+
+# Overrides
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(write):
+    path = write(GOOD + "train: {epochs: 7, batch_size: 8}\n")
+    train = load_recipe(path, ["train.epochs=9", "train.learning_rate=1e-3", "train.epochs=10"]).train
+    assert (train.epochs, train.batch_size, train.learning_rate, train.seed) == (10, 8, 0.001, 0)
+
+
+def test_overrides_make_missing_sections_and_replace_whole_values(write):
+    overrides = ["tuning.method=lora", "tuning.rank=4", "data.split={seed: 3}", "task.labels.1=bad", "model.license="]
+    recipe = load_recipe(write(GOOD + "  license: x\ntuning:\n"), overrides)
+    assert isinstance(recipe.tuning, LoraTuning)
+    assert (recipe.tuning.rank, recipe.data.split.seed, recipe.model.license) == (4, 3, None)
+    assert recipe.task.labels == {1: "bad", 5: "positive"}
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.epochs", "--set train.epochs: there is no value; write --set section.key=value"),
+        ("=3", "--set : a key is empty"),
+        ("train..epochs=3", "--set train..epochs: a key is empty"),
+        ("data.source.x=3", "--set data.source.x: data.source is 'reviews.csv', which has no keys in it"),
+        ("data.columns.text.0=x", "--set data.columns.text.0: data.columns.text is a list, which has no keys in it"),
+        ("train.epochs=many", "--set train.epochs: train.epochs: 'many' is not allowed; expected a whole number"),
+        ("train={epoch: 1}", "--set train: train.epoch: unknown key; did you mean 'epochs'?"),
+        ("data.columns={text: a}", "--set data.columns: data.columns.label: missing; expected a list"),
+        (".".join("a" * 5000) + "=1", "--set a.a.a"),
+    ],
+)
+def test_a_wrong_override_is_named_as_it_was_typed(refused, override, line):
+    header, problem = refused(GOOD, override).splitlines()
+    assert header == "FILE is not a valid recipe (1 problem):"
+    assert problem.startswith(f"  {line}")
+
+
+@pytest.mark.parametrize("override", ["train.epochs=012", "train.epochs=[", "train.epochs=*x", "train.epochs=!!int 3"])
+def test_override_values_follow_the_rules_of_the_file(refused, override):
+    assert refused(GOOD, override).startswith("--set train.epochs: ")
+
+
+def test_problems_of_file_and_overrides_come_in_one_message_in_reading_order(refused):
+    message = refused(GOOD + "train:\n  epochs: 0\n  epoch: 0\n", "model.backbone", "task.multi_label=3")
+    places = [line.split(": ")[0] for line in message.splitlines()[1:]]
+    assert places == ["  FILE:10", "  FILE:11", "  --set model.backbone", "  --set task.multi_label"]
+
+
+# Files
+
+
+def test_a_missing_file_is_named_with_the_shipped_recipes_and_how_to_copy_one(tmp_path):
+    with pytest.raises(RecipeError, match="nope.yaml does not exist") as caught:
+        load_recipe(tmp_path / "nope.yaml")
+    assert "hftoolkit recipes copy NAME DEST" in str(caught.value)
+    assert all(recipe.name in str(caught.value) for recipe in list_recipes())
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000])
+def test_what_cannot_be_opened_is_refused_by_name(tmp_path, name):
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / name)
+
+
+def test_a_reinforcement_learning_recipe_is_told_apart(refused):
+    message = refused("environment: {id: CartPole-v1}\nalgorithm: {kind: dqn}\ntrain: {seed: 0}\n")
+    assert "is a reinforcement-learning recipe" in message
+    assert "finetune does not run those" in message
+
+
+# Dump, differences, schema
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("tuning={method: lora, alpha: 32, lora_plus_ratio: 16}", "train.trackers=[wandb]", "train.learning_rate=5e-6"),
+        ("tuning={method: last-layers, layers: 2}", "data.columns.text='null'", "data.missing_values=[]"),
+        ("task.labels={true: 'no', 2.5: \"a: 'b' #\\n\", '012': '~', é: ü}", "data.template='{a}: {b}'"),
+        ("task.labels={}", "model.backbone='pypi:a==1.0/b c'", "data.split={train: a, test: '0.5'}"),
+    ],
+)
+def test_a_dumped_recipe_is_complete_and_loads_equal(write, overrides):
+    recipe = load_recipe(write(GOOD), overrides)
+    text = dump_recipe(recipe)
+    again = load_recipe(write(text))
+    assert again == recipe
+    assert differences(again, recipe) == []
+    assert repr(again) == repr(recipe)  # equal keys may differ in type or order
+    knobs = {name for section in _sections(recipe) for name in type(section).model_fields}
+    assert knobs <= set(re.findall(r"^ *(\w+):", text, re.MULTILINE))
+
+
+def _sections(section: Section) -> list[Section]:
+    children = [getattr(section, name) for name in type(section).model_fields]
+    return [section, *(inner for child in children if isinstance(child, Section) for inner in _sections(child))]
+
+
+def test_differences_name_each_changed_knob_with_both_values(write):
+    a = load_recipe(write(GOOD))
+    b = load_recipe(write(GOOD), ["train.epochs=9", "tuning.method=lora", "tuning.rank=4"])
+    found = differences(a, b)
+    assert found[:2] == ["tuning.method: full -> lora", "train.epochs: 3 -> 9"]
+    assert "tuning.rank: (absent) -> 4" in found
+
+
+def test_the_order_of_labels_is_a_difference(write):
+    a = load_recipe(write(GOOD))
+    b = load_recipe(write(GOOD), ["task.labels={5: positive, 1: negative}"])
+    assert differences(a, b) == ["task.labels: {1: negative, 5: positive} -> {5: positive, 1: negative}"]
+
+
+def test_the_json_schema_names_its_dialect_and_describes_each_knob():
+    schema = json_schema()
+    assert (schema["$schema"], schema["title"]) == ("https://json-schema.org/draft/2020-12/schema", "hftoolkit recipe")
+    assert schema["$defs"]["Train"]["properties"]["epochs"]["description"]
+    schema.clear()
+    assert json_schema()["title"] == "hftoolkit recipe"
+
+
+def _fields() -> list[tuple[type[Section], str, FieldInfo]]:
+    """Return every field of every section, found from the section base, each once."""
+    todo, found = [Section], []
+    while todo:
+        section = todo.pop()
+        todo += section.__subclasses__()
+        found += [(section, name, field) for name, field in section.model_fields.items()]
+    assert len(found) > 50
+    return found
+
+
+@pytest.mark.parametrize(("section", "name", "field"), _fields())
+def test_each_knob_has_a_description_and_each_number_a_bound(section, name, field):
+    # A section and a tag are described by the docstring of the class they name.
+    is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    described = field.annotation.__doc__ if is_section else field.description
+    assert described or (name in ("kind", "method") and section.__doc__)
+    node = section.model_json_schema()["properties"][name]
+    for member in node.get("anyOf", [node]):
+        if member.get("type") in ("integer", "number"):
+            assert {"minimum", "exclusiveMinimum"} & member.keys(), "no lower bound"
+
+
+# Nothing but RecipeError
+
+
+def _knobs(data: dict[Any, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    nested = [
+        _knobs(value, (*path, key)) if key != "labels" and isinstance(value, dict) else [(*path, key)]
+        for key, value in data.items()
+    ]
+    return [knob for knobs in nested for knob in knobs]
+
+
+TUNINGS = ("full", "lora", "linear-probe", "last-layers, layers: 1")
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("bad", [".nan", "-3", "{x: [1]}", "[[1]]", "!!python/name:os.system ''", "*x", "&x 1", "012"])
+def test_a_value_wrong_for_any_knob_is_refused_with_its_key_and_line(tmp_path, tuning, bad):
+    base = read_yaml(GOOD + f"tuning: {{method: {tuning}}}\n", "x").data
+    (tmp_path / "base.yaml").write_text(write_yaml(base))
+    complete = load_recipe(tmp_path / "base.yaml").model_dump()
+    knobs = _knobs(complete)
+    assert len(knobs) > 40
+    for knob in knobs:
+        lines = write_yaml(_replaced(complete, knob, "BAD")).replace("BAD", bad).splitlines()
+        (tmp_path / "bad.yaml").write_text("\n".join(lines))
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(tmp_path / "bad.yaml")
+        place = re.search(rf"bad\.yaml:(\d+): {re.escape('.'.join(knob))}[.:]", str(caught.value))
+        assert place, f"{knob} is not named: {caught.value}"
+        assert lines[int(place[1]) - 1].strip().startswith(f"{knob[-1]}:")
+
+
+def _replaced(data: dict[Any, Any], path: tuple[str, ...], value: object) -> dict[Any, Any]:
+    key, *rest = path
+    return {**data, key: _replaced(data[key], tuple(rest), value) if rest else value}
+
+
+def test_damaged_files_give_a_recipe_or_a_recipe_error(write):
+    draw = random.Random(0)
+    junk = [
+        b"\xff",
+        b"*a",
+        b"&a ",
+        b"!!python/object:os.x ",
+        b"[",
+        b"{",
+        b"\t",
+        b"012",
+        b": ",
+        b"\n",
+        b"'",
+        b'"\\',
+        b"#",
+    ]
+    junk += [
+        b"~",
+        b".nan",
+        b"-",
+        b"? ",
+        b"|",
+        b">",
+        b"%",
+        b"@",
+        b"\x00",
+        b"\xe2\x80\xa8",
+        b"<<: ",
+        b"---\n",
+        b", ",
+        b"}",
+    ]
+    num_refused = 0
+    for _ in range(300):
+        text = bytearray((GOOD + "tuning: {method: lora, rank: 8}\ntrain:\n  epochs: 3\n").encode())
+        for _ in range(draw.randint(1, 3)):
+            start = draw.randrange(len(text))
+            text[start : start + draw.choice((0, 0, 1, 9))] = draw.choice(junk)
+        try:
+            load_recipe(write(bytes(text)))
+        except RecipeError as error:
+            num_refused += 1
+            assert "my.yaml" in str(error)
+    assert num_refused > 150
+
+
+# Shipped recipes
+
+
+def test_every_shipped_recipe_loads_and_has_a_title():
+    recipes = list_recipes()
+    assert recipes
+    for recipe in recipes:
+        assert isinstance(load_recipe(shipped.recipes_directory() / f"{recipe.name}.yaml"), Recipe)
+        assert recipe.title and "hftoolkit" not in recipe.title
+
+
+@pytest.fixture
+def one_shipped(tmp_path, monkeypatch):
+    """Lay a package out as an installed wheel has it, with one recipe."""
+    folder = tmp_path / "site-packages" / "hftoolkit" / "recipes"
+    folder.mkdir(parents=True)
+    (folder / "tiny.yaml").write_text("# A title.   hftoolkit finetune tiny.yaml\n" + GOOD)
+    monkeypatch.setattr(shipped, "__file__", str(folder.parent / "recipe" / "shipped.py"))
+    return folder
+
+
+def test_recipes_are_found_in_the_package_first_then_beside_it(one_shipped, tmp_path):
+    beside = tmp_path / "site-packages" / "recipes"
+    beside.mkdir()
+    assert shipped.recipes_directory() == one_shipped
+    assert list_recipes() == [("tiny", "A title.")]
+    one_shipped.rename(tmp_path / "gone")
+    assert shipped.recipes_directory() == beside
+    beside.rmdir()
+    with pytest.raises(EnvironmentFault):
+        list_recipes()
+
+
+def test_an_unknown_shipped_name_suggests_the_right_one(one_shipped):
+    assert read_recipe_text("tiny").endswith(GOOD)
+    for name in ("tinny", "tiny.yaml", "../recipes/tiny"):
+        with pytest.raises(RecipeError, match="did you mean tiny"):
+            read_recipe_text(name)
+    with pytest.raises(RecipeError, match="there are: tiny"):
+        read_recipe_text("")
+
+
+def test_a_copy_goes_to_a_folder_or_a_new_file_and_never_overwrites(one_shipped, tmp_path):
+    assert copy_recipe("tiny", tmp_path) == tmp_path / "tiny.yaml"
+    assert copy_recipe("tiny", tmp_path / "new" / "folder") == tmp_path / "new" / "folder" / "tiny.yaml"
+    mine = copy_recipe("tiny", tmp_path / "deep" / "mine.yml")
+    assert (mine.name, mine.read_text()) == ("mine.yml", read_recipe_text("tiny"))
+    mine.write_text("edited")
+    for destination in (mine, tmp_path, mine / "below"):
+        with pytest.raises((RecipeError, EnvironmentFault), match=re.escape(str(tmp_path))):
+            copy_recipe("tiny", destination)
+    assert mine.read_text() == "edited"
+
+
+def test_reading_a_recipe_imports_no_torch():
+    heavy = "{'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
+    code = f"import sys; from hftoolkit.recipe import load_recipe, list_recipes; list_recipes(); print({heavy})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
+def test_all_methods_are_reachable_by_name(write):
+    classes = [type(load_recipe(write(GOOD), [f"tuning={{method: {tuning}}}"]).tuning) for tuning in TUNINGS]
+    assert classes == [FullTuning, LoraTuning, LinearProbe, LastLayers]

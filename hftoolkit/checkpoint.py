@@ -69,7 +69,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         if _sha256(path / WEIGHTS) != manifest["sha256"][WEIGHTS]:
             raise DataError(f"checkpoint {path} is damaged: {WEIGHTS} does not have the hash in {MANIFEST}")
         return load_file(path / WEIGHTS)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise DataError(f"checkpoint {path} cannot be read: {error}") from error
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from hftoolkit.errors import HFToolkitError
+from hftoolkit.errors import DataError, HFToolkitError, RecipeError
 
 if TYPE_CHECKING:
     from hftoolkit.contracts import Emit, Table
@@ -94,18 +94,23 @@ def finetune(
 @app.command()
 def evaluate(
     run_folder: RunFolder,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="train, validation or test. Default: test."),
+    ] = None,
     data: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Evaluate on all rows of another table with the same columns."),
     ] = None,
 ) -> None:
     """Measure the model of a run again, on one of its splits or on other data."""
+    if split is not None and data is not None:
+        raise RecipeError("--data measures all rows of a table and --split some rows of the run's own; leave out one")
     from hftoolkit import run
     from hftoolkit.render import render_events
 
     with render_events() as emit:
-        run.evaluate(run_folder, split=split, source=data, emit=emit)
+        run.evaluate(run_folder, split=split or "test", source=data, emit=emit)
 
 
 @app.command()
@@ -120,10 +125,20 @@ def predict(
     """Write the label and the probability of each class for each row, in the same order."""
     from hftoolkit import run
 
-    lines = [line.rstrip("\n") for line in sys.stdin] if input_ == "-" else None
+    lines = _read_lines() if input_ == "-" else None
     text = run.predict(run_folder, Path(input_), lines=lines, output=output)
     if text:
         typer.echo(text, nl=False)
+
+
+def _read_lines() -> list[str]:
+    """Return the lines of standard input; only a line feed ends one, so that a row is a row as in ``wc -l``."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"line {line} of standard input is not UTF-8; convert it, for example with iconv") from error
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 @app.command()

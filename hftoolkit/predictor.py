@@ -56,10 +56,13 @@ class Predictor:
         """Load ``model/`` and check that it has the classes in labels.json.
 
         Raises:
-            DataError: the run holds no finished model, or another one than its labels.
+            DataError: the run did not finish, or holds another model than its labels.
         """
-        if not (run.model / "config.json").is_file():
-            raise DataError(f"{run.root} holds no finished model (no {run.model}); see {run.status} for what happened")
+        state = read_json(run.status)
+        if state.get("state") != "done":
+            why = f" ({state['reason']})" if state.get("reason") else ""
+            raise DataError(f"{run.root} is {state.get('state')}{why}, so its model cannot be used; name a finished run")
+        self._run = run
         self.recipe: Recipe = load_recipe(run.recipe)
         self.labels = LabelSet.from_json(read_json(run.labels))
         self._model, self._tokenizer = load_saved_classifier(run.model)
@@ -72,9 +75,12 @@ class Predictor:
         """Predict texts, or rows with the text columns of the recipe, in order.
 
         Raises:
-            DataError: a column is missing, or a row has no text and the recipe says ``on_bad_rows: error``.
+            DataError: these are no rows, a column is missing, or a row has no text and the recipe says
+                ``on_bad_rows: error``.
         """
-        if not rows:
+        if isinstance(rows, str | Mapping):
+            raise DataError("predict takes a list of rows; write predict([row]) for one")
+        if len(rows) == 0:
             return []
         return self._predict(self._texts(rows))
 
@@ -94,7 +100,10 @@ class Predictor:
     def _texts(self, rows: Sequence[str] | Sequence[Mapping[str, Any]]) -> list[str]:
         """Return one text a row, empty for those to skip."""
         names = self.recipe.data.columns.text
-        if isinstance(rows[0], str):
+        kinds = {type(row).__name__ for row in rows if not isinstance(row, Mapping)}
+        if kinds and not all(isinstance(row, str) for row in rows):
+            raise DataError(f"rows are all texts or all dicts with {', '.join(names)}; found {', '.join(sorted(kinds))}")
+        if kinds:
             columns: dict[str, list[Any]] = {name: [""] * len(rows) for name in names} | {names[-1]: list(rows)}
         else:
             missing = [name for name in names if not all(name in row for row in rows)]
@@ -103,7 +112,7 @@ class Predictor:
             columns = {name: [row[name] for row in rows] for name in names}  # type: ignore[index]
         texts, bad = clean_texts(columns, self.recipe.data)
         if bad and self.recipe.data.on_bad_rows == "error":
-            raise DataError(describe_bad_texts(bad, len(rows)))
+            raise DataError(f"{describe_bad_texts(bad, len(rows))} in {self._run.recipe}")
         return texts
 
     def _predict(self, texts: Sequence[str]) -> list[Prediction]:
@@ -129,10 +138,16 @@ def load_predictor(path: Path) -> Predictor:
 
 
 def predict_file(predictor: Predictor, source: Path) -> list[Prediction]:
-    """Predict every row of a table file, in its order."""
+    """Predict every row of a table file, in its order.
+
+    Raises:
+        DataError: there is no such file, or it cannot be used.
+    """
+    if not source.exists():
+        raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
     table = read_table(source)
     names = predictor.recipe.data.columns.text
-    require_columns(table, names, "data.columns.text")
+    require_columns(table, names, f"the header: the model reads {', '.join(names)}")
     rows = [
         dict(zip(names, cells, strict=True)) for cells in zip(*(table.columns[name] for name in names), strict=True)
     ]
@@ -148,15 +163,26 @@ def prediction_columns(predictions: Sequence[Prediction], names: Sequence[str]) 
     return columns | {f"p({name})": [p.probabilities.get(name) for p in predictions] for name in names}
 
 
+def check_output(path: Path, source: Path) -> None:
+    """Refuse what cannot become a prediction file, before the work is done.
+
+    Raises:
+        RecipeError: an unknown ending, a missing folder, or the input itself.
+    """
+    if path.suffix not in OUTPUT_FORMATS:
+        raise RecipeError(f"--output {path.name}: the ending must be one of {', '.join(OUTPUT_FORMATS)}")
+    if not path.parent.is_dir():
+        raise RecipeError(f"--output {path}: there is no folder {path.parent}; make it, or name another one")
+    if path.exists() and source.exists() and path.samefile(source):
+        raise RecipeError(f"--output {path} is the input itself; name another file")
+
+
 def write_prediction_file(columns: Mapping[str, Sequence[Any]], path: Path) -> None:
     """Write a prediction table as CSV, JSONL or Parquet, by the ending of ``path``.
 
     Raises:
-        RecipeError: another ending.
         EnvironmentFault: the file cannot be written.
     """
-    if path.suffix not in OUTPUT_FORMATS:
-        raise RecipeError(f"--output {path.name}: the ending must be one of {', '.join(OUTPUT_FORMATS)}")
     try:
         if path.suffix == ".parquet":
             write_table(columns, path)

@@ -6,16 +6,20 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from hftoolkit.contracts import Emit, Evaluated, Event, Message, StepDone, Table
 
 PLAIN_LINES = 20  # progress lines of a whole run where there is no terminal to draw a bar in
+PLAIN_WIDTH = 500  # columns of a file or a pipe: wide enough to cut no table
 
 
 @contextmanager
 def render_events() -> Iterator[Emit]:
     """Yield a function that shows events: a live bar in a terminal, lines elsewhere."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -39,11 +43,12 @@ class _Renderer:
     def __call__(self, event: Event) -> None:
         match event:
             case Message(text, level):
-                self._console.print(f"[yellow]warning:[/] {_escape(text)}" if level == "warning" else _escape(text))
+                warning = Text("warning: ", style="yellow") if level == "warning" else Text()
+                self._console.print(warning + Text(text), soft_wrap=True)
             case Table():
                 self._console.print(_table(event))
             case Evaluated():
-                self._console.print(_evaluation(event))
+                self._console.print(Text(_evaluation(event)), soft_wrap=True)
             case StepDone():
                 self._step(event)
 
@@ -58,18 +63,14 @@ class _Renderer:
 
 
 def _table(table: Table) -> RichTable:
-    drawn = RichTable(title=table.title, title_justify="left")
+    drawn = RichTable(title=Text(table.title), title_justify="left")
     for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
+        drawn.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(_escape(cell) for cell in row))
+        drawn.add_row(*map(Text, row))
     return drawn
 
 
 def _evaluation(event: Evaluated) -> str:
     shown = [f"{name} {value:.4f}" for name, value in event.metrics.items() if "/" not in name]
     return f"validation at step {event.step}: {'  '.join(shown)}{'  (best so far)' if event.is_best else ''}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -27,6 +27,7 @@ from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.predictor import (
     Predictor,
     as_csv,
+    check_output,
     load_predictor,
     predict_file,
     prediction_columns,
@@ -156,7 +157,8 @@ def prepare_with(recipe: Recipe, splits: TextSplits, weights: Resolved, *, emit:
     _tell_about_truncation(task, recipe.model.max_length, emit)
     tuned = apply_tuning(backbone, recipe.tuning)
     emit(trainable_table(tuned.model))
-    emit(Message(f"{accelerator.device.type}, precision {accelerator.mixed_precision}, attention {kernel}"))
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    emit(Message(f"{accelerator.device.type}, precision {precision}, attention {kernel}"))
     return Job(task, backbone, tuned, Inference(task, accelerator), weights)
 
 
@@ -236,6 +238,8 @@ def _labelled_texts(predictor: Predictor, folder: Path, split: str, source: str 
 
 def predict(folder: Path, source: Path, *, lines: list[str] | None, output: Path | None) -> str:
     """Predict a table file, or ``lines`` of text; write ``output``, or return the CSV text if it is None."""
+    if output is not None:
+        check_output(output, source)
     predictor = load_predictor(folder)
     predictions = predict_file(predictor, source) if lines is None else predictor.predict(lines)
     columns = prediction_columns(predictions, predictor.labels.names)

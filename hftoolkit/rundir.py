@@ -5,8 +5,10 @@ runs/NAME/  recipe.yaml environment.json data.json labels.json metrics.jsonl tra
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,7 +119,7 @@ class RunDir:
         match event:
             case StepDone() | Evaluated():
                 kind = "step" if isinstance(event, StepDone) else "evaluation"
-                _append(self.metrics, json.dumps({"event": kind, **asdict(event)}))
+                _append(self.metrics, json.dumps({"event": kind, **_finite(asdict(event))}, allow_nan=False))
             case Message(text, level):
                 _append(self.log, f"{_now()} {level}: {text}")
             case Table(title, columns, rows):
@@ -137,7 +139,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is a file, there is nothing to remove and no way to ask
+            part.unlink()
         raise EnvironmentFault(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -165,6 +168,13 @@ def _first_free(parent: Path, name: str) -> Path:
             number += 1
         else:
             return path
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put null for what JSON has no number for, such as the gradient norm of a step that fp16 skipped."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
 
 
 def _append(path: Path, line: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
@@ -99,8 +100,11 @@ def make_accelerator(precision: str) -> Accelerator:
     """
     # The plugin is passed as an object because an environment variable overrides the plain number.
     plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
+    # Accelerate keeps the precision of the first Accelerator of a process and refuses any other.
+    AcceleratorState._reset_state()
     device = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin).device
     resolved = choose_precision(precision, device)
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision="no" if resolved == "fp32" else resolved, gradient_accumulation_plugin=plugin
     )
@@ -153,12 +157,12 @@ def fit(
 
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
-        TrainingError: a loss or gradient is not finite; nothing was updated with it.
+        TrainingError: a loss or gradient is not finite, and nothing was updated with it; or memory ran out.
         Interrupted: SIGINT or SIGTERM arrived; the best weights so far are in the run's checkpoints.
     """
     _check_metric(task, evaluation.best_by)
     loop = _Loop(task, model, rate_scales, train, evaluation, accelerator, run.checkpoints, emit)
-    with _tracked(loop, run), _deferred_signals() as received:
+    with _tracked(loop, run), _deferred_signals() as received, _memory_watched(loop):
         for micro_batches in loop.steps():
             loop.train_step(micro_batches)
             if not received and loop.is_evaluation_due():
@@ -232,6 +236,14 @@ class _Loop:
         """The model, or its moving average where there is one: what is evaluated and kept."""
         return self.model if self.average is None else self.average.module
 
+    @property
+    def kept_weights(self) -> str:
+        return f"the best weights so far are in {self.best.path}" if self.best else "no weights were kept yet"
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.train.micro_batch_size or self.train.batch_size
+
     def steps(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each optimizer step of the run."""
         self.mark = time.perf_counter()
@@ -248,7 +260,7 @@ class _Loop:
             lengths=self.rows.lengths if self.train.length_buckets else None,
             weights=self.rows.sampling_weights,
         )
-        size = self.train.micro_batch_size or self.train.batch_size
+        size = self.micro_batch_size
         split = [[step[start : start + size] for start in range(0, len(step), size)] for step in plan]
         flat = [micro for step in split for micro in step]
         batches = iter(_loader(self.rows, flat, self.task.datasets().collate, workers=self.train.num_workers))
@@ -302,10 +314,9 @@ class _Loop:
         skips_overflows = self.accelerator.scaler is not None  # fp16: the scaler drops such a step and tries smaller
         if math.isfinite(loss) and (math.isfinite(gradient_norm) or skips_overflows):
             return
-        kept = f"the best weights so far are in {self.best.path}" if self.best else "no weights were kept yet"
         raise TrainingError(
-            f"step {self.step + 1}: loss {loss}, gradient norm {gradient_norm}; stopped before the update, {kept}. "
-            "A lower train.learning_rate or train.precision: fp32 usually helps"
+            f"step {self.step + 1}: loss {loss}, gradient norm {gradient_norm}; stopped before the update, "
+            f"{self.kept_weights}. A lower train.learning_rate or train.precision: fp32 usually helps"
         )
 
     def is_evaluation_due(self) -> bool:
@@ -337,11 +348,8 @@ class _Loop:
         """Make sure that some weights are kept, and return what to raise."""
         if self.best is None:
             self.keep({})
-        assert self.best is not None
         name = signal.Signals(signal_number).name
-        return Interrupted(
-            f"{name} at step {self.step}; the best weights so far are in {self.best.path}", signal_number
-        )
+        return Interrupted(f"{name} at step {self.step}; {self.kept_weights}", signal_number)
 
     def finish(self) -> Fitted:
         """Put the best weights into the model and report."""
@@ -422,10 +430,31 @@ def _start_tracker(name: str, run: RunDir) -> GeneralTracker:
             f"train.trackers names {name}, which is not installed: pip install 'hftoolkit[trackers]'"
         )
     run.tracking.mkdir(parents=True, exist_ok=True)
+    tracker: GeneralTracker
     if name == "tensorboard":
-        return TensorBoardTracker(run.root.name, logging_dir=run.tracking)
-    # Without a mode of the user's own, offline: it asks for no account and sends nothing.
-    return WandBTracker("hftoolkit", dir=run.tracking, name=run.root.name, mode=os.environ.get("WANDB_MODE", "offline"))
+        tracker = TensorBoardTracker(run.root.name, logging_dir=run.tracking)
+    else:
+        # Without a mode of the user's own, offline: it asks for no account and sends nothing.
+        mode = os.environ.get("WANDB_MODE", "offline")
+        tracker = WandBTracker("hftoolkit", dir=run.tracking, name=run.root.name, mode=mode)
+    tracker.start()
+    return tracker
+
+
+@contextmanager
+def _memory_watched(loop: _Loop) -> Iterator[None]:
+    """Say what to change when memory runs out. On a CPU, PyTorch tells that by the words of the message alone."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = ("not enough memory", "can't allocate memory")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(word in str(error) for word in words):
+            raise
+        raise TrainingError(
+            f"step {loop.step + 1}: out of memory, {loop.kept_weights}. A train.micro_batch_size below "
+            f"{loop.micro_batch_size} needs less and trains the same; "
+            "so do a shorter model.max_length and model.gradient_checkpointing: true, which cost something"
+        ) from error
 
 
 @contextmanager

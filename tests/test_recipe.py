@@ -8,29 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
-from ruamel.yaml import YAML
 
-from hftoolkit.errors import EnvironmentFault, RecipeError
+from hftoolkit.errors import RecipeError
 from hftoolkit.recipe import (
     FullTuning,
     LastLayers,
     LinearProbe,
     LoraTuning,
-    Recipe,
-    copy_recipe,
     differences,
     dump_recipe,
     json_schema,
     list_recipes,
     load_recipe,
-    read_recipe_text,
-    shipped,
 )
 from hftoolkit.recipe.sections import Section
-from hftoolkit.recipe.yaml_file import MAX_BYTES, MAX_KEY_CHARACTERS, read_value, read_yaml, write_yaml
+from hftoolkit.recipe.yaml_file import MAX_BYTES, read_yaml, write_yaml
 
 GOOD = """\
 task:
@@ -68,85 +61,7 @@ def refused(write):
     return message
 
 
-# Reading YAML
-
-
-def test_scalars_mean_what_yaml_1_2_says():
-    text = "a: 1e-3\nb: 1.0e-4\nc: no\nd: on\ne: 22:22\nf: 2024-01-31\ng: 1_000\nh: 0x1F\ni: 0o17\nj: .5\nk: '012'\nl:\nm: +12"
-    values = [0.001, 0.0001, "no", "on", "22:22", "2024-01-31", "1_000", 31, 15, 0.5, "012", None, 12]
-    data = read_yaml(text, "x").data
-    assert list(data.values()) == values
-    assert [type(value) for value in data.values()] == [type(value) for value in values]
-
-
-def test_scalars_mean_what_another_yaml_1_2_reader_says():
-    draw, other = random.Random(0), YAML(typ="safe", pure=True)
-    texts = ["".join(draw.choices("0123456789.eE+-xoabfn:~", k=draw.randint(1, 6))) for _ in range(1500)]
-    # ruamel takes 012 for 12, which is refused here, and .4e3 for text, against the specification.
-    texts = [text for text in texts if not re.fullmatch(r"[-+]?0\d+|\+0x.*|\.\d+[eE]\d+", text)]
-    num_compared = 0
-    for text in texts:
-        try:
-            theirs = other.load(text)
-        except Exception:
-            continue
-        if not isinstance(theirs, dict | list):
-            ours = read_value(text, "x")
-            assert (ours, type(ours)) == (theirs, type(theirs)), text
-            num_compared += 1
-    assert num_compared > 500
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "says"),
-    [
-        ("a: 1\nb:\n  c: 2\n  c: 3\n", 4, "b.c: duplicate key, first on line 3"),
-        ("1: a\ntrue: b\n", 2, "duplicate key"),  # equal in Python, so one would swallow the other
-        ("a: 1\nb: &x [1]\n", 2, "b: the anchor &x is refused"),
-        ("a: 1\nb: *x\n", 2, "b: the alias *x is refused"),
-        ("a: !!python/object/apply:os.system [ls]\n", 1, "a: the tag"),
-        ("a: !!int 3\n", 1, "a: the tag"),
-        ("a: ! 3\n", 1, "a: the tag"),
-        ("!!map\na: 1\n", 1, "the tag"),
-        ("a: 1\n---\nb: 1\n", 2, "second document"),
-        ("%YAML 1.1\n---\na: 1\n", 1, "directives"),
-        ("a: 012\n", 1, "a: 012 starts with a zero"),
-        ("a: -012\n", 1, "a: -012 starts with a zero"),
-        ("a: " + "9" * 5000 + "\n", 1, "too long a number"),
-        ("", 1, "nothing in it"),
-        ("# only this\n", 1, "nothing in it"),
-        ("- 1\n", 1, "no mapping"),
-        ("text\n", 1, "no mapping"),
-        ("? [1]\n: 2\n", 1, "a key must be one word"),
-        ("a: {{x: 1}: 2}\n", 1, "a: a key must be one word"),
-        ("a: 1\n" + "k" * (MAX_KEY_CHARACTERS + 1) + ": 1\n", 2, "longer than"),
-        ("a:\n\tb: 1\n", 2, "indent with spaces"),
-        ("a: 1\nb: c: d\n", 2, "quote a text that holds ': '"),
-        ("a: 1\nb: 'x\nc: 3\n", 2, "never closed"),
-        ("a: 1\nb: [1, 2\n", 2, "never closed"),
-        ('a: "\\q"\n', 1, "unknown escape"),
-        ('a: "\\U99999999"\n', 1, "no Unicode character"),
-        ('a: "\\ud800"\n', 1, "a: the text holds a character"),
-        ('a: "\\0"\n', 1, "a: the text holds a character"),
-        ("a: \x01\n", 1, "control character"),
-        ("a: " + "[" * 5000, 1, "nested deeper"),
-        ("a: " + "{b: " * 5000, 1, "nested deeper"),
-        ("- " * 5000, 1, "nested deeper"),
-    ],
-)
-def test_what_is_not_a_plain_mapping_is_refused_in_one_line_with_its_place(text, line, says):
-    with pytest.raises(RecipeError) as caught:
-        read_yaml(text, "FILE")
-    message = str(caught.value)
-    assert message.startswith(f"FILE:{line}: ")
-    assert says in message
-    assert "\n" not in message
-
-
-def test_lines_are_counted_from_one_for_keys_and_entries():
-    lines = read_yaml("\n# c\na:\n  b: 1\n  c: {d: [1,\n  2]}\n", "x").lines
-    wanted = {("a",): 3, ("a", "b"): 4, ("a", "c"): 5, ("a", "c", "d"): 5}
-    assert lines == wanted | {("a", "c", "d", 0): 5, ("a", "c", "d", 1): 6}
+# Files that are no recipes
 
 
 def test_bytes_that_are_not_utf_8_are_refused_with_their_line(refused):
@@ -163,35 +78,6 @@ def test_a_file_over_one_mebibyte_is_refused_unread(refused):
     assert "larger than" in refused(GOOD + "#" * MAX_BYTES)
 
 
-@given(
-    st.dictionaries(
-        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=MAX_KEY_CHARACTERS)
-        | st.integers(-(2**60), 2**60)
-        | st.none(),
-        st.recursive(
-            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
-            | st.sampled_from(
-                ["no", "012", "1e-3", "null", "~", "- a", "a: b", "a #b", "a ", " a", "{", "---", "=", "<<"]
-            )
-            | st.floats(allow_nan=False)
-            | st.booleans()
-            | st.none(),
-            lambda inner: (
-                st.lists(inner, max_size=3) | st.dictionaries(st.text("ab1: ", max_size=5), inner, max_size=3)
-            ),
-            max_leaves=6,
-        ),
-        min_size=1,
-        max_size=4,
-    )
-)
-@example({"\x85\u2028\xa0\ufeff": 1e-05, "\U0010ffff" * MAX_KEY_CHARACTERS: -0.0})
-@settings(max_examples=120, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-def test_written_yaml_reads_back_equal_and_in_order(data):
-    text = write_yaml(data)
-    assert repr(read_yaml(text, "x").data) == repr(data)
-
-
 # What a recipe error says
 
 
@@ -200,37 +86,34 @@ def test_five_mistakes_are_named_in_one_message_with_their_lines(refused):
         "task:\n"
         "  kind: text-classification\n"
         "data:\n"
-        "  sources: reviews.csv\n"  # line 4
+        "  source: reviews.csv\n"
         "  columns: {text: Review, label: Rating}\n"
+        "  on_bad_row: skip\n"  # line 6
         "model:\n"
         "  backbone: some/model\n"
-        "  max_length: '128'\n"  # line 8
+        "  max_length: '128'\n"  # line 9
         "tuning:\n"
-        "  method: lorra\n"  # line 10
+        "  method: lorra\n"  # line 11
         "train:\n"
-        "  lerning_rate: 1e-3\n"  # line 12
-        "  epochs: 0\n"  # line 13
+        "  lerning_rate: 1e-3\n"  # line 13
+        "  epochs: 0\n"  # line 14
     )
     assert message.splitlines() == [
-        "FILE is not a valid recipe (6 problems):",
-        "  FILE:3: data.source: missing; expected text that is not empty",
-        "  FILE:4: data.sources: unknown key; did you mean 'source'?",
-        "  FILE:8: model.max_length: '128' is not allowed; expected a whole number, at least 4 and at most 131072; "
+        "FILE is not a valid recipe (5 problems):",
+        "  FILE:6: data.on_bad_row: unknown key; did you mean 'on_bad_rows'?",
+        "  FILE:9: model.max_length: '128' is not allowed; expected a whole number, at least 4 and at most 131072; "
         "drop the quotes",
-        "  FILE:10: tuning.method: 'lorra' is not allowed; choose one of full, lora, linear-probe, last-layers; "
+        "  FILE:11: tuning.method: 'lorra' is not allowed; choose one of full, lora, linear-probe, last-layers; "
         "did you mean 'lora'?",
-        "  FILE:12: train.lerning_rate: unknown key; did you mean 'learning_rate'?",
-        "  FILE:13: train.epochs: 0 is not allowed; expected a whole number, at least 1 and at most 100000",
+        "  FILE:13: train.lerning_rate: unknown key; did you mean 'learning_rate'?",
+        "  FILE:14: train.epochs: 0 is not allowed; expected a whole number, at least 1 and at most 100000",
     ]
 
 
 @pytest.mark.parametrize(
     ("added", "line"),
     [
-        (
-            "train: {epochs: '3'}",
-            "9: train.epochs: '3' is not allowed; expected a whole number, at least 1 and at most ",
-        ),
+        ("train: {epochs: '3'}", "9: train.epochs: '3' is not allowed; expected a whole number, at least 1"),
         ("train: {epochs: 1.5}", "9: train.epochs: 1.5 is not allowed; expected a whole number"),
         ("train: {epochs: }", "9: train.epochs: an empty value is not allowed; expected a whole number, at least 1"),
         ("train: {length_buckets: yes}", "9: train.length_buckets: 'yes' is not allowed; expected true or false"),
@@ -238,10 +121,7 @@ def test_five_mistakes_are_named_in_one_message_with_their_lines(refused):
         ("train: {weight_decay: -1}", "9: train.weight_decay: -1 is not allowed; expected a number, at least 0 and"),
         ("train: {model: x}", "9: train.model: unknown key; did you mean model?"),
         ("train:\n  dropout: 0.1", "10: train.dropout: unknown key; did you mean model.dropout or tuning.dropout?"),
-        (
-            "train: {Learning-Rate: 1}",
-            '9: train."Learning-Rate"'.replace('"', "") + ": unknown key; did you mean 'learn",
-        ),
+        ("train: {Learning-Rate: 1}", "9: train.Learning-Rate: unknown key; did you mean 'learn"),
         ("train: {bootstrap_sample: 1}", "9: train.bootstrap_sample: unknown key; did you mean evaluation.bootstrap_s"),
         ("evaluation: {xyz: 1}", "9: evaluation.xyz: unknown key; allowed: best_by, times_per_epoch"),
         ("evaluation: {1: 1}", "9: evaluation.1: unknown key; allowed: best_by"),
@@ -249,22 +129,13 @@ def test_five_mistakes_are_named_in_one_message_with_their_lines(refused):
         ("evaluation: 3", "9: evaluation: 3 is not allowed; expected a section with the keys best_by"),
         ("learning_rate: 1", "9: learning_rate: unknown key; did you mean train.learning_rate?"),
         ("hub: {}", "9: hub: unknown key; allowed: task, data, model, tuning"),
-        (
-            "train: {schedule: Linear}",
-            "9: train.schedule: 'Linear' is not allowed; choose one of linear, cosine, constant;",
-        ),
+        ("train: {schedule: Linear}", "9: train.schedule: 'Linear' is not allowed; choose one of linear, cosine"),
         ("train: {trackers: wandb}", "9: train.trackers: 'wandb' is not allowed; expected a list"),
-        (
-            "train: {trackers: [wandb,\n x]}",
-            "10: train.trackers.1: 'x' is not allowed; choose one of tensorboard, wandb",
-        ),
+        ("train: {trackers: [wandb,\n x]}", "10: train.trackers.1: 'x' is not allowed; choose one of tensorboard"),
         ("tuning:\n  rank: 8", "9: tuning.method: missing; choose one of full, lora, linear-probe, last-layers"),
         ("tuning: lora", "9: tuning: 'lora' is not allowed; expected a section whose 'method' is one of full, lora"),
         ("tuning: {method: [lora]}", "9: tuning.method: a list is not allowed; choose one of full, lora"),
-        (
-            "tuning: {method: full,\n rank: 8}",
-            "10: tuning.rank: unknown key for method 'full'; it belongs to method lora",
-        ),
+        ("tuning: {method: full,\n rank: 8}", "10: tuning.rank: unknown key for method 'full'; it belongs to method"),
         ("tuning: {method: lora,\n full: 8}", "10: tuning.full: unknown key for method 'lora'; allowed: layer_decay"),
         ("tuning: {method: lora, rank: 0}", "9: tuning.rank: 0 is not allowed; expected a whole number, at least 1"),
         ("tuning: {method: last-layers}", "9: tuning.layers: missing; expected a whole number, at least 1"),
@@ -286,29 +157,17 @@ def test_a_mistake_is_told_with_what_is_allowed(refused, added, line):
         ("1: negative", "~: negative", "3: task.labels.null: a key like this is not allowed; write text, a number"),
         ("label: Rating", "label: 5", "6: data.columns.label: 5 is not allowed; expected a list of at least one entry"),
         ("Review Text]", "[x]]", "6: data.columns.text.1: a list is not allowed; expected text"),
-        (
-            "text-classification",
-            "text-clasification",
-            "2: task.kind: 'text-clasification' is not allowed; choose one of",
-        ),
+        ("text-classification", "text-clasification", "2: task.kind: 'text-clasification' is not allowed;"),
         ("  source: reviews.csv\n", "", "4: data.source: missing; expected text that is not empty"),
         ("  backbone: some/model\n", "", "7: model.backbone: missing; expected text that is not empty"),
         ("model:\n  backbone: some/model\n", "", "1: model: missing; expected a section with the keys backbone"),
-        (
-            GOOD[-5:],
-            "l\n  sha256: abc",
-            "9: model.sha256: 'abc' is not allowed; expected text that matches ^[0-9a-f]{64}$",
-        ),
-        (
-            "data:\n",
-            "data:\n  split: {validation: 1.5}\n",
-            "5: data.split.validation: 1.5 is not allowed; expected a num",
-        ),
+        (GOOD[-5:], "l\n  sha256: abc", "9: model.sha256: 'abc' is not allowed; expected text that matches"),
+        ("data:\n", "data:\n  split: {validation: 1.5}\n", "5: data.split.validation: 1.5 is not allowed; expected"),
     ],
 )
 def test_a_mistake_in_the_required_part_is_told_with_what_is_allowed(refused, old, new, line):
     assert old in GOOD
-    header, problem = refused(GOOD.replace(old, new)).splitlines()
+    _, problem = refused(GOOD.replace(old, new)).splitlines()
     assert problem.startswith(f"  FILE:{line}")
 
 
@@ -321,10 +180,10 @@ def test_an_empty_section_means_its_defaults(write):
     assert load_recipe(write(GOOD + "train:\nevaluation: {}\ntuning:\n")) == load_recipe(write(GOOD))
 
 
-def test_ten_thousand_unknown_keys_give_a_short_message_quickly(refused):
-    message = refused(GOOD + "".join(f"key{number}: 1\n" for number in range(10_000)))
-    assert message.startswith("FILE is not a valid recipe (10000 problems):")
-    assert message.endswith("\n  and 9950 more")
+def test_thousands_of_unknown_keys_give_a_short_message_quickly(refused):
+    message = refused(GOOD + "".join(f"key{number}: 1\n" for number in range(3_000)))
+    assert message.startswith("FILE is not a valid recipe (3000 problems):")
+    assert message.endswith("\n  and 2950 more")
 
 
 # Overrides
@@ -379,7 +238,7 @@ def test_problems_of_file_and_overrides_come_in_one_message_in_reading_order(ref
 
 
 def test_a_missing_file_is_named_with_the_shipped_recipes_and_how_to_copy_one(tmp_path):
-    with pytest.raises(RecipeError, match="nope.yaml does not exist") as caught:
+    with pytest.raises(RecipeError, match=r"nope\.yaml does not exist") as caught:
         load_recipe(tmp_path / "nope.yaml")
     assert "hftoolkit recipes copy NAME DEST" in str(caught.value)
     assert all(recipe.name in str(caught.value) for recipe in list_recipes())
@@ -406,7 +265,7 @@ def test_a_reinforcement_learning_recipe_is_told_apart(refused):
         (),
         ("tuning={method: lora, alpha: 32, lora_plus_ratio: 16}", "train.trackers=[wandb]", "train.learning_rate=5e-6"),
         ("tuning={method: last-layers, layers: 2}", "data.columns.text='null'", "data.missing_values=[]"),
-        ("task.labels={true: 'no', 2.5: \"a: 'b' #\\n\", '012': '~', é: ü}", "data.template='{a}: {b}'"),
+        ("task.labels={true: 'no', 2.5: \"a: 'b' #\\n\", '012': '~', \u00e9: \u00fc}", "data.template='{a}: {b}'"),
         ("task.labels={}", "model.backbone='pypi:a==1.0/b c'", "data.split={train: a, test: '0.5'}"),
     ],
 )
@@ -485,19 +344,18 @@ def _knobs(data: dict[Any, Any], path: tuple[str, ...] = ()) -> list[tuple[str, 
 TUNINGS = ("full", "lora", "linear-probe", "last-layers, layers: 1")
 
 
-@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("tuning", [TUNINGS[1], TUNINGS[3]])  # together they have all knobs
 @pytest.mark.parametrize("bad", [".nan", "-3", "{x: [1]}", "[[1]]", "!!python/name:os.system ''", "*x", "&x 1", "012"])
 def test_a_value_wrong_for_any_knob_is_refused_with_its_key_and_line(tmp_path, tuning, bad):
-    base = read_yaml(GOOD + f"tuning: {{method: {tuning}}}\n", "x").data
-    (tmp_path / "base.yaml").write_text(write_yaml(base))
-    complete = load_recipe(tmp_path / "base.yaml").model_dump()
-    knobs = _knobs(complete)
+    path = tmp_path / "bad.yaml"
+    path.write_text(GOOD + f"tuning: {{method: {tuning}}}\n")
+    base, knobs = read_yaml(path.read_text(), "x").data, _knobs(load_recipe(path).model_dump())
     assert len(knobs) > 40
     for knob in knobs:
-        lines = write_yaml(_replaced(complete, knob, "BAD")).replace("BAD", bad).splitlines()
-        (tmp_path / "bad.yaml").write_text("\n".join(lines))
+        lines = write_yaml(_replaced(base, knob, "BAD")).replace("BAD", bad).splitlines()
+        path.write_text("\n".join(lines))
         with pytest.raises(RecipeError) as caught:
-            load_recipe(tmp_path / "bad.yaml")
+            load_recipe(path)
         place = re.search(rf"bad\.yaml:(\d+): {re.escape('.'.join(knob))}[.:]", str(caught.value))
         assert place, f"{knob} is not named: {caught.value}"
         assert lines[int(place[1]) - 1].strip().startswith(f"{knob[-1]}:")
@@ -505,7 +363,7 @@ def test_a_value_wrong_for_any_knob_is_refused_with_its_key_and_line(tmp_path, t
 
 def _replaced(data: dict[Any, Any], path: tuple[str, ...], value: object) -> dict[Any, Any]:
     key, *rest = path
-    return {**data, key: _replaced(data[key], tuple(rest), value) if rest else value}
+    return {**data, key: _replaced(data.get(key, {}), tuple(rest), value) if rest else value}
 
 
 def test_damaged_files_give_a_recipe_or_a_recipe_error(write):
@@ -542,7 +400,7 @@ def test_damaged_files_give_a_recipe_or_a_recipe_error(write):
         b"}",
     ]
     num_refused = 0
-    for _ in range(300):
+    for _ in range(200):
         text = bytearray((GOOD + "tuning: {method: lora, rank: 8}\ntrain:\n  epochs: 3\n").encode())
         for _ in range(draw.randint(1, 3)):
             start = draw.randrange(len(text))
@@ -552,61 +410,10 @@ def test_damaged_files_give_a_recipe_or_a_recipe_error(write):
         except RecipeError as error:
             num_refused += 1
             assert "my.yaml" in str(error)
-    assert num_refused > 150
+    assert num_refused > 100
 
 
-# Shipped recipes
-
-
-def test_every_shipped_recipe_loads_and_has_a_title():
-    recipes = list_recipes()
-    assert recipes
-    for recipe in recipes:
-        assert isinstance(load_recipe(shipped.recipes_directory() / f"{recipe.name}.yaml"), Recipe)
-        assert recipe.title and "hftoolkit" not in recipe.title
-
-
-@pytest.fixture
-def one_shipped(tmp_path, monkeypatch):
-    """Lay a package out as an installed wheel has it, with one recipe."""
-    folder = tmp_path / "site-packages" / "hftoolkit" / "recipes"
-    folder.mkdir(parents=True)
-    (folder / "tiny.yaml").write_text("# A title.   hftoolkit finetune tiny.yaml\n" + GOOD)
-    monkeypatch.setattr(shipped, "__file__", str(folder.parent / "recipe" / "shipped.py"))
-    return folder
-
-
-def test_recipes_are_found_in_the_package_first_then_beside_it(one_shipped, tmp_path):
-    beside = tmp_path / "site-packages" / "recipes"
-    beside.mkdir()
-    assert shipped.recipes_directory() == one_shipped
-    assert list_recipes() == [("tiny", "A title.")]
-    one_shipped.rename(tmp_path / "gone")
-    assert shipped.recipes_directory() == beside
-    beside.rmdir()
-    with pytest.raises(EnvironmentFault):
-        list_recipes()
-
-
-def test_an_unknown_shipped_name_suggests_the_right_one(one_shipped):
-    assert read_recipe_text("tiny").endswith(GOOD)
-    for name in ("tinny", "tiny.yaml", "../recipes/tiny"):
-        with pytest.raises(RecipeError, match="did you mean tiny"):
-            read_recipe_text(name)
-    with pytest.raises(RecipeError, match="there are: tiny"):
-        read_recipe_text("")
-
-
-def test_a_copy_goes_to_a_folder_or_a_new_file_and_never_overwrites(one_shipped, tmp_path):
-    assert copy_recipe("tiny", tmp_path) == tmp_path / "tiny.yaml"
-    assert copy_recipe("tiny", tmp_path / "new" / "folder") == tmp_path / "new" / "folder" / "tiny.yaml"
-    mine = copy_recipe("tiny", tmp_path / "deep" / "mine.yml")
-    assert (mine.name, mine.read_text()) == ("mine.yml", read_recipe_text("tiny"))
-    mine.write_text("edited")
-    for destination in (mine, tmp_path, mine / "below"):
-        with pytest.raises((RecipeError, EnvironmentFault), match=re.escape(str(tmp_path))):
-            copy_recipe("tiny", destination)
-    assert mine.read_text() == "edited"
+# The whole
 
 
 def test_reading_a_recipe_imports_no_torch():

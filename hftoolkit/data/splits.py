@@ -77,8 +77,10 @@ def _choose_rows(strata: np.ndarray, sizes: Sequence[int], generator: np.random.
     left = totals.copy()
     quotas = []
     for size in sizes[1:]:
-        spare = np.where(totals > MOST_ROWS_OF_A_RARE_CLASS, np.maximum(left - 1, 0), 0)
-        quotas.append(_apportion(size, totals * (size / len(strata)), (spare, left), generator))
+        # One row of each class is for train while that is possible at all.
+        all_but_one = np.maximum(left - 1, 0)
+        spare = np.where(totals > MOST_ROWS_OF_A_RARE_CLASS, all_but_one, 0)
+        quotas.append(_apportion(size, totals * (size / len(strata)), (spare, all_but_one, left), generator))
         left = left - quotas[-1]
     chosen = np.zeros(len(strata), dtype=np.int64)
     for stratum, rows in enumerate(_places_by_value(strata)):

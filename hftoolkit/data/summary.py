@@ -39,7 +39,7 @@ def summarize(
         "duplicates": repeated,
         "conflicting_texts": conflicting,
         "fingerprint": _fingerprint(texts, targets, row_numbers),
-        "warnings": [*_class_warnings(counts, labels), *_duplicate_warnings(repeated, conflicting)],
+        "warnings": [*_class_warnings(counts, labels), *_duplicate_warnings(repeated, normal, conflicting)],
     }
 
 
@@ -92,12 +92,12 @@ def _class_warnings(counts: Mapping[str, Mapping[str, int]], labels: LabelSet) -
     return warnings
 
 
-def _duplicate_warnings(repeated: Mapping[str, int], conflicting: int) -> list[str]:
+def _duplicate_warnings(repeated: Mapping[str, int], texts: Texts, conflicting: int) -> list[str]:
     warnings = []
     for pair, count in repeated.items():
         if count:
             known, split = pair.split("/")
-            warnings.append(f"{count} rows of {split} have a text that is in {known} too, so {split} looks too good")
+            warnings.append(f"{count} of {len(texts[split])} rows of {split} repeat a text of {known}")
     if conflicting:
         warnings.append(f"{conflicting} texts occur with different labels")
     return warnings

@@ -117,11 +117,13 @@ def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def parameter_layers(model: nn.Module, top_modules: Sequence[str]) -> list[frozenset[str]]:
-    """Return parameter names by depth: embeddings first, then each encoder block. Those above the blocks are in none."""
+    """Return parameter names by depth: embeddings first, then each encoder block. What is above them is in none."""
     stack_name, stack = encoder_layers(model)
     names = [name for name, _ in model.named_parameters()]
     blocks = [frozenset(n for n in names if n.startswith(f"{stack_name}.{index}.")) for index in range(len(stack))]
-    embeddings = frozenset(n for n in names if "embed" in n and not is_under(n, [stack_name, *top_modules]))
+    tables = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    below = [n for n in names if "embed" in n or is_under(n, tables)]  # norms beside the tables are named by place
+    embeddings = frozenset(n for n in below if not is_under(n, [stack_name, *top_modules]))
     return [embeddings, *blocks]
 
 
@@ -146,8 +148,9 @@ def last_layer_modules(model: nn.Module, count: int, top_modules: Sequence[str])
 
 
 def is_under(parameter_name: str, modules: Sequence[str]) -> bool:
-    """Return whether a parameter belongs to one of the modules, also when an adapter library has wrapped the model."""
-    return any(f".{module}." in f".{parameter_name}" for module in modules)
+    """Return whether a parameter belongs to one of the modules, also when peft has wrapped the model."""
+    plain_name = "." + parameter_name.replace(".modules_to_save.default.", ".")
+    return any(f".{module}." in plain_name for module in modules)
 
 
 def _compare_head(config: PretrainedConfig, labels: Sequence[str]) -> tuple[bool, tuple[str, ...]]:

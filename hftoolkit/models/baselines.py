@@ -19,8 +19,8 @@ MAX_ITERATIONS = 1000
 def majority(train_targets: np.ndarray, n: int, num_classes: int, multi_label: bool) -> np.ndarray:
     """Return the class frequencies of the training rows for each of ``n`` rows, ``(n, C)``.
 
-    The largest is the majority class. With ``multi_label`` each class has its own frequency, so that exactly the classes
-    of at least half the rows are predicted.
+    The largest is the majority class. With ``multi_label`` each class has its own frequency, so that the classes of at
+    least half the rows are predicted, and no others.
 
     Raises:
         DataError: there are no training rows.

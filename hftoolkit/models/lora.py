@@ -10,8 +10,12 @@ from typing import TypeGuard
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
 from hftoolkit.errors import RecipeError
+
+# peft wraps heads of these names itself, whole; to name their parts too would wrap those twice.
+PEFT_HEADS = ("classifier.", "score.")
 
 
 def apply_lora(
@@ -48,7 +52,7 @@ def apply_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=names,
-        modules_to_save=list(trained_modules),  # a new list: peft changes the one it gets
+        modules_to_save=[name for name in trained_modules if not name.startswith(PEFT_HEADS)],
         **variants,
     )
     return get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -80,7 +84,7 @@ def linear_names(model: nn.Module, excluded: Sequence[str] = ()) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(name == e or name.startswith(e + ".") for e in excluded)
+        if isinstance(module, nn.Linear | Conv1D) and not any(name == e or name.startswith(e + ".") for e in excluded)
     ]
 
 

@@ -172,7 +172,10 @@ class LoraTuning(RateSection):
     dora: bool = Field(False, description="Weight-decomposed update (Liu et al. 2024).")
     rslora: bool = Field(False, description="Rank-stabilised scale (Kalajdzievski 2023).")
     lora_plus_ratio: float = Field(
-        1.0, ge=1, le=1000, description="Learning rate of the B matrices over that of the A matrices (Hayou et al. 2024)."
+        1.0,
+        ge=1,
+        le=1000,
+        description="Learning rate of the B matrices over that of the A matrices (Hayou et al. 2024).",
     )
 
 
@@ -234,8 +237,8 @@ class Train(Section):
 class Evaluation(Section):
     """When and by what the best weights are chosen, and how sure the numbers are."""
 
-    best_by: Literal["accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss"] = Field(
-        "macro_f1", description="Validation metric that chooses the best weights; ece and loss: lower is better."
+    best_by: Literal["accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss"] = (
+        Field("macro_f1", description="Validation metric that chooses the best weights; ece and loss: lower is better.")
     )
     times_per_epoch: int = Field(1, ge=1, le=1000, description="Validation runs per epoch, evenly spaced.")
     bootstrap_samples: int = Field(1000, ge=100, le=100000, description="Resamples behind each 95 % interval.")

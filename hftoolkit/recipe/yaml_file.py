@@ -251,7 +251,7 @@ def _syntax_error(error: MarkedYAMLError) -> tuple[int, KeyPath, str]:
     """Return line, path and problem; the errors that nearly everybody makes get their usual cause."""
     mark = error.problem_mark or error.context_mark
     problem = " ".join((error.problem or error.context or "this is not YAML").split())
-    if "end of stream" in problem and error.context_mark:
+    if ("end of stream" in problem or "<stream end>" in problem) and error.context_mark:
         mark, problem = error.context_mark, "what is opened here is never closed; close the quote or bracket"
     elif "mapping values are not allowed" in problem:
         problem = f"{problem}; quote a text that holds ': ', and check the indentation"

@@ -65,10 +65,9 @@ def build_loss(
         smoothing: label smoothing.
     """
     frequency = class_frequencies(targets, num_classes)
-    multi_label = targets.ndim == 2
     return ClassificationLoss(
-        multi_label=multi_label,
-        class_weights=_weights(frequency, strength, multi_label) if imbalance == "weights" else None,
+        multi_label=targets.ndim == 2,
+        class_weights=_weights(targets, frequency, strength) if imbalance == "weights" else None,
         log_priors=tuple(strength * np.log(frequency)) if imbalance == "logit-adjust" else None,
         focal_gamma=strength if imbalance == "focal" else 0.0,
         smoothing=smoothing,
@@ -88,9 +87,9 @@ def class_frequencies(targets: np.ndarray, num_classes: int) -> np.ndarray:
     return share
 
 
-def _weights(frequency: np.ndarray, strength: float, multi_label: bool) -> tuple[float, ...]:
+def _weights(targets: np.ndarray, frequency: np.ndarray, strength: float) -> tuple[float, ...]:
     """Weights whose mean over the training rows is 1, so that the learning rate keeps its meaning."""
-    if multi_label:  # odds against the class, for its positives
+    if targets.ndim == 2:  # odds against the class, for its positives
         return tuple(((1 - frequency) / frequency).clip(min=1e-3) ** strength)
     weights = frequency**-strength
-    return tuple(weights / (weights * frequency).sum())
+    return tuple(weights / weights[targets].mean())

@@ -22,7 +22,7 @@ from hftoolkit.hub import base_model, write_card
 from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference
 from hftoolkit.metrics.classification import classification_metrics, confusion_matrix
 from hftoolkit.metrics.probabilities import to_decisions
-from hftoolkit.models.backbones import Backbone, load_text_classifier, set_attention
+from hftoolkit.models.backbones import Backbone, load_text_classifier, save_classifier, set_attention
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.predictor import (
     Predictor,
@@ -45,7 +45,7 @@ from hftoolkit.report import (
 from hftoolkit.rundir import RunDir, read_json, write_json
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.tasks import build_task
-from hftoolkit.tasks.text_classification import TextClassificationTask, save_text_model, truncation_report
+from hftoolkit.tasks.text_classification import TextClassificationTask, truncation_report
 from hftoolkit.trainer import Fitted, Inference, fit, make_accelerator, one_step
 
 GATE_ROWS = 64
@@ -278,7 +278,7 @@ def _export(recipe: Recipe, job: Job, run: RunDir) -> GateReport:
     return export_model(
         job.tuned.model,
         run,
-        save=lambda model, folder: save_text_model(model, job.backbone.tokenizer, folder),
+        save=lambda model, folder: save_classifier(model, job.backbone.tokenizer, folder),
         rows=GateRows(tuple(job.task.splits.texts["validation"][index] for index in chosen), logits),
         labels=job.task.labels.names,
         backbone=job.weights.path,

@@ -49,7 +49,7 @@ def load_text_classifier(
     Raises:
         DataError: the folder holds no usable transformers text model.
     """
-    with _quiet_loading(), _readable_errors(path):
+    with quiet_transformers(), _readable_errors(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         kept, replaced = _compare_head(config, labels)
         config.update(_label_settings(labels, multi_label) | _dropout_settings(config, dropout))
@@ -81,12 +81,20 @@ def load_saved_classifier(path: Path) -> tuple[Any, Any]:
     Raises:
         DataError: the folder does not hold one.
     """
-    with _quiet_loading(), _readable_errors(path):
+    with quiet_transformers(), _readable_errors(path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
     return model.eval(), tokenizer
+
+
+def save_classifier(model: nn.Module, tokenizer: Any, directory: Path) -> None:
+    """Write a plain transformers folder: safetensors, config with label names, tokenizer."""
+    plain: Any = model
+    with quiet_transformers():
+        plain.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
 
 def set_attention(model: nn.Module, device: torch.device) -> str:
@@ -97,7 +105,7 @@ def set_attention(model: nn.Module, device: torch.device) -> str:
     wanted = "eager" if device.type == "cpu" else "sdpa"
     base: Any = model
     try:
-        with _quiet_loading():
+        with quiet_transformers():
             base.set_attn_implementation(wanted)
     except (ValueError, AttributeError):  # the architecture has one kernel only
         return str(getattr(base.config, "_attn_implementation", "own"))
@@ -235,7 +243,7 @@ def _readable_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence transformers' own reports; what matters of them is said by the run."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

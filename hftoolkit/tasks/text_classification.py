@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -197,12 +196,6 @@ def truncation_report(lengths: np.ndarray, max_length: int) -> tuple[int, int]:
     """Return how many texts are cut, and the length (a multiple of 8) at which 99 % of them would stay whole."""
     needed = int(np.quantile(lengths, WHOLE_SHARE, method="higher"))
     return int((lengths > max_length).sum()), -(-needed // 8) * 8
-
-
-def save_text_model(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Write a plain transformers folder: safetensors, config with label names, tokenizer."""
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
 
 
 def _pair(features: np.ndarray, targets: np.ndarray) -> list[tuple[np.ndarray, Any]]:

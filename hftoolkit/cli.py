@@ -1,16 +1,14 @@
 """The command line: parse, call one function, render its events. Nothing heavy is imported before a command runs."""
 
 import logging
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from hftoolkit.errors import DataError, HFToolkitError, RecipeError
-
-if TYPE_CHECKING:
-    from hftoolkit.contracts import Emit, Table
 
 app = typer.Typer(
     name="hftoolkit",
@@ -88,7 +86,7 @@ def finetune(
             return
         where = run.finetune(parsed, name=recipe.stem, run_dir=run_dir, emit=emit)
     typer.echo(f"\nmodel     {where / 'model'}\nresults   {where / 'results.json'}\nreport    {where / 'report'}")
-    typer.echo(f"use it    hftoolkit predict {where} INPUT")
+    typer.echo(f"use it    hftoolkit predict {shlex.quote(str(where))} INPUT")
 
 
 @app.command()

@@ -1,18 +1,19 @@
 """The model card, from the evidence of a run. Publishing will live here too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hftoolkit.recipe import Recipe, dump_recipe
 from hftoolkit.rundir import RunDir
+from hftoolkit.sources import Resolved, public_address
 
 CARD_METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "mcc": "MCC", "ece": "Expected calibration error"}
 
 
 def write_card(
-    run: RunDir, recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any], labels: Sequence[str]
+    run: RunDir, recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any], base: str | None
 ) -> None:
     """Write ``model/README.md``: use, results with intervals, data fingerprint, limits, recipe, and the model-index.
 
@@ -21,23 +22,29 @@ def write_card(
         recipe: the recipe of the run.
         results: the content of results.json.
         data: the content of data.json.
-        labels: class names in order.
+        base: Hub id of the pretrained weights, if they have one.
     """
-    body = _body(recipe, results, data, labels)
-    card = ModelCard(f"---\n{_metadata(recipe, results).to_yaml()}\n---\n\n{body}")
+    recipe = _public(recipe)
+    body = _body(recipe, results, data)
+    card = ModelCard(f"---\n{_metadata(recipe, results, base).to_yaml()}\n---\n\n{body}")
     (run.model / "README.md").write_text(str(card), encoding="utf-8")
 
 
-def base_model(recipe: Recipe) -> str | None:
-    """Return the Hub id of the pretrained weights, if the recipe tells one."""
+def hub_id(recipe: Recipe, weights: Resolved) -> str | None:
+    """Return the Hub id of the pretrained weights, if they have one."""
     if recipe.model.hub_id:
         return recipe.model.hub_id
-    address = recipe.model.backbone.partition("@")[0]
-    is_hub_id = address.count("/") <= 1 and not address.startswith((".", "/", "~", "pypi:"))
-    return address if is_hub_id else None
+    return weights.address.partition("@")[0] if weights.kind == "hub" else None
 
 
-def _metadata(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
+def _public(recipe: Recipe) -> Recipe:
+    """The recipe without folders of this machine."""
+    data = recipe.data.model_copy(update={"source": public_address(recipe.data.source)})
+    model = recipe.model.model_copy(update={"backbone": public_address(recipe.model.backbone)})
+    return recipe.model_copy(update={"data": data, "model": model})
+
+
+def _metadata(recipe: Recipe, results: Mapping[str, Any], base: str | None) -> ModelCardData:
     dataset = recipe.data.source
     measured = [
         EvalResult(
@@ -54,7 +61,7 @@ def _metadata(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
     ]
     return ModelCardData(
         model_name=_dataset_name(dataset),
-        base_model=base_model(recipe),
+        base_model=base,
         library_name="transformers",
         pipeline_tag="text-classification",
         license=recipe.model.license,
@@ -71,12 +78,13 @@ def _dataset_type(address: str) -> str:
     return _dataset_name(address).lower()
 
 
-def _body(recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any], labels: Sequence[str]) -> str:
+def _body(recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    labels = list(data["class_counts"]["train"])
     sections = (
         f"# Text classifier: {', '.join(labels)}",
         _use(),
         _results(results),
-        _data(recipe, data, results),
+        _data(recipe, data),
         _limits(recipe, results),
         f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```",
     )
@@ -117,7 +125,7 @@ def _cell(measured: Mapping[str, Any], key: str) -> str:
     return f"{measured['metrics'][key]:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _data(recipe: Recipe, data: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def _data(recipe: Recipe, data: Mapping[str, Any]) -> str:
     sizes = ", ".join(f"{name} {count}" for name, count in data["sizes"].items())
     return f"""## Data
 

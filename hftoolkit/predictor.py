@@ -61,7 +61,7 @@ class Predictor:
         state = read_json(run.status)
         if state.get("state") != "done":
             why = f" ({state['reason']})" if state.get("reason") else ""
-            raise DataError(f"{run.root} is {state.get('state')}{why}, so its model cannot be used; name a finished run")
+            raise DataError(f"the run {run.root} is {state.get('state')}{why}; name one that is done")
         self._run = run
         self.recipe: Recipe = load_recipe(run.recipe)
         self.labels = LabelSet.from_json(read_json(run.labels))
@@ -102,7 +102,7 @@ class Predictor:
         names = self.recipe.data.columns.text
         kinds = {type(row).__name__ for row in rows if not isinstance(row, Mapping)}
         if kinds and not all(isinstance(row, str) for row in rows):
-            raise DataError(f"rows are all texts or all dicts with {', '.join(names)}; found {', '.join(sorted(kinds))}")
+            raise DataError(f"rows must be all texts, or all dicts; found {', '.join(sorted(kinds))} among them")
         if kinds:
             columns: dict[str, list[Any]] = {name: [""] * len(rows) for name in names} | {names[-1]: list(rows)}
         else:
@@ -183,6 +183,7 @@ def write_prediction_file(columns: Mapping[str, Sequence[Any]], path: Path) -> N
     Raises:
         EnvironmentFault: the file cannot be written.
     """
+    assert path.suffix in OUTPUT_FORMATS, path
     try:
         if path.suffix == ".parquet":
             write_table(columns, path)

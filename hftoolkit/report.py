@@ -106,7 +106,7 @@ def write_confusion_png(matrix: np.ndarray, names: Sequence[str], path: Path) ->
     """
     num_classes = len(names)
     side = min(max(2.4, 0.62 * num_classes), 13.0)  # inches
-    figure = _new_figure(side + 2.6, side + 1.8)
+    figure = _new_figure(side + 2.6, side + 1.5)
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

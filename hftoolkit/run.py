@@ -18,7 +18,7 @@ from hftoolkit.data import TextSplits, clean_rows, load_text_splits, read_table
 from hftoolkit.environment import describe_environment
 from hftoolkit.errors import DataError, EnvironmentFault, Interrupted, RecipeError
 from hftoolkit.export import GateReport, GateRows, export_model
-from hftoolkit.hub import base_model, write_card
+from hftoolkit.hub import hub_id, write_card
 from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference
 from hftoolkit.metrics.classification import classification_metrics, confusion_matrix
 from hftoolkit.metrics.probabilities import to_decisions
@@ -43,7 +43,7 @@ from hftoolkit.report import (
     write_reliability_png,
 )
 from hftoolkit.rundir import RunDir, read_json, write_json
-from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
+from hftoolkit.sources import Resolved, describe, public_address, resolve_data, resolve_model
 from hftoolkit.tasks import build_task
 from hftoolkit.tasks.text_classification import TextClassificationTask, truncation_report
 from hftoolkit.trainer import Fitted, Inference, fit, make_accelerator, one_step
@@ -79,7 +79,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> 
         results = measure(recipe, job, test) | _training_facts(job, fitted, temperature, gate)
         write_json(run.results, results)
         _report(run, job.task.splits, test, results, listen)
-        write_card(run, recipe, results, job.task.splits.summary, job.task.labels.names)
+        write_card(run, recipe, results, job.task.splits.summary, hub_id(recipe, job.weights))
     return run.root
 
 
@@ -282,7 +282,7 @@ def _export(recipe: Recipe, job: Job, run: RunDir) -> GateReport:
         rows=GateRows(tuple(job.task.splits.texts["validation"][index] for index in chosen), logits),
         labels=job.task.labels.names,
         backbone=job.weights.path,
-        adapter_base=base_model(recipe) or recipe.model.backbone,
+        adapter_base=hub_id(recipe, job.weights) or public_address(job.weights.address),
     )
 
 
@@ -355,7 +355,8 @@ def _tell_about_truncation(task: TextClassificationTask, max_length: int, emit: 
         share = cut / len(lengths)
         emit(
             Message(
-                f"{cut} training texts ({share:.1%}) are cut at {max_length} tokens; max_length: {recommended} keeps 99 % whole",
+                f"{cut} training texts ({share:.1%}) are cut at {max_length} tokens; "
+                f"max_length: {recommended} keeps 99 % whole",
                 "warning",
             )
         )

@@ -87,10 +87,14 @@ def resolve_data(address: str, *, sha256: str | None = None) -> Resolved:
     return _resolve(address, sha256, "dataset")
 
 
+def public_address(address: str) -> str:
+    """Return an address as others may see it: of a path from the root or the home folder, only the last name."""
+    return Path(address).name if address.startswith(("/", "~")) else address
+
+
 def describe(resolved: Resolved) -> str:
     """Return one line for logs: address and short revision, without folders of this machine."""
-    is_machine_path = resolved.kind == "local" and resolved.address.startswith(("/", "~"))
-    name = resolved.path.name if is_machine_path else resolved.address
+    name = public_address(resolved.address)
     return f"{name} ({'commit' if resolved.kind == 'hub' else 'sha256'} {resolved.revision[:12]})"
 
 

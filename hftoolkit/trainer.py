@@ -110,7 +110,7 @@ def make_accelerator(precision: str) -> Accelerator:
     )
     if accelerator.num_processes > 1:
         raise EnvironmentFault(
-            f"{accelerator.num_processes} processes were started; this version trains in one. Start it without a launcher"
+            f"{accelerator.num_processes} processes were started; this version trains in one. Start without a launcher"
         )
     return accelerator
 

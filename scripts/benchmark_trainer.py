@@ -1,7 +1,7 @@
 """hftoolkit against HF Trainer, alternately: same model, data, split, batch size, rate and number of steps.
 
     python scripts/benchmark_trainer.py --examples 1920 --rounds 5     rates only, a few minutes
-    python scripts/benchmark_trainer.py --rounds 1                     the whole recipe: rates, macro-F1, paired interval
+    python scripts/benchmark_trainer.py --rounds 1                     the whole recipe: rates, macro-F1, paired test
 
 HF Trainer runs at its best settings for this task: bf16 where the hardware has it, batches grouped by length, dynamic
 padding. Everything else of it and of the model is as it comes. Each side is a process of its own.
@@ -62,7 +62,7 @@ def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> N
     ours, theirs = results["hftoolkit"], results["trainer"]
     ratios = [a["rate"] / b["rate"] for a, b in zip(ours, theirs, strict=True)]
     print(
-        f"rate, hftoolkit over HF Trainer: median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        f"rate, hftoolkit over HF Trainer: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
     )
     if not with_quality:
         return

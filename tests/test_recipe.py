@@ -156,6 +156,8 @@ def test_a_mistake_is_told_with_what_is_allowed(refused, added, line):
         ("1: negative", "1: 3", '3: task.labels.1: 3 is not allowed; expected text; write "3" if text is meant'),
         ("1: negative", "~: negative", "3: task.labels.null: a key like this is not allowed; write text, a number"),
         ("label: Rating", "label: 5", "6: data.columns.label: 5 is not allowed; expected a list of at least one entry"),
+        ("[Title, Review Text]", "[[x]]", "6: data.columns.text.0: a list is not allowed; expected text"),
+        ("labels", "label", "3: task.label: unknown key; did you mean 'labels'?"),
         ("Review Text]", "[x]]", "6: data.columns.text.1: a list is not allowed; expected text"),
         ("text-classification", "text-clasification", "2: task.kind: 'text-clasification' is not allowed;"),
         ("  source: reviews.csv\n", "", "4: data.source: missing; expected text that is not empty"),
@@ -214,7 +216,7 @@ def test_overrides_make_missing_sections_and_replace_whole_values(write):
         ("train.epochs=many", "--set train.epochs: train.epochs: 'many' is not allowed; expected a whole number"),
         ("train={epoch: 1}", "--set train: train.epoch: unknown key; did you mean 'epochs'?"),
         ("data.columns={text: a}", "--set data.columns: data.columns.label: missing; expected a list"),
-        (".".join("a" * 5000) + "=1", "--set a.a.a"),
+        (".".join("a" * 5000) + "=1", "--set " + ".".join("a" * 5000) + ": the key has more than 32 parts"),
     ],
 )
 def test_a_wrong_override_is_named_as_it_was_typed(refused, override, line):

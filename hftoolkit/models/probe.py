@@ -17,7 +17,7 @@ from hftoolkit.contracts import Batch
 class CachedBase(nn.Module):
     """Stand-in for a base model: ``inputs_embeds`` (B, 2, H) holds its first position and its pooled output."""
 
-    def forward(self, inputs_embeds: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> BaseModelOutputWithPooling:
         """Return both as the base model would have."""
         return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds[:, :1], pooler_output=inputs_embeds[:, 1])
 

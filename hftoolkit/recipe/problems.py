@@ -249,15 +249,13 @@ def _unknown_key(spot: Spot) -> str:
 
 
 def _close_keys(name: str, own: list[str]) -> str:
-    """Return the same name elsewhere, else a similar one here, else a similar one elsewhere, else nothing."""
+    """Return a similar name of this section, else the keys of that name in other sections, else nothing."""
     elsewhere: dict[str, list[str]] = {}
     for key in dict.fromkeys(_all_keys(recipe_schema())):
         elsewhere.setdefault(key.rsplit(".", 1)[-1], []).append(key)
     spelled = name.lower().replace("-", "_").replace(" ", "_")
     if spelled in own:
         return f"'{spelled}'"
-    if spelled in elsewhere:
-        return " or ".join(elsewhere[spelled])
     if close := difflib.get_close_matches(spelled, own, n=1):
         return f"'{close[0]}'"
     close = difflib.get_close_matches(spelled, elsewhere, n=1, cutoff=0.75)

@@ -1,0 +1,195 @@
+import json
+import math
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from hftoolkit.contracts import Evaluated, Message, StepDone, Table
+from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+from hftoolkit.rundir import RunDir, read_json, write_json
+
+
+def strict_json(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir.create("tiny", tmp_path / "run")
+
+
+# A new directory
+
+
+def test_runs_of_one_recipe_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    roots = [RunDir.create("tiny").root for _ in range(3)]
+    assert roots == [Path("runs/tiny"), Path("runs/tiny-2"), Path("runs/tiny-3")]
+    assert all(root.is_dir() for root in roots)
+
+
+def test_a_number_that_is_free_is_taken_and_nothing_is_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").write_text("a file")
+    (tmp_path / "runs" / "tiny-3").mkdir()
+    assert [RunDir.create("tiny").root.name for _ in range(2)] == ["tiny-2", "tiny-4"]
+    assert (tmp_path / "runs" / "tiny").read_text() == "a file"
+
+
+def test_an_exact_directory_may_be_new_or_empty(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert RunDir.create("tiny", tmp_path / "empty").root == tmp_path / "empty"
+    assert RunDir.create("tiny", tmp_path / "deep" / "new").root.is_dir()
+
+
+def test_an_exact_directory_with_content_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "recipe.yaml").write_text("old")
+    with pytest.raises(RecipeError, match=r"used exists already .* choose another --run-dir"):
+        RunDir.create("tiny", tmp_path / "used")
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["recipe.yaml"]
+    assert (tmp_path / "used" / "recipe.yaml").read_text() == "old"
+
+
+def test_a_file_in_place_of_the_exact_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RecipeError, match="never overwritten"):
+        RunDir.create("tiny", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_a_fault_of_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "runs").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvironmentFault, match="cannot make the run directory runs"):
+        RunDir.create("tiny")
+    with pytest.raises(EnvironmentFault, match="cannot make the run directory"):
+        RunDir.create("tiny", tmp_path / "runs" / "below")
+
+
+def test_only_a_run_can_be_opened(tmp_path, run):
+    with pytest.raises(DataError, match=r"is not a run directory \(no recipe\.yaml in it\)"):
+        RunDir.open(run.root)
+    with pytest.raises(DataError, match="nowhere is not a run directory"):
+        RunDir.open(tmp_path / "nowhere")
+    run.recipe.write_text("task: {}")
+    assert RunDir.open(run.root) == run
+
+
+def test_every_file_of_a_run_is_inside_it(run):
+    names = [name for name, value in vars(RunDir).items() if isinstance(value, property)]
+    paths = {getattr(run, name) for name in names}
+    assert len(paths) == len(names) > 10
+    assert all(path.is_relative_to(run.root) and path != run.root for path in paths)
+
+
+# Events
+
+
+def test_numbers_become_json_lines_and_sentences_become_the_log(run):
+    events = [
+        Message("starting", "warning"),
+        StepDone(1, 2, 0.5, 1.25, 1e-3, 100.0),
+        Evaluated(1, {"accuracy": 0.75}, is_best=True),
+        Table("Data", ("split", "rows"), (("train", "90"), ("test", "10"))),
+        Message("done, caf\xe9"),
+    ]
+    for event in events:
+        run.record(event)
+    assert [strict_json(line) for line in run.metrics.read_text().splitlines()] == [
+        {
+            "event": "step",
+            "step": 1,
+            "total_steps": 2,
+            "loss": 0.5,
+            "gradient_norm": 1.25,
+            "learning_rate": 1e-3,
+            "examples_per_second": 100.0,
+        },
+        {"event": "evaluation", "step": 1, "metrics": {"accuracy": 0.75}, "is_best": True},
+    ]
+    log = run.log.read_text(encoding="utf-8").splitlines()
+    assert log[0].endswith(" warning: starting")
+    assert log[1:4] == ["Data", "  split | rows", "  train | 90"]
+    assert log[-1].endswith(" info: done, caf\xe9")
+
+
+def test_a_step_that_fp16_skipped_is_still_valid_json(run):
+    run.record(StepDone(1, 2, 0.5, math.inf, 1e-3, 100.0))
+    assert strict_json(run.metrics.read_text())["gradient_norm"] is None
+
+
+def test_the_status_has_its_time_in_utc_and_replaces_the_last_one(run):
+    run.write_status("running")
+    run.write_status("failed", exit_code=5, reason="loss nan")
+    status = read_json(run.status)
+    assert {name: status[name] for name in ("state", "exit_code", "reason")} == {
+        "state": "failed",
+        "exit_code": 5,
+        "reason": "loss nan",
+    }
+    written = datetime.fromisoformat(status["time"])
+    assert written.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - written) < timedelta(minutes=5)
+
+
+# JSON files
+
+
+def test_json_comes_back_and_makes_its_folder(tmp_path):
+    content = {"name": "na\xefve", "values": [1, 2.5, None]}
+    write_json(tmp_path / "deep" / "file.json", content)
+    assert read_json(tmp_path / "deep" / "file.json") == content
+    assert strict_json((tmp_path / "deep" / "file.json").read_text(encoding="utf-8")) == content
+
+
+@pytest.mark.parametrize("broken", ["hftoolkit.rundir.os.replace", "pathlib.Path.write_text"])
+def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch, broken):
+    path = tmp_path / "status.json"
+    write_json(path, {"state": "old"})
+
+    def fail(*_, **__):
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, fail)
+        with pytest.raises(EnvironmentFault, match=r"cannot write .*status\.json: No space left on device"):
+            write_json(path, {"state": "new"})
+    assert read_json(path) == {"state": "old"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"loss": 1.0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": math.nan})
+    assert read_json(path) == {"loss": 1.0}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_file_in_place_of_a_folder_is_a_fault_of_the_environment(tmp_path):
+    (tmp_path / "file").write_text("")
+    run = RunDir(tmp_path / "file")
+    with pytest.raises(EnvironmentFault, match=r"cannot write .*results\.json"):
+        write_json(run.results, {})
+    with pytest.raises(EnvironmentFault, match=r"cannot write .*status\.json"):
+        run.write_status("running")
+    for event in (Message("hello"), Evaluated(1, {})):
+        with pytest.raises(EnvironmentFault, match=r"cannot write .*(train\.log|metrics\.jsonl)"):
+            run.record(event)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])
+def test_a_missing_or_damaged_file_is_a_data_error(tmp_path, content):
+    path = tmp_path / "data.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read .*data\.json"):
+        read_json(path)

@@ -92,7 +92,7 @@ class Predictor:
         with torch.inference_mode():
             for start in range(0, len(order), BATCH_SIZE):
                 chosen = order[start : start + BATCH_SIZE]
-                batch = pad_tokens([token_ids[index] for index in chosen], self._tokenizer.pad_token_id)
+                batch = pad_tokens([token_ids[index] for index in chosen], self._tokenizer)
                 inputs = {name: tensor.to(self._device) for name, tensor in batch.items()}
                 result[chosen] = self._model(**inputs).logits.float().cpu().numpy()
         return to_probabilities(result, self.labels.multi_label)

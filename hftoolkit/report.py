@@ -102,7 +102,7 @@ def write_confusion_png(matrix: np.ndarray, names: Sequence[str], path: Path) ->
     Args:
         matrix: ``(C, C)`` int, true classes down.
         names: the C class names, shortened on the axes to 24 characters.
-        path: a PNG, overwritten; 3.5 to 16 inches wide, at 150 dots an inch.
+        path: a PNG, overwritten; 5 to 15.6 inches wide, at 150 dots an inch.
     """
     num_classes = len(names)
     side = min(max(2.4, 0.62 * num_classes), 13.0)  # inches

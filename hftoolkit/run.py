@@ -1,13 +1,7 @@
 """The composition root: what each command does, from the recipe to the run directory."""
 
-import errno
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -16,14 +10,14 @@ import torch
 from hftoolkit.contracts import Emit, Event, Message
 from hftoolkit.data import TextSplits, clean_rows, load_text_splits, read_table
 from hftoolkit.environment import describe_environment
-from hftoolkit.errors import DataError, EnvironmentFault, Interrupted, RecipeError
+from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.export import GateReport, GateRows, export_model
 from hftoolkit.hub import hub_id, write_card
+from hftoolkit.job import Job, prepare, train
 from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference
 from hftoolkit.metrics.classification import classification_metrics, confusion_matrix
 from hftoolkit.metrics.probabilities import to_decisions
-from hftoolkit.models.backbones import Backbone, load_text_classifier, save_classifier, set_attention
-from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
+from hftoolkit.models.backbones import save_classifier
 from hftoolkit.predictor import (
     Predictor,
     as_csv,
@@ -33,7 +27,7 @@ from hftoolkit.predictor import (
     prediction_columns,
     write_prediction_file,
 )
-from hftoolkit.recipe import LinearProbe, Recipe, dump_recipe
+from hftoolkit.recipe import Recipe, dump_recipe
 from hftoolkit.report import (
     confusion_table,
     per_class_table,
@@ -42,11 +36,9 @@ from hftoolkit.report import (
     write_predictions,
     write_reliability_png,
 )
-from hftoolkit.rundir import RunDir, read_json, write_json
-from hftoolkit.sources import Resolved, describe, public_address, resolve_data, resolve_model
-from hftoolkit.tasks import build_task
-from hftoolkit.tasks.text_classification import TextClassificationTask, truncation_report
-from hftoolkit.trainer import Fitted, Inference, fit, make_accelerator, one_step
+from hftoolkit.rundir import RunDir, read_json, recorded, write_json
+from hftoolkit.sources import public_address, resolve_data
+from hftoolkit.trainer import Fitted, one_step
 
 GATE_ROWS = 64
 
@@ -65,7 +57,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> 
     """
     run = RunDir.create(name, run_dir)
     listen = _both(emit, run.record)
-    with _recorded(run):
+    with recorded(run):
         run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
         write_json(run.environment, describe_environment())
         job = prepare(recipe, listen)
@@ -94,72 +86,6 @@ def rehearse(recipe: Recipe, *, emit: Emit) -> float:
             evaluation=recipe.evaluation,
             accelerator=job.infer.accelerator,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Everything a recipe names, loaded and checked."""
-
-    task: TextClassificationTask
-    backbone: Backbone
-    tuned: TunedModel
-    infer: Inference
-    weights: Resolved
-
-    def probabilities(self, split: str) -> np.ndarray:
-        """Return the fp32 predictions for a split, (N, C)."""
-        rows = self.task.datasets().splits[split]
-        return self.task.to_probabilities(self.infer(self.tuned.model, rows, full_precision=True))
-
-    def probe(self, recipe: Recipe, emit: Emit) -> Any:
-        """Return a context in which a linear probe uses cached features; any other method is left as it is."""
-        if isinstance(recipe.tuning, LinearProbe):
-            return self.task.cached_features(self.tuned.model, self.infer, emit)
-        return nullcontext()
-
-
-def prepare(recipe: Recipe, emit: Emit) -> Job:
-    """Fetch, load and check everything a recipe names.
-
-    Raises:
-        RecipeError, DataError, EnvironmentFault: what is wrong, before anything was trained.
-    """
-    table = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
-    emit(Message(f"data: {describe(table)}"))
-    splits = load_text_splits(table.path, recipe.data, recipe.task)
-    _tell_about_data(splits, emit)
-    weights = resolve_model(recipe.model.backbone, sha256=recipe.model.sha256)
-    emit(Message(f"backbone: {describe(weights)}"))
-    return prepare_with(recipe, splits, weights, emit=emit)
-
-
-def prepare_with(recipe: Recipe, splits: TextSplits, weights: Resolved, *, emit: Emit) -> Job:
-    """Build model and task on data and weights that are here already."""
-    accelerator = make_accelerator(recipe.train.precision)
-    backbone = load_text_classifier(
-        weights.path,
-        splits.labels.names,
-        multi_label=splits.labels.multi_label,
-        max_length=recipe.model.max_length,
-        dropout=recipe.model.dropout,
-        seed=recipe.train.seed,
-    )
-    if backbone.replaced_labels:
-        emit(
-            Message(f"replaced the head of the backbone, trained for {', '.join(backbone.replaced_labels)}", "warning")
-        )
-    if recipe.model.gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
-    kernel = set_attention(backbone.model, accelerator.device)
-    task = build_task(recipe.task, splits, backbone)
-    _tell_about_truncation(task, recipe.model.max_length, emit)
-    tuned = apply_tuning(backbone, recipe.tuning)
-    emit(trainable_table(tuned.model))
-    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    emit(Message(f"{accelerator.device.type}, precision {precision}, attention {kernel}"))
-    return Job(task, backbone, tuned, Inference(task, accelerator), weights)
 
 
 def measure(recipe: Recipe, job: Job, test: np.ndarray) -> dict[str, Any]:
@@ -249,21 +175,6 @@ def predict(folder: Path, source: Path, *, lines: list[str] | None, output: Path
     return ""
 
 
-def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit) -> Fitted:
-    """Run the loop; the model of the job then has the best weights."""
-    with job.probe(recipe, emit):
-        return fit(
-            job.task,
-            job.tuned.model,
-            job.tuned.rate_scales,
-            train=recipe.train,
-            evaluation=recipe.evaluation,
-            accelerator=job.infer.accelerator,
-            run=run,
-            emit=emit,
-        )
-
-
 def _export(recipe: Recipe, job: Job, run: RunDir) -> GateReport:
     """Export and check on validation rows, the longest among them."""
     rows = job.task.datasets().splits["validation"]
@@ -341,76 +252,9 @@ def _training_facts(job: Job, fitted: Fitted, temperature: float, gate: GateRepo
     }
 
 
-def _tell_about_data(splits: TextSplits, emit: Emit) -> None:
-    sizes = ", ".join(f"{name} {len(texts)}" for name, texts in splits.texts.items())
-    emit(Message(f"rows: {sizes}; classes: {', '.join(splits.labels.names)}"))
-    for sentence in splits.summary["warnings"]:
-        emit(Message(sentence, "warning"))
-
-
-def _tell_about_truncation(task: TextClassificationTask, max_length: int, emit: Emit) -> None:
-    lengths = task.token_counts["train"]
-    cut, recommended = truncation_report(lengths, max_length)
-    if cut:
-        share = cut / len(lengths)
-        emit(
-            Message(
-                f"{cut} training texts ({share:.1%}) are cut at {max_length} tokens; "
-                f"max_length: {recommended} keeps 99 % whole",
-                "warning",
-            )
-        )
-
-
 def _both(first: Emit, second: Emit) -> Emit:
     def emit(event: Event) -> None:
         first(event)
         second(event)
 
     return emit
-
-
-@contextmanager
-def _recorded(run: RunDir) -> Iterator[None]:
-    """Keep status.json true whatever ends the run, and give system errors their place in the exception tree."""
-    run.write_status("running")
-    try:
-        with _termination_raises():
-            yield
-    except BaseException as error:
-        known = _known(error, run)
-        stopped = isinstance(known, Interrupted)
-        run.write_status(
-            "interrupted" if stopped else "failed", exit_code=getattr(known, "exit_code", 1), reason=str(known)
-        )
-        if known is error:
-            raise
-        raise known from error
-    run.write_status("done", exit_code=0)
-
-
-def _known(error: BaseException, run: RunDir) -> BaseException:
-    match error:
-        case KeyboardInterrupt():
-            return Interrupted(f"interrupted; what was written is in {run.root}", signal.SIGINT)
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return EnvironmentFault(f"the disk is full ({error.filename or run.root}); free some space and start again")
-        case OSError(errno=errno.EACCES | errno.EROFS):
-            return EnvironmentFault(f"no permission to write {error.filename or run.root}")
-        case _:
-            return error
-
-
-@contextmanager
-def _termination_raises() -> Iterator[None]:
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Interrupted("terminated", number)
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

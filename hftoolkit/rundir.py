@@ -4,18 +4,22 @@ runs/NAME/  recipe.yaml environment.json data.json labels.json metrics.jsonl tra
             checkpoints/step-000500/  model/  model/adapter/  report/  predictions/
 """
 
+import errno
 import json
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hftoolkit.contracts import Evaluated, Event, Message, StepDone, Table
-from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+from hftoolkit.errors import DataError, EnvironmentFault, Interrupted, RecipeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +191,49 @@ def _append(path: Path, line: str) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def recorded(run: RunDir) -> Iterator[None]:
+    """Keep status.json true whatever ends the work inside, and give system errors their place in the exception tree."""
+    run.write_status("running")
+    try:
+        with _termination_raises():
+            yield
+    except BaseException as error:
+        known = _known(error, run)
+        stopped = isinstance(known, Interrupted)
+        run.write_status(
+            "interrupted" if stopped else "failed", exit_code=getattr(known, "exit_code", 1), reason=str(known)
+        )
+        if known is error:
+            raise
+        raise known from error
+    run.write_status("done", exit_code=0)
+
+
+def _known(error: BaseException, run: RunDir) -> BaseException:
+    match error:
+        case KeyboardInterrupt():
+            return Interrupted(f"interrupted; what was written is in {run.root}", signal.SIGINT)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return EnvironmentFault(f"the disk is full ({error.filename or run.root}); free some space and start again")
+        case OSError(errno=errno.EACCES | errno.EROFS):
+            return EnvironmentFault(f"no permission to write {error.filename or run.root}")
+        case _:
+            return error
+
+
+@contextmanager
+def _termination_raises() -> Iterator[None]:
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Interrupted("terminated", number)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

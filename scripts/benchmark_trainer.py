@@ -117,7 +117,7 @@ def write(output: Path, rate: float, splits: Any, probabilities: np.ndarray) -> 
 
 def run_hftoolkit(recipe_path: Path, examples: int | None, seed: int, output: Path) -> None:
     """Train as ``finetune`` does and predict the test split."""
-    from hftoolkit.run import prepare_with, train
+    from hftoolkit.job import prepare_with, train
     from hftoolkit.rundir import RunDir
 
     recipe, splits, weights = load(recipe_path, examples, seed)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from hftoolkit import run as commands
 from hftoolkit.errors import ArtifactError
+from hftoolkit.job import Job
 from hftoolkit.recipe import load_recipe
 
 LORA = "tuning: {method: lora, rank: 4, SWITCHES}\n"
@@ -123,7 +124,7 @@ def test_a_linear_probe_on_cached_features_equals_one_that_runs_the_backbone(
 
     recipe = write_recipe(60, TUNINGS["linear-probe"])
     finetune(recipe, tmp_path / "cached", "train.epochs=2", "train.length_buckets=false")
-    monkeypatch.setattr(commands.Job, "probe", lambda *_: nullcontext())
+    monkeypatch.setattr(Job, "probe", lambda *_: nullcontext())
     finetune(recipe, tmp_path / "whole", "train.epochs=2", "train.length_buckets=false")
     cached, whole = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("cached", "whole"))
     assert all(np.allclose(cached[name], whole[name], atol=1e-4) for name in cached)

@@ -340,11 +340,12 @@ def test_another_seed_gives_other_weights(bench, dropout):
     assert first.task.drawn != second.task.drawn
 
 
-def test_the_environment_of_accelerate_changes_nothing(bench, monkeypatch):
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_the_environment_of_accelerate_changes_nothing(bench, monkeypatch, precision):
     plain, disturbed = bench(), bench()
     plain.fit(micro_batch_size=4)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     disturbed.fit(micro_batch_size=4)
     assert_same(plain.after[6], disturbed.after[6])
     assert disturbed.accelerator.gradient_accumulation_steps == 1

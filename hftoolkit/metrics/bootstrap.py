@@ -1,8 +1,8 @@
 """Confidence intervals by resampling rows (Efron's percentile bootstrap).
 
 A resample is described by how often it draws each row. Every metric but ROC-AUC is a function of sums over rows, so
-one sparse product of row terms and counts gives those sums for many resamples at once; ROC-AUC takes running sums of the
-counts in score order. Each resample is measured as a split of its own, by the rules of ``classification``.
+one sparse product of row terms and counts gives those sums for many resamples at once; ROC-AUC takes running sums of
+the counts in score order. Each resample is measured as a split of its own, by the rules of ``classification``.
 
 Shape suffixes: N rows, C classes, B resamples at a time, K sums, P rows of one class.
 """
@@ -222,7 +222,7 @@ def _roc_auc(rankings: Sequence[_Ranking], counts_NB: np.ndarray) -> np.ndarray:
         pairs_B = positives_B * (total - positives_B)
         sums_B += _divide(_won_pairs(ranking, counts_NB, positives_B), pairs_B)
         curves_B += pairs_B > 0
-    return np.divide(sums_B, curves_B, out=np.full_like(sums_B, np.nan), where=curves_B > 0)
+    return _divide(sums_B, curves_B, otherwise=np.nan)
 
 
 def _won_pairs(ranking: _Ranking, counts_NB: np.ndarray, positives_B: np.ndarray) -> np.ndarray:
@@ -236,18 +236,20 @@ def _won_pairs(ranking: _Ranking, counts_NB: np.ndarray, positives_B: np.ndarray
     not_above_PB = running[ranking.ties_start]
     not_above_PB += running[ranking.ties_stop]
     pairs_B = np.einsum("pb,pb->b", counts_NB[ranking.positives], not_above_PB)
-    return (pairs_B - positives_B**2) / 2
+    return np.asarray(pairs_B - positives_B**2) / 2
 
 
-def _divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
-    """Divide, with 0 for anything / 0."""
-    return np.divide(numerators, denominators, out=np.zeros_like(numerators), where=denominators > 0)
+def _divide(numerators: np.ndarray, denominators: np.ndarray, *, otherwise: float = 0.0) -> np.ndarray:
+    """Divide where the denominator is positive."""
+    quotients = np.full_like(numerators, otherwise)
+    np.divide(numerators, denominators, out=quotients, where=denominators > 0)
+    return quotients
 
 
-def _mean_of(values_CB: np.ndarray, counts_as: np.ndarray) -> np.ndarray:
-    """Return the mean over the classes where ``counts_as`` holds, ``nan`` where it never does."""
-    sums_B, sizes_B = np.where(counts_as, values_CB, 0).sum(axis=0), counts_as.sum(axis=0)
-    return np.divide(sums_B, sizes_B, out=np.full_like(sums_B, np.nan), where=sizes_B > 0)
+def _mean_of(values_CB: np.ndarray, occurs_CB: np.ndarray) -> np.ndarray:
+    """Return the mean over the classes that occur, ``(B,)``; ``nan`` where none does."""
+    sums_B, sizes_B = np.where(occurs_CB, values_CB, 0).sum(axis=0), occurs_CB.sum(axis=0)
+    return _divide(sums_B, sizes_B, otherwise=np.nan)
 
 
 def _pick(values: Mapping[str, np.ndarray], metric: str) -> np.ndarray:

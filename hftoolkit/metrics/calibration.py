@@ -24,7 +24,7 @@ def judgements(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarr
     """Return confidences and whether each came true, both ``(N, 1)`` or, for multi-label targets, ``(N, C)``.
 
     With one label a row, the confidence is the top probability and true means that its class is right. With
-    multi-label targets ``(N, C)`` every class probability is a judgement of its own, and true means that the class holds.
+    multi-label targets ``(N, C)`` every class probability is a judgement, and true means that the row has the class.
     """
     if targets.ndim == 2:
         return probabilities, targets.astype(bool)

@@ -54,15 +54,16 @@ def log_losses(probabilities: np.ndarray, targets: np.ndarray, multi_label: bool
     """Return the negative log likelihood of each row in nats, ``(N,)``; multi-label: its mean over the classes."""
     clipped_NC = np.clip(probabilities, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
     if multi_label:
-        return -np.where(targets == 1, np.log(clipped_NC), np.log1p(-clipped_NC)).mean(axis=1)
-    return -np.log(clipped_NC[np.arange(len(targets)), targets])
+        return np.asarray(-np.where(targets == 1, np.log(clipped_NC), np.log1p(-clipped_NC)).mean(axis=1))
+    return np.asarray(-np.log(clipped_NC[np.arange(len(targets)), targets]))
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray, *, multi_label: bool) -> float:
     """Return the T whose ``logits / T`` have the least log loss (Guo et al. 2017), between 0.05 and 20.
 
-    The loss is convex in 1 / T, so the bounded search over log T has one minimum to find. A result at a bound means
-    that none lies inside: 0.05 where every row is right, 20 where the logits say nothing.
+    The loss is convex in 1 / T, so the bounded search over log T has one minimum to find. Where every row is right
+    the loss only falls with T: the result is then so small that the loss is numerically 0, or 0.05. Where the logits
+    say nothing it is 20.
 
     Raises:
         DataError: there are no rows.

@@ -21,6 +21,8 @@ from hftoolkit.tasks.losses import build_loss, sampling_weights
 
 # A text is "kept whole" at the recommended max_length for this share of the training texts.
 WHOLE_SHARE = 0.99
+# Few different batch shapes: matrix kernels are prepared and kept in memory for each one.
+LENGTH_STEP = 8
 PROBE_CHECK_ROWS = 64
 PROBE_TOLERANCE = 1e-4  # on fp32 logits, between cached and full computation
 
@@ -165,7 +167,7 @@ class TextClassificationTask:
 
     def _collate(self, examples: list[TextExample]) -> Batch:
         """Pad to the longest text of the batch: input_ids and attention_mask (B, L), targets (B,) or (B, C)."""
-        batch = pad_tokens([example.token_ids for example in examples], self._tokenizer.pad_token_id)
+        batch = pad_tokens([example.token_ids for example in examples], self._tokenizer)
         return batch | {"targets": _stack_targets([example.target for example in examples])}
 
 
@@ -181,11 +183,12 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]],
     return whole, lengths
 
 
-def pad_tokens(token_ids: Sequence[Sequence[int]], pad_id: int) -> Batch:
-    """Return right-padded ``input_ids`` and their ``attention_mask``, both (B, L)."""
+def pad_tokens(token_ids: Sequence[Sequence[int]], tokenizer: Any) -> Batch:
+    """Return right-padded ``input_ids`` and their ``attention_mask``, both (B, L), L a multiple of 8 where it fits."""
     longest = max(len(ids) for ids in token_ids)
-    input_ids = torch.full((len(token_ids), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(token_ids), longest), dtype=torch.long)
+    length = max(longest, min(-(-longest // LENGTH_STEP) * LENGTH_STEP, tokenizer.model_max_length))
+    input_ids = torch.full((len(token_ids), length), tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros((len(token_ids), length), dtype=torch.long)
     for row, ids in enumerate(token_ids):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = 1

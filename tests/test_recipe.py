@@ -155,7 +155,7 @@ def test_a_mistake_is_told_with_what_is_allowed(refused, added, line):
     [
         ("1: negative", "1: 3", '3: task.labels.1: 3 is not allowed; expected text; write "3" if text is meant'),
         ("1: negative", "~: negative", "3: task.labels.null: a key like this is not allowed; write text, a number"),
-        ("label: Rating", "label: 5", "6: data.columns.label: 5 is not allowed; expected a list of at least one entry"),
+        ("label: Rating", "label: 5", "6: data.columns.label: 5 is not allowed; expected text, or a list"),
         ("[Title, Review Text]", "[[x]]", "6: data.columns.text.0: a list is not allowed; expected text"),
         ("labels", "label", "3: task.label: unknown key; did you mean 'labels'?"),
         ("Review Text]", "[x]]", "6: data.columns.text.1: a list is not allowed; expected text"),
@@ -215,7 +215,7 @@ def test_overrides_make_missing_sections_and_replace_whole_values(write):
         ("data.columns.text.0=x", "--set data.columns.text.0: data.columns.text is a list, which has no keys in it"),
         ("train.epochs=many", "--set train.epochs: train.epochs: 'many' is not allowed; expected a whole number"),
         ("train={epoch: 1}", "--set train: train.epoch: unknown key; did you mean 'epochs'?"),
-        ("data.columns={text: a}", "--set data.columns: data.columns.label: missing; expected a list"),
+        ("data.columns={text: a}", "--set data.columns: data.columns.label: missing; expected text, or a list"),
         (".".join("a" * 5000) + "=1", "--set " + ".".join("a" * 5000) + ": the key has more than 32 parts"),
     ],
 )

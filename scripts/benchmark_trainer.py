@@ -61,9 +61,7 @@ def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> N
     """Print the ratio of rates (median over rounds) and, for whole recipes, both macro-F1."""
     ours, theirs = results["hftoolkit"], results["trainer"]
     ratios = [a["rate"] / b["rate"] for a, b in zip(ours, theirs, strict=True)]
-    print(
-        f"rate, hftoolkit over HF Trainer: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
-    )
+    print(f"hftoolkit over HF Trainer: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
     if not with_quality:
         return
     from hftoolkit.metrics.bootstrap import paired_difference
@@ -141,7 +139,7 @@ def run_trainer(recipe_path: Path, examples: int | None, seed: int, output: Path
         set_seed,
     )
 
-    from hftoolkit.trainer import choose_precision
+    from hftoolkit.devices import choose_precision
 
     recipe, splits, weights = load(recipe_path, examples, seed)
     set_seed(seed)

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import RECIPE, review_rows
 from safetensors.torch import load_file, save_file
 
+from hftoolkit import export
 from hftoolkit import run as commands
 from hftoolkit.errors import ArtifactError
+from hftoolkit.export import GateReport
 from hftoolkit.job import Job
 from hftoolkit.recipe import load_recipe
 
@@ -72,8 +75,6 @@ def test_a_head_spoiled_on_disk_fails_the_run_with_exit_6_and_keeps_everything(
 def test_an_adapter_without_its_head_fails_the_gate(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hftoolkit import export
-
     honest = export.save_adapter
 
     def forget_head(model: Any, directory: Path, *, base: str) -> None:
@@ -97,7 +98,7 @@ def test_the_fresh_process_cannot_import_hftoolkit() -> None:
 
 
 def test_calibration_changes_confidence_but_no_decision(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    recipe = write_recipe(90)
+    recipe = write_recipe(90)  # two epochs: far from perfect, so that there is a temperature to fit
     plain = finetune(recipe, tmp_path / "plain", "task.calibrate=false", "train.epochs=2")
     calibrated = finetune(recipe, tmp_path / "calibrated", "train.epochs=2")
     assert plain["temperature"] == 1.0 != calibrated["temperature"]
@@ -138,3 +139,20 @@ def test_the_card_names_no_path_of_this_machine(write_recipe: Callable[..., Path
     assert not [text for text in texts if str(tmp_path) in text or "pytest-of" in text]
     card = (model / "README.md").read_text()
     assert "model-index" in card and "Macro-F1" in card and "Fingerprint" in card
+
+
+def test_a_perfect_validation_split_leaves_the_temperature_alone_and_passes_the_gate(
+    lively_backbone: Path, write_csv: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "easy.yaml"
+    recipe.write_text(RECIPE.format(table=write_csv(review_rows(150)), backbone=lively_backbone))
+    results = finetune(recipe, tmp_path / "run", "train.epochs=8")
+    assert results["validation"]["metrics"]["accuracy"] == 1.0
+    assert results["temperature"] == 1.0
+
+
+def test_the_tolerance_grows_with_logits_beyond_fp32_steps_of_ten() -> None:
+    report = GateReport(rows=1, saved=5e-5, merged=None, adapter=None)
+    assert export._problems(report, scale=1.0)
+    assert not export._problems(report, scale=6.0)
+    assert export._problems(GateReport(rows=1, saved=float("nan"), merged=None, adapter=None), scale=6.0)

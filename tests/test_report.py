@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 RESULTS = {
     "test": {
         "examples": 12,
-        "metrics": {"accuracy": 0.81254, "macro_f1": 0.7, "loss": 0.5},
+        "metrics": {"accuracy": 0.81254, "macro_f1": 0.7, "ece": 0.05},
         "intervals": {"accuracy": [0.75, 0.875], "macro_f1": [0.6, 0.8]},
     },
     "baselines": {
@@ -36,9 +36,9 @@ RESULTS = {
 def test_results_table_sets_the_model_beside_its_baselines() -> None:
     table = results_table(RESULTS)
     assert "12 rows" in table.title
-    assert table.columns == ("model", "accuracy", "macro-F1", "log loss", "fine-tuned minus this, macro-F1")
+    assert table.columns == ("model", "accuracy", "macro-F1", "ECE", "lead in macro-F1")
     assert table.rows == (
-        ("fine-tuned", "0.813 [0.750, 0.875]", "0.700 [0.600, 0.800]", "0.500", "-"),
+        ("fine-tuned", "0.813 [0.750, 0.875]", "0.700 [0.600, 0.800]", "0.050", "-"),
         ("majority", "0.500", "0.250", "-", "+0.450 [-0.010, +0.900]"),
     )
 

@@ -1,14 +1,16 @@
+import errno
 import json
 import math
 import os
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from hftoolkit.contracts import Evaluated, Message, StepDone, Table
-from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
-from hftoolkit.rundir import RunDir, read_json, write_json
+from hftoolkit.errors import DataError, EnvironmentFault, Interrupted, RecipeError, TrainingError
+from hftoolkit.rundir import RunDir, read_json, recorded, write_json
 
 
 def strict_json(text):
@@ -137,6 +139,47 @@ def test_the_status_has_its_time_in_utc_and_replaces_the_last_one(run):
     written = datetime.fromisoformat(status["time"])
     assert written.utcoffset() == timedelta(0)
     assert abs(datetime.now(UTC) - written) < timedelta(minutes=5)
+
+
+# What ends a run
+
+
+def test_a_run_is_running_and_then_done(run):
+    with recorded(run):
+        assert read_json(run.status)["state"] == "running"
+    status = read_json(run.status)
+    assert (status["state"], status["exit_code"]) == ("done", 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "state", "exit_code"),
+    [
+        (TrainingError("loss nan"), TrainingError, "failed", 5),
+        (Interrupted("SIGTERM at step 3", signal.SIGTERM), Interrupted, "interrupted", 143),
+        (KeyboardInterrupt(), Interrupted, "interrupted", 130),
+        (OSError(errno.ENOSPC, "No space left", "weights"), EnvironmentFault, "failed", 4),
+        (PermissionError(errno.EACCES, "Permission denied", "weights"), EnvironmentFault, "failed", 4),
+        (FileNotFoundError(errno.ENOENT, "No such file", "weights"), FileNotFoundError, "failed", 1),
+        (ZeroDivisionError("a bug"), ZeroDivisionError, "failed", 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_the_status_says_what_ended_the_run_and_the_error_goes_on(run, error, raised, state, exit_code):
+    with pytest.raises(raised) as caught, recorded(run):
+        raise error
+    assert caught.value is error or caught.value.__cause__ is error
+    status = read_json(run.status)
+    assert (status["state"], status["exit_code"], status["reason"]) == (state, exit_code, str(caught.value))
+    assert getattr(caught.value, "exit_code", 1) == exit_code
+
+
+def test_sigterm_outside_the_training_loop_is_an_interruption_too(run):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught, recorded(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.exit_code == read_json(run.status)["exit_code"] == 143
+    assert read_json(run.status)["state"] == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # JSON files

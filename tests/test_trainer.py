@@ -19,10 +19,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hftoolkit.checkpoint import load_weights
 from hftoolkit.contracts import Datasets, Evaluated, Message, Rows, StepDone, StepOutput
+from hftoolkit.devices import choose_precision, make_accelerator
 from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
+from hftoolkit.inference import Inference
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
-from hftoolkit.trainer import Inference, choose_precision, fit, make_accelerator, one_step, trained_state
+from hftoolkit.trainer import fit, one_step, trained_state
 
 CPU = torch.device("cpu")
 EXAMPLES, FEATURES, CLASSES = 40, 4, 3
@@ -663,7 +665,7 @@ def test_runs_of_one_process_may_differ_in_precision(bench):
 
 
 def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr("hftoolkit.trainer.Accelerator.num_processes", 2)
+    monkeypatch.setattr("hftoolkit.devices.Accelerator.num_processes", 2)
     with pytest.raises(EnvironmentFault, match="2 processes were started"):
         make_accelerator("fp32")
 

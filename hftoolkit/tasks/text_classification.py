@@ -12,7 +12,7 @@ from torch import nn
 from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Message, Metrics, Rows, StepOutput
 from hftoolkit.data import TextSplits
 from hftoolkit.metrics.classification import classification_metrics
-from hftoolkit.metrics.probabilities import fit_temperature, to_probabilities
+from hftoolkit.metrics.probabilities import fit_temperature, to_decisions, to_probabilities
 from hftoolkit.models.backbones import Backbone, is_under
 from hftoolkit.models.baselines import majority, tfidf_logreg
 from hftoolkit.models.probe import CachedBase, base_features, swap_base
@@ -100,11 +100,15 @@ class TextClassificationTask:
         return to_probabilities(logits, self.labels.multi_label)
 
     def finish(self, model: nn.Module, infer: Infer) -> float:
-        """Fit a temperature on the validation split (Guo et al. 2017), fold it into the last layer, and return it."""
-        if not self._section.calibrate:
-            return 1.0
+        """Fit a temperature on the validation split (Guo et al. 2017), fold it into the last layer, and return it.
+
+        It stays 1 where every validation row is right: any smaller one would then look better still.
+        """
         logits = infer(model, self.datasets().splits["validation"], full_precision=True)
         targets = self.splits.targets["validation"]
+        decisions = to_decisions(self.to_probabilities(logits), self.labels.multi_label)
+        if not self._section.calibrate or (decisions == targets).all():
+            return 1.0
         temperature = fit_temperature(logits, targets, multi_label=self.labels.multi_label)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -1,0 +1,82 @@
+"""Accelerate's view of this process: device, precision, memory, and how batches get there."""
+
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
+from torch.utils.data import DataLoader
+
+from hftoolkit.contracts import Batch, Rows
+from hftoolkit.errors import EnvironmentFault, RecipeError
+
+__all__ = ["Accelerator", "choose_precision", "make_accelerator", "make_loader", "peak_memory_bytes", "to_device"]
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Return Accelerate's view of this process, with ``auto`` precision resolved for its device.
+
+    Raises:
+        RecipeError: fp16 was asked for on a CPU, where it would silently be fp32.
+        EnvironmentFault: several processes were started.
+    """
+    # The plugin is passed as an object because an environment variable overrides the plain number.
+    plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
+    # Accelerate keeps the precision of the first Accelerator of a process and refuses any other.
+    AcceleratorState._reset_state()
+    device = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin).device
+    resolved = choose_precision(precision, device)
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision="no" if resolved == "fp32" else resolved, gradient_accumulation_plugin=plugin
+    )
+    if accelerator.num_processes > 1:
+        raise EnvironmentFault(
+            f"{accelerator.num_processes} processes were started; this version trains in one. Start without a launcher"
+        )
+    return accelerator
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return fp32, bf16 or fp16 for a recipe's ``train.precision`` on this device.
+
+    Raises:
+        RecipeError: fp16 on a CPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise RecipeError("train.precision: fp16 needs a GPU; on a CPU use auto, bf16 or fp32")
+    if precision != "auto":
+        return precision
+    if device.type == "cpu":
+        return "bf16" if _cpu_has_bf16() else "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "fp32"
+
+
+def make_loader(
+    rows: Rows, plan: list[np.ndarray], collate: Callable[[list[Any]], Batch], *, workers: int
+) -> DataLoader[Any]:
+    """Return a loader of the planned batches, in their order, prepared by ``workers`` processes (0: by this one)."""
+    batches = [indices.tolist() for indices in plan]
+    return DataLoader(rows.examples, batch_sampler=batches, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on the device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory used so far: of a GPU, or of the whole process on CPUs."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB

@@ -45,7 +45,7 @@ def test_results_table_sets_the_model_beside_its_baselines() -> None:
 
 def test_results_table_without_baselines_has_one_row() -> None:
     table = results_table({"test": RESULTS["test"]})
-    assert table.columns == ("model", "accuracy", "macro-F1", "log loss")
+    assert table.columns == ("model", "accuracy", "macro-F1", "ECE")
     assert len(table.rows) == 1
 
 

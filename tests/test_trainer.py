@@ -333,6 +333,13 @@ def test_dropout_differs_by_step_and_by_micro_step(bench):
     assert len({str(mask) for mask in masks}) == 10
 
 
+def test_a_model_that_comes_in_eval_mode_is_trained_with_dropout_too(bench):
+    ready, loaded = bench(model=toy_model(0.5)), bench(model=toy_model(0.5).eval())
+    ready.fit()
+    loaded.fit()
+    assert_same(ready.after[6], loaded.after[6])
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_another_seed_gives_other_weights(bench, dropout):
     first, second = bench(model=toy_model(dropout)), bench(model=toy_model(dropout))

@@ -64,13 +64,13 @@ def test_the_same_step_can_be_saved_again(tmp_path):
     assert_holds(save(tmp_path, 5, value=2).path, 2)
 
 
-def test_remains_of_a_killed_save_are_removed_and_other_files_are_not(tmp_path):
+def test_remains_of_a_killed_save_are_removed_and_other_folders_are_not(tmp_path):
     for step in (3, 5):
         (tmp_path / f".tmp-step-{step:06d}").mkdir()
         (tmp_path / f".tmp-step-{step:06d}" / WEIGHTS).write_bytes(b"half")
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes").mkdir()
     save(tmp_path, 5)
-    assert names_in(tmp_path) == ["notes.txt", "step-000005"]
+    assert names_in(tmp_path) == ["notes", "step-000005"]
     assert names_in(tmp_path / "step-000005") == sorted([MANIFEST, WEIGHTS])
 
 

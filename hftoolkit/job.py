@@ -10,7 +10,12 @@ from hftoolkit.contracts import Emit, Message
 from hftoolkit.data import TextSplits, load_text_splits
 from hftoolkit.devices import make_accelerator
 from hftoolkit.inference import Inference
-from hftoolkit.models.backbones import Backbone, load_text_classifier, set_attention
+from hftoolkit.models.backbones import (
+    Backbone,
+    enable_gradient_checkpointing,
+    load_text_classifier,
+    set_attention,
+)
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import LinearProbe, Recipe
 from hftoolkit.rundir import RunDir
@@ -73,9 +78,7 @@ def prepare_with(recipe: Recipe, splits: TextSplits, weights: Resolved, *, emit:
             Message(f"replaced the head of the backbone, trained for {', '.join(backbone.replaced_labels)}", "warning")
         )
     if recipe.model.gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        enable_gradient_checkpointing(backbone.model)
     kernel = set_attention(backbone.model, accelerator.device)
     task = build_task(recipe.task, splits, backbone)
     _tell_about_truncation(task, recipe.model.max_length, emit)

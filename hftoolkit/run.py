@@ -64,6 +64,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> 
         write_json(run.data, job.task.splits.summary)
         write_json(run.labels, job.task.labels.to_json())
         fitted = train(recipe, job, run, emit=listen)
+        listen(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
         temperature = job.task.finish(job.tuned.model, job.infer)
         test = job.probabilities("test")
         gate = _export(recipe, job, run)

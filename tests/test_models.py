@@ -22,6 +22,7 @@ from transformers import (
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import (
     Backbone,
+    enable_gradient_checkpointing,
     encoder_layers,
     load_text_classifier,
     parameter_layers,
@@ -261,3 +262,18 @@ def test_the_parameter_table_adds_up(tiny_backbone: Path) -> None:
     assert rows[-1] == ("all", f"{total:,}", f"{total:,}")
     assert sum(int(row[1].replace(",", "")) for row in rows[:-1]) == total
     assert encoder_layers(model)[0] == "bert.encoder.layer"
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_also_under_lora(tiny_backbone: Path) -> None:
+    for tuning in (FullTuning(), LoraTuning(method="lora", rank=2)):
+        gradients = []
+        for checkpointing in (False, True):
+            backbone = load(tiny_backbone)
+            if checkpointing:
+                enable_gradient_checkpointing(backbone.model)
+            torch.manual_seed(0)
+            model = apply_tuning(backbone, tuning).model.train()
+            torch.nn.functional.cross_entropy(model(**BATCH).logits, torch.tensor([0, 2])).backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 2
+        assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])

@@ -97,6 +97,19 @@ def save_classifier(model: nn.Module, tokenizer: Any, directory: Path) -> None:
         tokenizer.save_pretrained(directory)
 
 
+def enable_gradient_checkpointing(model: nn.Module) -> None:
+    """Recompute activations of each block in the backward pass instead of keeping them.
+
+    Raises:
+        RecipeError: the architecture cannot.
+    """
+    plain: Any = model
+    try:
+        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise RecipeError(f"model.gradient_checkpointing: {error}") from error
+
+
 def set_attention(model: nn.Module, device: torch.device) -> str:
     """Choose the attention kernel for the device and return its name.
 

@@ -46,7 +46,7 @@ class _Renderer:
                 warning = Text("warning: ", style="yellow") if level == "warning" else Text()
                 self._console.print(warning + Text(text), soft_wrap=True)
             case Table():
-                self._console.print(_table(event))
+                self._console.print(Text(event.title), _table(event), sep="\n")
             case Evaluated():
                 self._console.print(Text(_evaluation(event)), soft_wrap=True)
             case StepDone():
@@ -63,7 +63,7 @@ class _Renderer:
 
 
 def _table(table: Table) -> RichTable:
-    drawn = RichTable(title=Text(table.title), title_justify="left")
+    drawn = RichTable()  # its own title would be wrapped to the width of the table
     for index, column in enumerate(table.columns):
         drawn.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:

@@ -72,20 +72,30 @@ def test_a_head_spoiled_on_disk_fails_the_run_with_exit_6_and_keeps_everything(
     assert list((tmp_path / "run" / "checkpoints").glob("step-*/weights.safetensors"))
 
 
-def test_an_adapter_without_its_head_fails_the_gate(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(lambda tensor: None, "cannot load"), (lambda tensor: tensor + 0.01, "adapter against reloaded")],
+    ids=["lost", "changed"],
+)
+def test_an_adapter_whose_head_is_lost_or_changed_fails_the_gate(
+    spoil: Callable[[Any], Any],
+    message: str,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     honest = export.save_adapter
 
-    def forget_head(model: Any, directory: Path, *, base: str) -> None:
+    def save_spoiled(model: Any, directory: Path, *, base: str) -> None:
         honest(model, directory, base=base)
         path = directory / "adapter_model.safetensors"
-        kept = {name: tensor for name, tensor in load_file(path).items() if "classifier" not in name}
-        assert len(kept) < len(load_file(path))
-        save_file(kept, path)
+        weights = load_file(path)
+        spoiled = {name: spoil(tensor) for name, tensor in weights.items() if "classifier" in name}
+        assert spoiled
+        save_file({name: tensor for name, tensor in (weights | spoiled).items() if tensor is not None}, path)
 
-    monkeypatch.setattr(export, "save_adapter", forget_head)
-    with pytest.raises(ArtifactError, match="adapter against reloaded"):
+    monkeypatch.setattr(export, "save_adapter", save_spoiled)
+    with pytest.raises(ArtifactError, match=message):
         finetune(write_recipe(60, TUNINGS["lora"]), tmp_path / "run", "train.epochs=1")
 
 

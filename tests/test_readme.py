@@ -43,7 +43,7 @@ def test_own_data_in_five_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     import hftoolkit as package
 
-    bad, good = package.load("runs/mine").predict(["This dress is itchy.", {"comment": "This dress is lovely."}])
+    bad, good = package.load("runs/mine").predict(["This dress is itchy.", "This dress is lovely."])
     assert (bad.label, good.label) == ("bad", "good")
 
 

@@ -198,7 +198,7 @@ def recorded(run: RunDir) -> Iterator[None]:
     """Keep status.json true whatever ends the work inside, and give system errors their place in the exception tree."""
     run.write_status("running")
     try:
-        with _termination_raises():
+        with _termination_raises(run):
             yield
     except BaseException as error:
         known = _known(error, run)
@@ -225,9 +225,9 @@ def _known(error: BaseException, run: RunDir) -> BaseException:
 
 
 @contextmanager
-def _termination_raises() -> Iterator[None]:
+def _termination_raises(run: RunDir) -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
-        raise Interrupted("terminated", number)
+        raise Interrupted(f"terminated; what was written is in {run.root}", number)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield

@@ -72,9 +72,10 @@ def trainable_table(model: nn.Module) -> Table:
 
 
 def _part(name: str, stack: str) -> str:
-    if name.startswith(stack + "."):
-        return stack
-    return name.rpartition(".")[0].removesuffix(".modules_to_save.default").removesuffix(".original_module")
+    """The module a parameter is counted under: all encoder blocks as one, and no names that peft put around it."""
+    part = stack if name.startswith(stack + ".") else name.rpartition(".")[0]
+    part = part.removesuffix(".modules_to_save.default").removesuffix(".original_module")
+    return part.removeprefix("base_model.model.")
 
 
 def _scales(model: nn.Module, head: tuple[str, ...], tuning: Tuning) -> dict[str, float]:

@@ -51,7 +51,8 @@ def compare(recipe: Path, examples: int | None, rounds: int, seed: int) -> None:
                 command += ["--seed", str(seed + number)] + (["--examples", str(examples)] if examples else [])
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 result = json.loads(output.with_suffix(".json").read_text())
-                result["probabilities"] = np.load(output.with_suffix(".npy"))
+                if examples is None:
+                    result["probabilities"] = np.load(output.with_suffix(".npy"))
                 results[side].append(result)
                 print(f"round {number + 1} {side:<10} {result['rate']:6.1f} examples/s", flush=True)
         report(results, with_quality=examples is None)
@@ -84,7 +85,7 @@ def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> N
 
 
 def load(recipe_path: Path, examples: int | None, seed: int) -> tuple[Any, Any, Any]:
-    """Return the recipe, its splits (training cut to ``examples``) and its weights."""
+    """Return the recipe, its splits (each cut to ``examples``) and its weights."""
     from hftoolkit.data import load_text_splits
     from hftoolkit.recipe import load_recipe
     from hftoolkit.sources import resolve_data, resolve_model
@@ -94,22 +95,24 @@ def load(recipe_path: Path, examples: int | None, seed: int) -> tuple[Any, Any, 
     splits = load_text_splits(table.path, recipe.data, recipe.task)
     if examples:
         parts = {
-            field: getattr(splits, field) | {"train": getattr(splits, field)["train"][:examples]}
+            field: {name: rows[:examples] for name, rows in getattr(splits, field).items()}
             for field in ("texts", "targets", "row_numbers")
         }
         splits = replace(splits, **parts)
     return recipe, splits, resolve_model(recipe.model.backbone, sha256=recipe.model.sha256)
 
 
-def write(output: Path, rate: float, splits: Any, probabilities: np.ndarray) -> None:
-    """Leave what ``compare`` reads."""
-    from hftoolkit.metrics.classification import classification_metrics
+def write(output: Path, rate: float, splits: Any, probabilities: np.ndarray | None) -> None:
+    """Leave what ``compare`` reads; without probabilities, the rate alone."""
+    kept: dict[str, Any] = {"rate": rate}
+    if probabilities is not None:
+        from hftoolkit.metrics.classification import classification_metrics
 
-    targets = splits.targets["test"]
-    metrics = classification_metrics(probabilities, targets, splits.labels.names)
-    np.save(output.with_suffix(".npy"), probabilities)
-    kept = {"rate": rate, "targets": targets.tolist(), "names": splits.labels.names}
-    kept |= {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]}
+        targets = splits.targets["test"]
+        metrics = classification_metrics(probabilities, targets, splits.labels.names)
+        np.save(output.with_suffix(".npy"), probabilities)
+        kept |= {"targets": targets.tolist(), "names": splits.labels.names}
+        kept |= {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]}
     output.with_suffix(".json").write_text(json.dumps(kept))
 
 
@@ -122,7 +125,7 @@ def run_hftoolkit(recipe_path: Path, examples: int | None, seed: int, output: Pa
     job = prepare_with(recipe, splits, weights, emit=lambda event: None)
     with tempfile.TemporaryDirectory() as folder:
         fitted = train(recipe, job, RunDir(Path(folder)), emit=lambda event: None)
-    write(output, fitted.examples_per_second, splits, job.probabilities("test"))
+    write(output, fitted.examples_per_second, splits, None if examples else job.probabilities("test"))
 
 
 def run_trainer(recipe_path: Path, examples: int | None, seed: int, output: Path) -> None:
@@ -181,9 +184,8 @@ def run_trainer(recipe_path: Path, examples: int | None, seed: int, output: Path
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
-        logits = trainer.predict(encode("test")).predictions
-    rate = recipe.train.epochs * len(splits.texts["train"]) / seconds
-    write(output, rate, splits, softmax(logits, axis=1))
+        probabilities = None if examples else softmax(trainer.predict(encode("test")).predictions, axis=1)
+    write(output, recipe.train.epochs * len(splits.texts["train"]) / seconds, splits, probabilities)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_own_data_in_five_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with Path("reviews.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("comment", "stars"))
-        for index in range(300):
+        for index in range(480):
             stars = generator.choice((1, 2, 3, 3))
             writer.writerow((f"This dress is {generator.choice(words[stars])}, number {index}.", stars))
     assert hftoolkit(monkeypatch, "recipes", "copy", "sentiment", "mine.yaml") == 0

@@ -113,7 +113,7 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
 def set_attention(model: nn.Module, device: torch.device) -> str:
     """Choose the attention kernel for the device and return its name.
 
-    On CPUs the backward pass of the fused kernel takes about half of a training step, so the plain one is faster.
+    On CPUs the backward pass of the fused kernel is slow, so the plain one trains faster.
     """
     wanted = "eager" if device.type == "cpu" else "sdpa"
     base: Any = model

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hftoolkit.batching import epoch_plan, evaluation_steps
 from hftoolkit.checkpoint import Checkpoint, load_weights, save_checkpoint
 from hftoolkit.contracts import Batch, Emit, Evaluated, Message, Metrics, Rows, StepDone, Task
+from hftoolkit.cpu import faster_steps
 from hftoolkit.devices import Accelerator, make_loader, peak_memory_bytes, to_device
 from hftoolkit.errors import Interrupted, RecipeError, TrainingError
 from hftoolkit.inference import Inference
@@ -77,6 +78,8 @@ def fit(
     with ExitStack() as stack:
         listen = stack.enter_context(tracked(train.trackers, run, emit))
         loop = _Loop(task, model, rate_scales, train, evaluation, accelerator, run.checkpoints, listen)
+        if accelerator.device.type == "cpu" and accelerator.num_processes == 1:  # DDP wants dense gradients
+            stack.enter_context(faster_steps(model))
         received = stack.enter_context(_deferred_signals())
         stack.enter_context(_memory_watched(loop))
         for micro_batches in loop.steps():

@@ -81,7 +81,7 @@ def finetune(
 
     with render_events() as emit:
         if dry_run:
-            loss = run.rehearse(parsed, emit=emit)
+            loss = run.rehearse(parsed, run_dir=run_dir, emit=emit)
             typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
             return
         where = run.finetune(parsed, name=recipe.stem, run_dir=run_dir, emit=emit)

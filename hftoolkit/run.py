@@ -76,8 +76,10 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> 
     return run.root
 
 
-def rehearse(recipe: Recipe, *, emit: Emit) -> float:
+def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
+    if run_dir is not None:
+        RunDir.refuse_taken(run_dir)
     job = prepare(recipe, emit)
     with job.probe(recipe, emit):
         return one_step(

@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -32,19 +33,28 @@ class RunDir:
     def create(cls, recipe_name: str, exact: Path | None = None) -> "RunDir":
         """Make a new, empty run directory: ``exact``, or ``runs/NAME``, ``runs/NAME-2``, ... .
 
+        A directory whose run failed before its first step counts as free: it is emptied and used again.
+
         Raises:
-            RecipeError: ``exact`` exists and is not an empty directory.
+            RecipeError: ``exact`` exists and is neither empty nor such a failed start.
             EnvironmentFault: the directory cannot be made.
         """
         try:
             if exact is None:
                 return cls(_first_free(Path("runs"), recipe_name))
-            if exact.exists() and (not exact.is_dir() or any(exact.iterdir())):
-                raise RecipeError(f"{exact} exists already and runs are never overwritten; choose another --run-dir")
+            cls.refuse_taken(exact)
+            _discard_failed_start(exact)
             exact.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentFault(f"cannot make the run directory {error.filename}: {error.strerror}") from error
         return cls(exact)
+
+    @classmethod
+    def refuse_taken(cls, exact: Path) -> None:
+        """Raise RecipeError if ``create`` would refuse this directory."""
+        taken = exact.exists() and (not exact.is_dir() or any(exact.iterdir()))
+        if taken and not cls(exact)._is_failed_start():
+            raise RecipeError(f"{exact} exists already and runs are never overwritten; choose another --run-dir")
 
     @classmethod
     def open(cls, root: Path) -> "RunDir":
@@ -114,6 +124,15 @@ class RunDir:
     def tracking(self) -> Path:
         return self.root / "tracking"
 
+    def _is_failed_start(self) -> bool:
+        """Return whether a run failed here before its first step, so that there is nothing to lose."""
+        written_before = {self.recipe, self.environment, self.data, self.labels, self.log, self.status}
+        if not self.status.is_file() or not written_before.issuperset(self.root.iterdir()):
+            return False
+        with suppress(DataError):
+            return read_json(self.status).get("state") == "failed"
+        return False
+
     def write_status(self, state: str, **details: str | int | None) -> None:
         """Record ``running``, ``done``, ``interrupted`` or ``failed``, with the time in UTC."""
         write_json(self.status, {"state": state, "time": _now(), **details})
@@ -167,11 +186,23 @@ def _first_free(parent: Path, name: str) -> Path:
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
         try:
+            _discard_failed_start(path)
             path.mkdir()  # fails when another process was faster, so two runs never share a directory
         except FileExistsError:
             number += 1
         else:
             return path
+
+
+def _discard_failed_start(root: Path) -> None:
+    if not RunDir(root)._is_failed_start():
+        return
+    aside = root.with_name(f".{root.name}.{os.getpid()}")
+    root.rename(aside)
+    if RunDir(aside)._is_failed_start():
+        shutil.rmtree(aside)
+    else:  # between the look and the move, another process began a run here
+        aside.rename(root)
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

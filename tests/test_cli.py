@@ -130,6 +130,7 @@ def test_a_run_goes_exactly_where_it_is_told(write_recipe: WriteRecipe, tmp_path
     where = tmp_path / "new folder" / "\u00fcbung [1]"
     refused(hft("finetune", write_recipe(), "--run-dir", where, "--set", "data.columns.text=txt"), 3)
     assert read_json(where / "status.json")["state"] == "failed"
+    refused(hft("finetune", write_recipe(), "--run-dir", where, "--set", "data.columns.label=labl"), 3, "'label'")
     assert not (tmp_path / "runs").exists()
 
 
@@ -146,6 +147,7 @@ def test_a_dry_run_does_a_real_step_and_leaves_nothing(write_recipe: WriteRecipe
 def test_a_dry_run_finds_what_a_run_would_stop_at(write_recipe: WriteRecipe):
     refused(hft("finetune", write_recipe(), "--dry-run", "--set", "train.learning_rate=11"), 2, "--set", "at most 10")
     refused(hft("finetune", write_recipe(), "--dry-run", "--set", "data.columns.label=labl"), 3, "'label'")
+    refused(hft("finetune", write_recipe(), "--dry-run", "--run-dir", write_recipe().parent), 2, "another --run-dir")
 
 
 def test_an_earlier_run_as_backbone_keeps_its_head_for_the_same_labels(tiny_run: Path, write_recipe: WriteRecipe):

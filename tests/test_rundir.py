@@ -59,6 +59,53 @@ def test_an_exact_directory_with_content_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "used" / "recipe.yaml").read_text() == "old"
 
 
+def failed_start(root, *, state="failed", extra=None):
+    run = RunDir.create("tiny", root)
+    run.recipe.write_text("task: a mistake")
+    run.record(Message("data: found"))
+    run.write_status(state)
+    if extra:
+        run.record(extra)
+    return run
+
+
+def test_a_start_that_failed_makes_room_for_the_next(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed_start(tmp_path / "exact")
+    assert list(RunDir.create("tiny", tmp_path / "exact").root.iterdir()) == []
+    failed_start(tmp_path / "runs" / "tiny")
+    assert RunDir.create("tiny").root == Path("runs/tiny")
+    assert list(Path("runs/tiny").iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"exact", "runs"}
+
+
+def test_a_run_that_made_a_step_or_is_running_or_holds_something_else_is_kept(tmp_path):
+    step = StepDone(1, 2, 0.5, 1.0, 1e-4, 10.0)
+    roots = [
+        failed_start(tmp_path / "stepped", extra=step).root,
+        failed_start(tmp_path / "running", state="running").root,
+        failed_start(tmp_path / "interrupted", state="interrupted").root,
+        failed_start(tmp_path / "noted").root,
+        failed_start(tmp_path / "damaged").root,
+    ]
+    (tmp_path / "noted" / "notes.txt").write_text("mine")
+    (tmp_path / "damaged" / "status.json").write_text("{")
+    for root in roots:
+        before = {path.name for path in root.iterdir()}
+        with pytest.raises(RecipeError, match="never overwritten"):
+            RunDir.create("tiny", root)
+        assert {path.name for path in root.iterdir()} == before
+
+
+def test_a_run_that_another_process_begins_in_the_same_moment_is_put_back(tmp_path, monkeypatch):
+    looks = iter([True, True, False])
+    run = failed_start(tmp_path / "shared", state="running")
+    monkeypatch.setattr(RunDir, "_is_failed_start", lambda self: next(looks))
+    RunDir.create("tiny", run.root)
+    assert run.recipe.read_text() == "task: a mistake"
+    assert [path.name for path in tmp_path.iterdir()] == ["shared"]
+
+
 def test_a_file_in_place_of_the_exact_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RecipeError, match="never overwritten"):

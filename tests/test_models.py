@@ -19,6 +19,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from hftoolkit.cpu import faster_steps
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import (
     Backbone,
@@ -132,6 +133,19 @@ def test_dora_and_rslora_reload_and_merge(tiny_backbone: Path, tmp_path: Path) -
         base = AutoModelForSequenceClassification.from_pretrained(tiny_backbone, num_labels=3)
         assert np.abs(logits(PeftModel.from_pretrained(base, tmp_path / name)) - trained).max() < 1e-5
         assert np.abs(logits(merge(model)) - trained).max() < 1e-4
+
+
+@pytest.mark.parametrize("switches", [{}, {"dora": True}, {"rslora": True}])
+def test_under_autocast_adapters_take_their_input_as_it_comes(tiny_backbone: Path, switches: dict[str, bool]) -> None:
+    model = apply_tuning(load(tiny_backbone), LoraTuning(method="lora", rank=2, **switches)).model
+    seen = []
+    adapter = next(module for name, module in model.named_modules() if name.endswith("value.lora_A.default"))
+    adapter.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    with faster_steps(model), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**BATCH).logits.sum().backward()
+    assert torch.bfloat16 in seen  # DoRA also runs an fp32 identity through it
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in trained)
 
 
 def test_lora_trains_adapters_and_head_and_nothing_else(tiny_backbone: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
@@ -55,7 +56,11 @@ def apply_lora(
         modules_to_save=[name for name in trained_modules if not name.startswith(PEFT_HEADS)],
         **variants,
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+    for module in wrapped.modules():
+        if isinstance(module, BaseTunerLayer):  # peft would cast to fp32 what autocast then casts back to bf16
+            module.cast_input_dtype_enabled = False
+    return wrapped
 
 
 def is_lora(model: nn.Module) -> TypeGuard[PeftModel]:

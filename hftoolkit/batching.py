@@ -25,13 +25,14 @@ def epoch_plan(
         seed: ``train.seed``.
         epoch: 0 for the first.
         lengths: (N,) tokens; examples of similar length then share a batch.
-        weights: (N,) relative chances; indices are then drawn with replacement instead of once each.
+        weights: (N,) relative frequencies; an index then occurs as often as its share of N says, rounded up or down
+            by chance, instead of once.
     """
     generator = numpy_generator("order", seed, epoch)
     if weights is None:
         order = generator.permutation(num_examples)
     else:
-        order = generator.choice(num_examples, size=num_examples, p=weights / weights.sum())
+        order = generator.permutation(_resampled(weights, generator))
     if lengths is None:
         return _cut(order, batch_size)
     batches: list[np.ndarray] = []
@@ -49,6 +50,18 @@ def evaluation_plan(num_examples: int, *, batch_size: int, lengths: np.ndarray |
 def evaluation_steps(steps_per_epoch: int, times_per_epoch: int) -> frozenset[int]:
     """Return the 1-based steps of an epoch after which to evaluate; the last is always among them."""
     return frozenset(-(-steps_per_epoch * (i + 1) // times_per_epoch) for i in range(times_per_epoch))
+
+
+def _resampled(weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return N indices by systematic resampling (Kitagawa 1996).
+
+    Independent draws would leave out many rows of a class that is to be seen twice: one in seven.
+    """
+    order = generator.permutation(len(weights))
+    expected = np.cumsum(weights[order]) * (len(weights) / weights.sum())
+    expected[-1] = len(weights)
+    counts = np.diff(np.floor(expected + generator.random()), prepend=0)
+    return np.repeat(order, counts.astype(np.int64))
 
 
 def _cut(indices: np.ndarray, size: int) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ class Rows:
         examples: what ``collate`` takes a list of.
         lengths: tokens of each example, for length buckets; None where examples have one size.
         row_numbers: 1-based row of each example in its source, for messages and predictions.
-        sampling_weights: relative chance of each example to be drawn, with replacement; None draws each once an epoch.
+        sampling_weights: relative frequency of each example in an epoch as long as the split; None shows each once.
     """
 
     examples: Sequence[Any]

@@ -103,6 +103,24 @@ def test_rare_rows_are_drawn_as_often_as_their_weight_says():
     assert counts[50:].mean() == pytest.approx(20_000 * 0.5 / 950, rel=0.05)
 
 
+@given(seed=SEEDS, epoch=st.integers(0, 50), strength=st.floats(0.0, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_each_example_occurs_as_often_as_its_weight_says_but_for_rounding(seed, epoch, strength):
+    weights = np.repeat([0.8, 0.15, 0.05], [400, 75, 25]) ** -strength
+    order = flat(epoch_plan(500, batch_size=16, seed=seed, epoch=epoch, weights=weights))
+    expected = 500 * weights / weights.sum()
+    counts = np.bincount(order, minlength=500)
+    assert len(order) == 500
+    assert (counts >= np.floor(expected - 1e-9)).all() and (counts <= np.ceil(expected + 1e-9)).all()
+
+
+def test_what_is_rounded_up_differs_from_epoch_to_epoch():
+    weights = np.repeat([1.0, 3.0], [300, 100])  # two thirds of an occurrence each, and two
+    plans = [epoch_plan(400, batch_size=16, seed=0, epoch=epoch, weights=weights) for epoch in range(60)]
+    counts = np.mean([np.bincount(flat(plan), minlength=400) for plan in plans], axis=0)
+    assert np.abs(counts[:300] - 2 / 3).max() < 0.3 and (counts[300:] == 2).all()
+
+
 def test_weights_and_lengths_work_together():
     lengths, weights = np.arange(1, 201), np.where(np.arange(200) < 10, 1.0, 0.0)
     plan = epoch_plan(200, batch_size=16, seed=0, epoch=0, lengths=lengths, weights=weights)

@@ -75,7 +75,7 @@ def build_loss(
 
 
 def sampling_weights(targets: np.ndarray, num_classes: int, strength: float) -> np.ndarray:
-    """Return the relative chance of each row, (N,): its class frequency to the power of ``-strength``."""
+    """Return the relative frequency of each row, (N,): its class frequency to the power of ``-strength``."""
     chances: np.ndarray = class_frequencies(targets, num_classes)[targets] ** -strength
     return chances
 

@@ -98,7 +98,7 @@ def evaluate(
     ] = None,
     data: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Evaluate on all rows of another table with the same columns."),
+        typer.Option(help="Evaluate on all rows of another table or image folder like that of the run."),
     ] = None,
 ) -> None:
     """Measure the model of a run again, on one of its splits or on other data."""
@@ -114,17 +114,28 @@ def evaluate(
 @app.command()
 def predict(
     run_folder: RunFolder,
-    input_: Annotated[str, typer.Argument(metavar="INPUT", help="CSV, JSONL or Parquet; - reads a text a line.")],
+    input_: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A table (CSV, JSONL, Parquet); for images also a file, folder or pattern; - reads a text or a file "
+            "name a line.",
+        ),
+    ],
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="A .csv, .jsonl or .parquet file. Default: CSV on standard output."),
+    ] = None,
+    top_k: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Write the K most probable classes instead of the probability of each."),
     ] = None,
 ) -> None:
     """Write the label and the probability of each class for each row, in the same order."""
     from hftoolkit import run
 
     lines = _read_lines() if input_ == "-" else None
-    text = run.predict(run_folder, Path(input_), lines=lines, output=output)
+    text = run.predict(run_folder, Path(input_), lines=lines, output=output, top_k=top_k)
     if text:
         typer.echo(text, nl=False)
 

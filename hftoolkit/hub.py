@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hftoolkit.recipe import Recipe, dump_recipe
+from hftoolkit.recipe import ImageRecipe, Recipe, TextRecipe, dump_recipe
 from hftoolkit.rundir import RunDir
 from hftoolkit.sources import Resolved, public_address
 
@@ -30,17 +30,18 @@ def write_card(
     (run.model / "README.md").write_text(str(card), encoding="utf-8")
 
 
-def hub_id(recipe: Recipe, weights: Resolved) -> str | None:
+def hub_id(recipe: Recipe, weights: Resolved | None) -> str | None:
     """Return the Hub id of the pretrained weights, if they have one."""
     if recipe.model.hub_id:
         return recipe.model.hub_id
-    return weights.address.partition("@")[0] if weights.kind == "hub" else None
+    return weights.address.partition("@")[0] if weights is not None and weights.kind == "hub" else None
 
 
 def _public(recipe: Recipe) -> Recipe:
     """The recipe without folders of this machine."""
     data = recipe.data.model_copy(update={"source": public_address(recipe.data.source)})
-    model = recipe.model.model_copy(update={"backbone": public_address(recipe.model.backbone)})
+    backbone = recipe.model.backbone
+    model = recipe.model.model_copy(update={"backbone": backbone and public_address(backbone)})
     return recipe.model_copy(update={"data": data, "model": model})
 
 
@@ -48,7 +49,7 @@ def _metadata(recipe: Recipe, results: Mapping[str, Any], base: str | None) -> M
     dataset = recipe.data.source
     measured = [
         EvalResult(
-            task_type="text-classification",
+            task_type=recipe.task.kind,
             dataset_type=_dataset_type(dataset),
             dataset_name=_dataset_name(dataset),
             dataset_split="test",
@@ -63,7 +64,7 @@ def _metadata(recipe: Recipe, results: Mapping[str, Any], base: str | None) -> M
         model_name=_dataset_name(dataset),
         base_model=base,
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=recipe.task.kind,
         license=recipe.model.license,
         tags=["hftoolkit", recipe.tuning.method],
         eval_results=measured,
@@ -80,10 +81,11 @@ def _dataset_type(address: str) -> str:
 
 def _body(recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     labels = list(data["class_counts"]["train"])
+    noun, use = ("Image", _IMAGE_USE) if isinstance(recipe, ImageRecipe) else ("Text", _TEXT_USE)
     sections = (
-        f"# Text classifier: {', '.join(labels)}",
-        _use(),
-        _results(results),
+        f"# {noun} classifier: {', '.join(labels)}",
+        f"## Use\n\n```python\n{use}\n```",
+        _results(results) + ("\n\n![Predictions for test images](samples.png)" if noun == "Image" else ""),
         _data(recipe, data),
         _limits(recipe, results),
         f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```",
@@ -91,15 +93,15 @@ def _body(recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any]) -
     return "\n\n".join(sections) + "\n"
 
 
-def _use() -> str:
-    return """## Use
-
-```python
-from transformers import pipeline
+_TEXT_USE = """from transformers import pipeline
 
 classify = pipeline("text-classification", model="path/or/repository", top_k=None)
-classify("The fabric is thin and it runs small.", truncation=True)
-```"""
+classify("The fabric is thin and it runs small.", truncation=True)"""
+
+_IMAGE_USE = """from transformers import pipeline
+
+classify = pipeline("image-classification", model="path/or/repository")
+classify("photo.jpg")"""
 
 
 def _results(results: Mapping[str, Any]) -> str:
@@ -130,9 +132,14 @@ def _data(recipe: Recipe, data: Mapping[str, Any]) -> str:
     return f"""## Data
 
 - Source: `{recipe.data.source}`{_licence(recipe.data.license)}
-- Weights: `{recipe.model.backbone}`{_licence(recipe.model.license)}
+- Weights: {_weights(recipe)}
 - Rows: {sizes}; left out: {sum(data["skipped"].values())}
 - Fingerprint of the split (SHA-256): `{data["fingerprint"]}`"""
+
+
+def _weights(recipe: Recipe) -> str:
+    backbone = recipe.model.backbone
+    return f"`{backbone}`{_licence(recipe.model.license)}" if backbone else "random ones, trained from scratch"
 
 
 def _licence(name: str | None) -> str:
@@ -144,10 +151,19 @@ def _limits(recipe: Recipe, results: Mapping[str, Any]) -> str:
         (key for key in results["test"]["metrics"] if key.startswith("f1/")),
         key=lambda key: results["test"]["metrics"][key],
     )
-    share = results["truncated"]["test"] / results["test"]["examples"]
     return f"""## Limits
 
 - Weakest class: {worst.removeprefix("f1/")}, F1 {results["test"]["metrics"][worst]:.3f}.
-- Texts are cut at {recipe.model.max_length} tokens; {share:.1%} of the test texts are longer.
+- {_input_limits(recipe, results)}
 - Probabilities are calibrated on one validation split (temperature {results["temperature"]:.3f}); other data may need
-  another. Nothing was tested on other domains or languages."""
+  another. Nothing was tested on other domains{" or languages" if isinstance(recipe, TextRecipe) else ""}."""
+
+
+def _input_limits(recipe: Recipe, results: Mapping[str, Any]) -> str:
+    if isinstance(recipe, TextRecipe):
+        share = results["truncated"]["test"] / results["test"]["examples"]
+        return f"Texts are cut at {recipe.model.max_length} tokens; {share:.1%} of the test texts are longer."
+    height, width = results["image_size"]
+    flipped = isinstance(recipe, ImageRecipe) and recipe.task.test_time_flip
+    mirrored = "; the results are means over each image and its mirror image" if flipped else ""
+    return f"Images are seen at {height} x {width} pixels{mirrored}."

@@ -1,14 +1,16 @@
 """A recipe made real: data, model, task and device, loaded and checked, and the training of them."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hftoolkit.contracts import Emit, Message
-from hftoolkit.data import TextSplits, load_text_splits
-from hftoolkit.devices import make_accelerator
+from hftoolkit.data import ImageSplits, TextSplits, load_image_splits, load_text_splits
+from hftoolkit.devices import Accelerator, make_accelerator
 from hftoolkit.inference import Inference
 from hftoolkit.models.backbones import (
     Backbone,
@@ -16,24 +18,33 @@ from hftoolkit.models.backbones import (
     load_text_classifier,
     set_attention,
 )
+from hftoolkit.models.image_backbones import ImageBackbone, load_image_classifier, save_image_classifier
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
-from hftoolkit.recipe import LinearProbe, Recipe
+from hftoolkit.recipe import ImageRecipe, LinearProbe, Recipe, TextRecipe
 from hftoolkit.rundir import RunDir
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
-from hftoolkit.tasks import build_task
+from hftoolkit.tasks.classification import ClassificationTask
+from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.tasks.text_classification import TextClassificationTask, truncation_report
 from hftoolkit.trainer import Fitted, fit
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything a recipe names, loaded and checked."""
+    """Everything a recipe names, loaded and checked.
 
-    task: TextClassificationTask
+    Attributes:
+        weights: where the pretrained weights came from; None for training from scratch.
+        save_base: writes the backbone as it was before training into a folder that plain libraries load, or names one
+            that exists, for an adapter to be put on.
+    """
+
+    task: ClassificationTask
     backbone: Backbone
     tuned: TunedModel
     infer: Inference
-    weights: Resolved
+    weights: Resolved | None
+    save_base: Callable[[Path], Path]
 
     def probabilities(self, split: str) -> np.ndarray:
         """Return the fp32 predictions for a split, (N, C)."""
@@ -53,17 +64,25 @@ def prepare(recipe: Recipe, emit: Emit) -> Job:
     Raises:
         RecipeError, DataError, EnvironmentFault: what is wrong, before anything was trained.
     """
-    table = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
-    emit(Message(f"data: {describe(table)}"))
-    splits = load_text_splits(table.path, recipe.data, recipe.task)
+    match recipe:
+        case TextRecipe():
+            table = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
+            emit(Message(f"data: {describe(table)}"))
+            splits = load_text_splits(table.path, recipe.data, recipe.task)
+            weights = resolve_model(recipe.model.backbone, sha256=recipe.model.sha256)
+            return prepare_texts(recipe, splits, weights, emit=emit)
+        case ImageRecipe():
+            source = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
+            emit(Message(f"data: {describe(source)}"))
+            return _prepare_images(recipe, source, emit)
+        case _:
+            raise AssertionError(type(recipe))
+
+
+def prepare_texts(recipe: TextRecipe, splits: TextSplits, weights: Resolved, *, emit: Emit) -> Job:
+    """Build model and task on texts and weights that are here already."""
     _tell_about_data(splits, emit)
-    weights = resolve_model(recipe.model.backbone, sha256=recipe.model.sha256)
     emit(Message(f"backbone: {describe(weights)}"))
-    return prepare_with(recipe, splits, weights, emit=emit)
-
-
-def prepare_with(recipe: Recipe, splits: TextSplits, weights: Resolved, *, emit: Emit) -> Job:
-    """Build model and task on data and weights that are here already."""
     accelerator = make_accelerator(recipe.train.precision)
     backbone = load_text_classifier(
         weights.path,
@@ -73,20 +92,59 @@ def prepare_with(recipe: Recipe, splits: TextSplits, weights: Resolved, *, emit:
         dropout=recipe.model.dropout,
         seed=recipe.train.seed,
     )
+    kernel = set_attention(backbone.model, accelerator.device)
+    task = TextClassificationTask(recipe.task, splits, backbone)
+    _tell_about_truncation(task, recipe.model.max_length, emit)
+    tuned = _tune(recipe, backbone, emit)
+    emit(Message(f"{_device(accelerator)}, attention {kernel}"))
+    return Job(task, backbone, tuned, Inference(task, accelerator), weights, lambda folder: weights.path)
+
+
+def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
+    model = recipe.model
+    weights = None if model.backbone is None else resolve_model(model.backbone, sha256=model.sha256)
+    emit(Message(f"backbone: {describe(weights) if weights else f'{model.architecture}, from scratch'}"))
+
+    def load(labels: tuple[str, ...]) -> ImageBackbone:
+        return load_image_classifier(
+            weights.path if weights else None,
+            labels,
+            architecture=model.architecture,
+            image_size=model.image_size,
+            dropout=model.dropout,
+            drop_path=model.drop_path,
+            seed=recipe.train.seed,
+        )
+
+    def save_base(folder: Path) -> Path:
+        base = load(splits.labels.names)
+        save_image_classifier(base.model, base.preprocessing, folder)
+        return folder
+
+    # The size of the images comes from the weights, and the number of classes from the images.
+    geometry = load(("a", "b")).preprocessing.geometry
+    splits = load_image_splits(source.path, recipe.data, recipe.task, geometry)
+    _tell_about_data(splits, emit)
+    accelerator = make_accelerator(recipe.train.precision)
+    backbone = load(splits.labels.names)
+    if backbone.loaded_by == "position":
+        emit(Message("the weights have foreign names; count and shapes agree, so they were loaded by position"))
+    task = ImageClassificationTask(recipe.task, splits, backbone, recipe.augmentation)
+    tuned = _tune(recipe, backbone, emit)
+    emit(Message(f"{_device(accelerator)}, images of {geometry.height} x {geometry.width} pixels"))
+    return Job(task, backbone, tuned, Inference(task, accelerator), weights, save_base)
+
+
+def _tune(recipe: Recipe, backbone: Backbone, emit: Emit) -> TunedModel:
     if backbone.replaced_labels:
         emit(
             Message(f"replaced the head of the backbone, trained for {', '.join(backbone.replaced_labels)}", "warning")
         )
     if recipe.model.gradient_checkpointing:
         enable_gradient_checkpointing(backbone.model)
-    kernel = set_attention(backbone.model, accelerator.device)
-    task = build_task(recipe.task, splits, backbone)
-    _tell_about_truncation(task, recipe.model.max_length, emit)
     tuned = apply_tuning(backbone, recipe.tuning)
     emit(trainable_table(tuned.model))
-    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    emit(Message(f"{accelerator.device.type}, precision {precision}, attention {kernel}"))
-    return Job(task, backbone, tuned, Inference(task, accelerator), weights)
+    return tuned
 
 
 def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit) -> Fitted:
@@ -104,8 +162,13 @@ def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit) -> Fitted:
         )
 
 
-def _tell_about_data(splits: TextSplits, emit: Emit) -> None:
-    sizes = ", ".join(f"{name} {len(texts)}" for name, texts in splits.texts.items())
+def _device(accelerator: Accelerator) -> str:
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    return f"{accelerator.device.type}, precision {precision}"
+
+
+def _tell_about_data(splits: TextSplits | ImageSplits, emit: Emit) -> None:
+    sizes = ", ".join(f"{name} {len(targets)}" for name, targets in splits.targets.items())
     emit(Message(f"rows: {sizes}; classes: {', '.join(splits.labels.names)}"))
     for sentence in splits.summary["warnings"]:
         emit(Message(sentence, "warning"))

@@ -24,6 +24,7 @@ HEADLINES = {
 PER_CLASS = ("precision", "recall", "f1")
 DOTS_PER_INCH = 150
 MAX_NAME_LENGTH = 24  # characters of a class name on an axis
+GRID_COLUMNS = 6
 MAX_NUMBERED_CLASSES = 20  # more cells than this squared hold no readable count
 
 
@@ -66,26 +67,26 @@ def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> Table:
 def write_predictions(
     path: Path,
     row_numbers: Sequence[int] | np.ndarray,
-    texts: Sequence[str] | None,
+    examples: Mapping[str, Sequence[str]],
     *,
     labels: Sequence[str],
     predicted: Sequence[str],
     probabilities: np.ndarray,
     names: Sequence[str],
 ) -> None:
-    """Write one CSV line a row: row, text (unless ``texts`` is None), label, predicted, ``probability/NAME`` of each.
+    """Write one CSV line a row: row, what stands for the example, label, predicted, ``probability/NAME`` of each.
 
     Args:
         path: is overwritten.
         row_numbers: 1-based rows in the source.
-        texts: one for each row, or None to leave them out.
+        examples: column name (text, image) -> one entry a row; may be empty.
         labels: true class names; multi-label: already joined.
         predicted: like ``labels``.
         probabilities: ``(N, C)``, written with 6 decimals.
         names: the C class names.
     """
-    header = ["row", *([] if texts is None else ["text"]), "label", "predicted"]
-    columns: list[Sequence[Any] | np.ndarray] = [row_numbers, *([] if texts is None else [texts]), labels, predicted]
+    header = ["row", *examples, "label", "predicted"]
+    columns: list[Sequence[Any] | np.ndarray] = [row_numbers, *examples.values(), labels, predicted]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*header, *(f"probability/{name}" for name in names)])
@@ -140,6 +141,42 @@ def write_reliability_png(probabilities: np.ndarray, targets: np.ndarray, path: 
     lower.bar(left, bins.counts, 1 / NUM_BINS, align="edge", color="0.6", edgecolor="white")
     lower.set(xlabel="confidence", ylabel="predictions")
     figure.savefig(path, format="png")
+
+
+def worst_first(probabilities: np.ndarray, targets: np.ndarray, count: int) -> np.ndarray:
+    """Return the examples whose true class got the lowest probability, at most ``count``, worst first."""
+    truth = probabilities[np.arange(len(targets)), targets]
+    return np.argsort(truth, kind="stable")[:count]
+
+
+def write_image_grid(images: Sequence[np.ndarray], titles: Sequence[str], path: Path) -> None:
+    """Draw images in rows of up to 6, each under its title.
+
+    Args:
+        images: each (H, W, 3) uint8.
+        titles: one for each image.
+        path: a PNG, overwritten; up to 9 inches wide, at 150 dots an inch.
+    """
+    columns = min(GRID_COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    figure = _new_figure(1.5 * columns, 1.75 * rows)
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, image, title in zip(cells, images, titles, strict=False):
+        axes.imshow(image)
+        axes.set_title(title, fontsize=7)
+    figure.savefig(path, format="png")
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Return a grayed image, (H, W, 3) uint8, with positive heat, (H, W), in red and negative in blue."""
+    strength = heat / max(float(np.abs(heat).max()), 1e-12)
+    gray = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    colour = np.where(strength[..., None] > 0, (220.0, 30.0, 30.0), (30.0, 60.0, 220.0))
+    share = 0.6 * np.abs(strength)[..., None]
+    blended: np.ndarray = ((1 - share) * gray + share * colour).astype(np.uint8)
+    return blended
 
 
 def _result_row(name: str, result: Mapping[str, Any], shown: list[str], compared: list[str]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The composition root: what each command does, from the recipe to the run directory."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,39 +9,35 @@ import numpy as np
 import torch
 
 from hftoolkit.contracts import Emit, Event, Message
-from hftoolkit.data import TextSplits, clean_rows, load_text_splits, read_table
 from hftoolkit.environment import describe_environment
-from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.export import GateReport, GateRows, export_model
 from hftoolkit.hub import hub_id, write_card
 from hftoolkit.job import Job, prepare, train
 from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference
 from hftoolkit.metrics.classification import classification_metrics, confusion_matrix
 from hftoolkit.metrics.probabilities import to_decisions
-from hftoolkit.models.backbones import save_classifier
-from hftoolkit.predictor import (
-    Predictor,
-    as_csv,
-    check_output,
-    load_predictor,
-    predict_file,
-    prediction_columns,
-    write_prediction_file,
-)
+from hftoolkit.predictor import as_csv, check_output, load_predictor, prediction_columns, write_prediction_file
 from hftoolkit.recipe import Recipe, dump_recipe
 from hftoolkit.report import (
     confusion_table,
+    overlay,
     per_class_table,
     results_table,
+    worst_first,
     write_confusion_png,
+    write_image_grid,
     write_predictions,
     write_reliability_png,
 )
-from hftoolkit.rundir import RunDir, read_json, recorded, write_json
-from hftoolkit.sources import public_address, resolve_data
+from hftoolkit.rundir import RunDir, recorded, write_json
+from hftoolkit.sources import public_address
+from hftoolkit.tasks.classification import ClassificationTask
+from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.trainer import Fitted, one_step
 
 GATE_ROWS = 64
+WORST_SHOWN = 24
+SAMPLES_SHOWN = 12
 
 
 def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> Path:
@@ -61,7 +58,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> 
         run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
         write_json(run.environment, describe_environment())
         job = prepare(recipe, listen)
-        write_json(run.data, job.task.splits.summary)
+        write_json(run.data, job.task.summary)
         write_json(run.labels, job.task.labels.to_json())
         fitted = train(recipe, job, run, emit=listen)
         listen(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
@@ -71,8 +68,10 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> 
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
         results = measure(recipe, job, test) | _training_facts(job, fitted, temperature, gate)
         write_json(run.results, results)
-        _report(run, job.task.splits, test, results, listen)
-        write_card(run, recipe, results, job.task.splits.summary, hub_id(recipe, job.weights))
+        _report(run, job.task, test, results, listen)
+        if isinstance(job.task, ImageClassificationTask):
+            _picture_report(run, job.task, job.tuned.model, test)
+        write_card(run, recipe, results, job.task.summary, hub_id(recipe, job.weights))
     return run.root
 
 
@@ -93,7 +92,7 @@ def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
 
 def measure(recipe: Recipe, job: Job, test: np.ndarray) -> dict[str, Any]:
     """Return the test metrics of the model and of the baselines, with intervals, as results.json has them."""
-    targets = job.task.splits.targets["test"]
+    targets = job.task.targets["test"]
     names, multi_label = job.task.labels.names, job.task.labels.multi_label
     samples, seed = recipe.evaluation.bootstrap_samples, recipe.train.seed
     baselines: dict[str, Any] = {}
@@ -131,47 +130,25 @@ def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit) -> dic
         RecipeError: there is no such split.
     """
     predictor = load_predictor(folder)
-    texts, targets = _labelled_texts(predictor, folder, split, source)
+    examples, targets = predictor.labelled(split, source)
     recipe, labels = predictor.recipe, predictor.labels
-    probabilities = predictor.probabilities(texts)
+    probabilities = predictor.probabilities(examples)
     measured = _measured(recipe, probabilities, targets, labels.names, labels.multi_label)
-    title = f"{folder} on {source or split}, {len(texts)} examples"
+    title = f"{folder} on {source or split}, {len(targets)} examples"
     for table in _tables({"test": measured, "baselines": {}}, probabilities, targets, labels.names, title):
         emit(table)
     return measured
 
 
-def _labelled_texts(predictor: Predictor, folder: Path, split: str, source: str | None) -> tuple[list[str], np.ndarray]:
-    recipe, labels = predictor.recipe, predictor.labels
-    if source is not None:
-        rows = clean_rows(
-            read_table(resolve_data(source).path),
-            recipe.data,
-            multi_label=labels.multi_label,
-            label_separator=recipe.task.label_separator,
-            labels=labels,
-        )
-        return rows.texts, rows.targets
-    table = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
-    splits = load_text_splits(table.path, recipe.data, recipe.task, labels)
-    if split not in splits.texts:
-        raise RecipeError(f"--split {split}: the splits of this run are {', '.join(splits.texts)}")
-    trained_on = read_json(RunDir.open(folder).data)["fingerprint"]
-    if splits.summary["fingerprint"] != trained_on:
-        raise DataError(
-            f"{recipe.data.source} has changed since the run (fingerprint {splits.summary['fingerprint'][:12]}, "
-            f"was {trained_on[:12]}), so its splits are others; use --data to measure on any table"
-        )
-    return splits.texts[split], splits.targets[split]
-
-
-def predict(folder: Path, source: Path, *, lines: list[str] | None, output: Path | None) -> str:
-    """Predict a table file, or ``lines`` of text; write ``output``, or return the CSV text if it is None."""
+def predict(
+    folder: Path, source: Path, *, lines: list[str] | None, output: Path | None, top_k: int | None = None
+) -> str:
+    """Predict what is at ``source``, or ``lines``; write ``output``, or return the CSV text if it is None."""
     if output is not None:
         check_output(output, source)
     predictor = load_predictor(folder)
-    predictions = predict_file(predictor, source) if lines is None else predictor.predict(lines)
-    columns = prediction_columns(predictions, predictor.labels.names)
+    names, predictions = predictor.predict_path(source) if lines is None else ([], predictor.predict(lines))
+    columns = prediction_columns(predictions, predictor.labels.names, names, top_k)
     if output is None:
         return as_csv(columns)
     write_prediction_file(columns, output)
@@ -181,45 +158,66 @@ def predict(folder: Path, source: Path, *, lines: list[str] | None, output: Path
 def _export(recipe: Recipe, job: Job, run: RunDir) -> GateReport:
     """Export and check on validation rows, the longest among them."""
     rows = job.task.datasets().splits["validation"]
-    assert rows.lengths is not None
-    chosen = np.argsort(-rows.lengths, kind="stable")[:: max(1, len(rows) // GATE_ROWS)][:GATE_ROWS]
+    lengths = np.arange(len(rows)) if rows.lengths is None else rows.lengths
+    chosen = np.argsort(-lengths, kind="stable")[:: max(1, len(rows) // GATE_ROWS)][:GATE_ROWS]
     batch = job.task.datasets().collate([rows.examples[index] for index in chosen])
 
     def logits(model: torch.nn.Module) -> np.ndarray:
         with torch.inference_mode():
-            return job.task.predict_step(model.eval(), batch).float().numpy()
+            return job.task.plain_logits(model.eval(), batch).float().numpy()
 
+    address = job.weights.address if job.weights else ""
     return export_model(
         job.tuned.model,
         run,
-        save=lambda model, folder: save_classifier(model, job.backbone.tokenizer, folder),
-        rows=GateRows(tuple(job.task.splits.texts["validation"][index] for index in chosen), logits),
+        save=job.task.save,
+        rows=GateRows(lambda folder: job.task.gate_request(chosen, folder), logits, job.task.auto_class),
         labels=job.task.labels.names,
-        backbone=job.weights.path,
-        adapter_base=hub_id(recipe, job.weights) or public_address(job.weights.address),
+        save_base=job.save_base,
+        adapter_base=hub_id(recipe, job.weights) or public_address(address),
     )
 
 
-def _report(run: RunDir, splits: TextSplits, test: np.ndarray, results: dict[str, Any], emit: Emit) -> None:
+def _report(run: RunDir, task: ClassificationTask, test: np.ndarray, results: dict[str, Any], emit: Emit) -> None:
     """Write pictures and test predictions, and show the closing tables."""
-    names, targets = splits.labels.names, splits.targets["test"]
+    names, targets, multi_label = task.labels.names, task.targets["test"], task.labels.multi_label
     title = f"Test split, {len(targets)} examples, 95 % intervals"
     for table in _tables(results, test, targets, names, title):
         emit(table)
     run.report.mkdir(exist_ok=True)
-    if not splits.labels.multi_label:
+    if not multi_label:
         write_confusion_png(confusion_matrix(test, targets), names, run.report / "confusion.png")
     write_reliability_png(test, targets, run.report / "reliability.png")
     run.predictions.mkdir(exist_ok=True)
     write_predictions(
         run.predictions / "test.csv",
-        splits.row_numbers["test"],
-        splits.texts["test"],
+        task.row_numbers["test"],
+        {task.unit: task.examples("test")},
         labels=_class_names(targets, names),
-        predicted=_class_names(to_decisions(test, splits.labels.multi_label), names),
+        predicted=_class_names(to_decisions(test, multi_label), names),
         probabilities=test,
         names=names,
     )
+
+
+def _picture_report(run: RunDir, task: ImageClassificationTask, model: torch.nn.Module, test: np.ndarray) -> None:
+    """Draw the worst errors, some images with predictions (for the card), and where the model looks in them."""
+    targets, names, pixels = task.targets["test"], task.labels.names, task.pixels("test")
+    decisions = to_decisions(test, multi_label=False)
+
+    def grid(chosen: np.ndarray, path: Path, images: Sequence[np.ndarray] | None = None) -> None:
+        titles = [
+            f"{names[decisions[index]]} {test[index, decisions[index]]:.2f}\n(true: {names[targets[index]]})"
+            for index in chosen
+        ]
+        write_image_grid(images or [pixels[int(index)] for index in chosen], titles, path)
+
+    grid(worst_first(test, targets, WORST_SHOWN), run.report / "worst.png")
+    samples = np.linspace(0, len(targets) - 1, min(SAMPLES_SHOWN, len(targets))).astype(int)
+    grid(samples, run.model / "samples.png")
+    maps = task.attention_maps(model, "test", samples, decisions[samples])
+    heated = [overlay(pixels[int(index)], heat) for index, heat in zip(samples, maps, strict=True)]
+    grid(samples, run.report / "where_it_looks.png", heated)
 
 
 def _tables(results: Any, probabilities: np.ndarray, targets: np.ndarray, names: tuple[str, ...], title: str) -> Any:
@@ -238,7 +236,6 @@ def _class_names(classes: np.ndarray, names: tuple[str, ...]) -> list[str]:
 
 
 def _training_facts(job: Job, fitted: Fitted, temperature: float, gate: GateReport) -> dict[str, Any]:
-    limit = job.backbone.tokenizer.model_max_length
     return {
         "train": {
             "seconds": fitted.seconds,
@@ -248,8 +245,8 @@ def _training_facts(job: Job, fitted: Fitted, temperature: float, gate: GateRepo
             "peak_memory_bytes": fitted.peak_memory_bytes,
         },
         "validation": {"metrics": dict(fitted.best.metrics)},
-        "skipped": job.task.splits.summary["skipped"],
-        "truncated": {name: int((lengths > limit).sum()) for name, lengths in job.task.token_counts.items()},
+        "skipped": job.task.summary["skipped"],
+        **job.task.facts(),
         "temperature": temperature,
         "gate": gate.to_json(),
     }

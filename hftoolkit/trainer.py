@@ -28,6 +28,7 @@ from hftoolkit.devices import Accelerator, make_loader, peak_memory_bytes, to_de
 from hftoolkit.errors import Interrupted, RecipeError, TrainingError
 from hftoolkit.inference import Inference
 from hftoolkit.metrics import is_better
+from hftoolkit.models.tuning import frozen_statistics
 from hftoolkit.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
@@ -129,12 +130,14 @@ class _Loop:
     rows: Rows = field(init=False)
     steps_per_epoch: int = field(init=False)
     optimizer: Any = field(init=False)
+    frozen_statistics: list[nn.Module] = field(init=False)  # modules that stay in eval mode
     average: AveragedModel | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.rows = self.task.datasets().splits["train"]
         self.steps_per_epoch = math.ceil(len(self.rows) / self.train.batch_size)
         self.model.to(self.accelerator.device)
+        self.frozen_statistics = frozen_statistics(self.model)
         optimizer = build_optimizer(
             dict(self.model.named_parameters()),
             self.rate_scales,
@@ -189,6 +192,8 @@ class _Loop:
     def train_step(self, micro_batches: list[Batch]) -> None:
         """Update the weights once, by the mean gradient over all examples of the micro-batches."""
         self.model.train()
+        for module in self.frozen_statistics:
+            module.eval()
         loss_sum, num_examples = 0.0, 0
         for micro_step, batch in enumerate(micro_batches):
             seed_torch("step", self.train.seed, self.step, self.accelerator.process_index, micro_step)

@@ -22,14 +22,14 @@ from hftoolkit.data import (
     split_rows,
 )
 from hftoolkit.errors import DataError, RecipeError
-from hftoolkit.recipe import Data, Split, TextClassification
+from hftoolkit.recipe import Split, TextClassification, TextData
 
 TASK = TextClassification(kind="text-classification")
 MULTI_TASK = TextClassification(kind="text-classification", multi_label=True)
 
 
-def data_section(text="text", label="label", **keys) -> Data:
-    return Data.model_validate({"source": "x", "columns": {"text": text, "label": label}, **keys})
+def data_section(text="text", label="label", **keys) -> TextData:
+    return TextData.model_validate({"source": "x", "columns": {"text": text, "label": label}, **keys})
 
 
 def table_of(**columns) -> Table:

@@ -13,9 +13,9 @@ import pytest
 
 from hftoolkit.data import Table, clean_rows, read_table, require_columns, write_table
 from hftoolkit.errors import DataError
-from hftoolkit.recipe import Data
+from hftoolkit.recipe import TextData
 
-DATA = Data.model_validate({"source": "x", "columns": {"text": "text", "label": "label"}})
+DATA = TextData.model_validate({"source": "x", "columns": {"text": "text", "label": "label"}})
 SUFFIX_OF = {gzip: ".gz", bz2: ".bz2", lzma: ".xz"}
 
 

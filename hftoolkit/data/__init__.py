@@ -1,16 +1,33 @@
-"""Tables of texts and labels: read, checked row by row, divided into splits, and summed up."""
+"""Tables of texts, and images, with labels: read, checked row by row, divided into splits, and summed up."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hftoolkit.data.files import write_table
+from hftoolkit.data.image_cache import (
+    BrokenImage,
+    CachedImages,
+    Geometry,
+    StoredImage,
+    cached_pixels,
+    decode,
+    fit,
+)
+from hftoolkit.data.image_sources import open_images
+from hftoolkit.data.images import FittedImages, ImageSplits, load_image_splits, load_labelled_images
 from hftoolkit.data.labels import LabelSet, canonical_value, check_same
+from hftoolkit.data.reading import (
+    places_by_split,
+    reading,
+    reading_warnings,
+    refuse_no_rows,
+    refuse_one_class,
+    refuse_shared_groups,
+)
 from hftoolkit.data.splits import split_rows
 from hftoolkit.data.summary import summarize
 from hftoolkit.data.tables import Table, read_table, require_columns
@@ -20,7 +37,6 @@ from hftoolkit.data.text_rows import (
     CleanRows,
     clean_rows,
     clean_texts,
-    count_list,
     describe_bad_texts,
     encode_rows,
     find_labels,
@@ -28,28 +44,39 @@ from hftoolkit.data.text_rows import (
     refuse_bad_rows,
 )
 from hftoolkit.errors import DataError
-from hftoolkit.recipe import Data, Split, TextClassification
+from hftoolkit.recipe import Split, TextClassification, TextData
 
 __all__ = [
     "BadRow",
     "BadRows",
+    "BrokenImage",
+    "CachedImages",
     "CleanRows",
+    "FittedImages",
+    "Geometry",
+    "ImageSplits",
     "LabelSet",
+    "Splits",
+    "StoredImage",
     "Table",
     "TextSplits",
+    "cached_pixels",
     "canonical_value",
     "check_same",
     "clean_rows",
     "clean_texts",
+    "decode",
     "describe_bad_texts",
+    "fit",
+    "load_image_splits",
+    "load_labelled_images",
     "load_text_splits",
+    "open_images",
     "read_table",
     "require_columns",
     "split_rows",
     "write_table",
 ]
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +98,12 @@ class TextSplits:
     summary: dict[str, Any]
 
 
-def load_text_splits(path: Path, data: Data, task: TextClassification, labels: LabelSet | None = None) -> TextSplits:
+Splits = TextSplits | ImageSplits
+
+
+def load_text_splits(
+    path: Path, data: TextData, task: TextClassification, labels: LabelSet | None = None
+) -> TextSplits:
     """Read, check and divide a table of texts and labels.
 
     Args:
@@ -91,17 +123,21 @@ def load_text_splits(path: Path, data: Data, task: TextClassification, labels: L
     }
     if labels is None:
         labels = find_labels(
-            parsed.values(), data, multi_label=task.multi_label, mapping=task.labels, table=tables["train"]
+            parsed.values(),
+            data.columns.label,
+            multi_label=task.multi_label,
+            mapping=task.labels,
+            table=tables["train"],
         )
     encoded = {name: encode_rows(rows, labels) for name, rows in parsed.items()}
     bad = {tables[name].source: bad_rows for name, (_, bad_rows) in encoded.items()}
     refuse_bad_rows(bad, labels, data.on_bad_rows)
     rows = {name: kept for name, (kept, _) in encoded.items()}
-    _refuse_shared_groups(rows)
+    refuse_shared_groups(rows)
     return _divide(rows, tables, data.split, labels)
 
 
-def _read_tables(path: Path, data: Data) -> dict[str, Table]:
+def _read_tables(path: Path, data: TextData) -> dict[str, Table]:
     """Read the table of each given split; ``train`` is the one that fractions are taken from."""
     tables = {"train": read_table(path, split=data.split.train, subset=data.subset)}
     for name, given in (("validation", data.split.validation), ("test", data.split.test)):
@@ -110,68 +146,17 @@ def _read_tables(path: Path, data: Data) -> dict[str, Table]:
     return tables
 
 
-def _refuse_shared_groups(rows: Mapping[str, CleanRows]) -> None:
-    """Raise DataError if a group lies in two given splits: no division of the training rows can mend that."""
-    for a, b in combinations(rows, 2):
-        shared = sorted(set(rows[a].groups or ()) & set(rows[b].groups or ()))
-        if shared:
-            raise DataError(
-                f"{len(shared)} groups lie in both {a} and {b} ({', '.join(shared[:3])}, ...), and the source gives "
-                "both splits; use fractions for data.split.validation and data.split.test, or drop data.split.group"
-            )
-
-
 def _divide(rows: Mapping[str, CleanRows], tables: Mapping[str, Table], split: Split, labels: LabelSet) -> TextSplits:
-    for name, kept in rows.items():
-        if not kept.texts:
-            raise DataError(f"no row of {tables[name].source} can be used: {count_list(kept.skipped)}")
+    refuse_no_rows(rows, tables)
     if not rows["train"].targets.any() and labels.multi_label:
         raise DataError("no training row has any label; check data.columns.label and task.label_separator")
-    places = split_rows(rows["train"].targets, split, rows["train"].groups)
     texts, targets, row_numbers = {}, {}, {}
-    for name in SPLITS:
-        source = rows["train"] if name in places else rows[name]
-        chosen = places.get(name, np.arange(len(source.texts)))
-        texts[name] = [source.texts[place] for place in chosen]
-        targets[name] = source.targets[chosen]
-        row_numbers[name] = source.row_numbers[chosen]
+    for name, (source, chosen) in places_by_split(rows, split).items():
+        texts[name] = [rows[source].texts[place] for place in chosen]
+        targets[name] = rows[source].targets[chosen]
+        row_numbers[name] = rows[source].row_numbers[chosen]
     if not labels.multi_label:
-        _refuse_one_class(targets["train"], labels)
+        refuse_one_class(targets["train"], labels, "check data.columns.label and task.labels")
     summary = summarize(texts, targets, row_numbers, labels)
-    summary["warnings"] = [*_reading_warnings(rows, tables), *summary["warnings"]]
-    return TextSplits(texts, targets, row_numbers, labels, {**_reading(rows, tables), **summary})
-
-
-def _refuse_one_class(targets: np.ndarray, labels: LabelSet) -> None:
-    """Raise DataError if nothing tells one training row from another."""
-    found = np.unique(targets)
-    if len(found) < 2:
-        raise DataError(
-            f"all {len(targets)} training rows have the label {labels.names[found[0]]!r}, and a classifier needs two; "
-            "check data.columns.label and task.labels"
-        )
-
-
-def _reading(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> dict[str, Any]:
-    skipped: Counter[str] = Counter()
-    for kept in rows.values():
-        skipped.update(kept.skipped)
-    return {
-        "files": {name: list(table.files) for name, table in tables.items()},
-        "rows_read": sum(table.num_rows for table in tables.values()),
-        "rows_kept": sum(len(kept.texts) for kept in rows.values()),
-        "skipped": dict(skipped),
-    }
-
-
-def _reading_warnings(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> list[str]:
-    warnings = []
-    for name, table in tables.items():
-        if table.joined_splits:
-            joined = ", ".join(table.joined_splits)
-            warnings.append(f"the source has the splits {joined}; all their rows are used, see data.split.train")
-        if rows[name].skipped:
-            left_out = table.num_rows - len(rows[name].texts)
-            reasons = count_list(rows[name].skipped)
-            warnings.append(f"{left_out} of {table.num_rows} rows of {table.source} are left out ({reasons})")
-    return warnings
+    summary["warnings"] = [*reading_warnings(rows, tables), *summary["warnings"]]
+    return TextSplits(texts, targets, row_numbers, labels, {**reading(rows, tables), **summary})

@@ -76,13 +76,23 @@ def _unknown_ending(path: Path) -> str:
     return f"cannot tell the format of {path.name} by its ending (known: {known}; also with .gz, .bz2 or .xz)"
 
 
-def _read_text(path: Path) -> str:
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds, decompressed if its ending says so.
+
+    Raises:
+        DataError: it cannot be read, or its compression is damaged.
+    """
     try:
         content = path.read_bytes()
         if path.suffix.lower() in DECOMPRESS:
             content = DECOMPRESS[path.suffix.lower()](content)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"cannot read {path.name}: {error}") from error
+    return content
+
+
+def _read_text(path: Path) -> str:
+    content = read_bytes(path)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

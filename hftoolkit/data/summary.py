@@ -15,15 +15,16 @@ Targets = Mapping[str, np.ndarray]
 
 
 def summarize(
-    texts: Texts, targets: Targets, row_numbers: Mapping[str, np.ndarray], labels: LabelSet
+    texts: Texts, targets: Targets, row_numbers: Mapping[str, np.ndarray], labels: LabelSet, what: str = "text"
 ) -> dict[str, Any]:
     """Describe the splits in plain JSON types.
 
     Args:
-        texts: by split (``train``, ``validation``, ``test``).
+        texts: by split (``train``, ``validation``, ``test``); of images, the hashes of their pixels.
         targets: by split, (N,) class numbers or (N, C) zeros and ones.
         row_numbers: by split, (N,) 1-based rows in the source.
         labels: the classes.
+        what: ``text`` or ``image``, for the name of a key and for warnings.
 
     Returns:
         ``sizes`` and ``class_counts`` by split, ``duplicates`` (``"train/test"``: rows of test whose text is in train
@@ -37,9 +38,9 @@ def summarize(
         "sizes": {split: len(texts[split]) for split in texts},
         "class_counts": counts,
         "duplicates": repeated,
-        "conflicting_texts": conflicting,
+        f"conflicting_{what}s": conflicting,
         "fingerprint": _fingerprint(texts, targets, row_numbers),
-        "warnings": [*_class_warnings(counts, labels), *_duplicate_warnings(repeated, normal, conflicting)],
+        "warnings": [*_class_warnings(counts, labels), *_duplicate_warnings(repeated, normal, conflicting, what)],
     }
 
 
@@ -92,12 +93,13 @@ def _class_warnings(counts: Mapping[str, Mapping[str, int]], labels: LabelSet) -
     return warnings
 
 
-def _duplicate_warnings(repeated: Mapping[str, int], texts: Texts, conflicting: int) -> list[str]:
+def _duplicate_warnings(repeated: Mapping[str, int], texts: Texts, conflicting: int, what: str) -> list[str]:
     warnings = []
+    article = "an" if what == "image" else "a"
     for pair, count in repeated.items():
         if count:
             known, split = pair.split("/")
-            warnings.append(f"{count} of {len(texts[split])} rows of {split} repeat a text of {known}")
+            warnings.append(f"{count} of {len(texts[split])} rows of {split} repeat {article} {what} of {known}")
     if conflicting:
-        warnings.append(f"{conflicting} texts occur with different labels")
+        warnings.append(f"{conflicting} {what}s occur with different labels")
     return warnings

@@ -102,7 +102,7 @@ def _read_folder(folder: Path, split: str | None, subset: str | None) -> Table:
         chosen = [path for paths in layout.files.values() for path in paths]
         joined = tuple(layout.files) if len(layout.files) > 1 else ()
     else:
-        chosen, joined = layout.files.get(split) or _files_named(folder, split), ()
+        chosen, joined = layout.files.get(split) or files_named(folder, split), ()
     if not chosen:
         raise DataError(f"{folder.name} has no split {split!r}; it has: {', '.join(layout.files)}. Edit data.split")
     parts = []
@@ -154,7 +154,7 @@ def _without_progress_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _files_named(folder: Path, split: str) -> list[Path]:
+def files_named(folder: Path, split: str) -> list[Path]:
     """Find table files called ``split``, ``split-...`` or lying in a folder of that name, for names of one's own."""
     pattern = re.compile(re.escape(split) + r"([-_.].*)?")
     found = []

@@ -12,7 +12,7 @@ import numpy as np
 from hftoolkit.data.labels import LabelSet, canonical_value
 from hftoolkit.data.tables import Table, require_columns
 from hftoolkit.errors import DataError, RecipeError
-from hftoolkit.recipe import Data
+from hftoolkit.recipe import TextData
 
 EXAMPLES_SHOWN = 5
 LEAVE_OUT = "leave them out with data.on_bad_rows: skip"
@@ -30,10 +30,11 @@ NO_GROUP = "group is missing"
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """Why a row cannot be used, and the cell to blame."""
+    """Why a row cannot be used, the cell to blame, and what the row is called where it has a name."""
 
     reason: str
     found: Any = None
+    name: str | None = None
 
 
 BadRows = dict[int, BadRow]  # by 1-based row number
@@ -79,7 +80,7 @@ class CleanRows:
     skipped_examples: dict[str, list[int]]
 
 
-def clean_texts(columns: Mapping[str, Sequence[Any]], data: Data) -> tuple[list[str], BadRows]:
+def clean_texts(columns: Mapping[str, Sequence[Any]], data: TextData) -> tuple[list[str], BadRows]:
     """Join the text columns of each row.
 
     Args:
@@ -108,7 +109,7 @@ def clean_texts(columns: Mapping[str, Sequence[Any]], data: Data) -> tuple[list[
     return texts, bad
 
 
-def parse_rows(table: Table, data: Data, *, multi_label: bool, label_separator: str) -> ParsedRows:
+def parse_rows(table: Table, data: TextData, *, multi_label: bool, label_separator: str) -> ParsedRows:
     """Read texts, label values and groups of all rows; a row with several faults is listed for the first.
 
     Raises:
@@ -124,16 +125,20 @@ def parse_rows(table: Table, data: Data, *, multi_label: bool, label_separator: 
     elif multi_label:
         values, bad_labels = [_many_values(cell, label_separator) for cell in label_cells[0]], {}
     else:
-        values, bad_labels = _single_values(label_cells[0])
-    groups, bad_groups = _groups(table, data.split.group)
+        values, bad_labels = single_values(label_cells[0])
+    groups, bad_groups = read_groups(table, data.split.group)
     return ParsedRows(texts, values, groups, {**bad_groups, **bad_labels, **bad})
 
 
 def find_labels(
-    parsed: Iterable[ParsedRows], data: Data, *, multi_label: bool, mapping: Mapping[Any, str] | None, table: Table
+    parsed: Iterable[ParsedRows],
+    columns: Sequence[str],
+    *,
+    multi_label: bool,
+    mapping: Mapping[Any, str] | None,
+    table: Table,
 ) -> LabelSet:
     """Return the classes: those of the recipe, else the names the table gives, else the values of all usable rows."""
-    columns = data.columns.label
     coded_names = table.class_names.get(columns[0], []) if len(columns) == 1 else []
     if mapping is not None:
         return LabelSet.from_recipe(mapping, multi_label).with_coded_names(coded_names)
@@ -176,7 +181,7 @@ def encode_rows(parsed: ParsedRows, labels: LabelSet) -> tuple[CleanRows, BadRow
 
 def clean_rows(
     table: Table,
-    data: Data,
+    data: TextData,
     *,
     multi_label: bool,
     label_separator: str = "|",
@@ -199,7 +204,7 @@ def clean_rows(
     """
     parsed = parse_rows(table, data, multi_label=multi_label, label_separator=label_separator)
     if labels is None:
-        labels = find_labels([parsed], data, multi_label=multi_label, mapping=mapping, table=table)
+        labels = find_labels([parsed], data.columns.label, multi_label=multi_label, mapping=mapping, table=table)
     rows, bad = encode_rows(parsed, labels)
     refuse_bad_rows({table.source: bad}, labels, data.on_bad_rows)
     if not rows.texts:
@@ -267,7 +272,8 @@ def _text_problem(cells: Sequence[Any], parts: Sequence[str | None], usable: Seq
     return None if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text) else BadRow(BROKEN_TEXT)
 
 
-def _single_values(cells: Sequence[Any]) -> tuple[list[tuple[str, ...]], BadRows]:
+def single_values(cells: Sequence[Any]) -> tuple[list[tuple[str, ...]], BadRows]:
+    """Return the canonical label of each cell, and the rows that have none or more than one."""
     values: list[tuple[str, ...]] = []
     bad: BadRows = {}
     for number, cell in enumerate(cells, start=1):
@@ -297,7 +303,12 @@ def _flag_values(columns: Sequence[Sequence[Any]], names: Sequence[str]) -> tupl
     return values, bad
 
 
-def _groups(table: Table, column: str | None) -> tuple[list[str] | None, BadRows]:
+def read_groups(table: Table, column: str | None) -> tuple[list[str] | None, BadRows]:
+    """Return the group of each row, and the rows without one; None without a column.
+
+    Raises:
+        DataError: the table lacks the column.
+    """
     if column is None:
         return None, {}
     require_columns(table, [column], "data.split.group")
@@ -327,7 +338,8 @@ def _describe(bad: BadRows, allowed: Sequence[str]) -> list[str]:
     lines = []
     counts, examples = _by_reason(bad)
     for reason, count in counts.items():
-        rows = f"row{'s' if count > 1 else ''} {', '.join(map(str, examples[reason]))}"
+        named = [f"{number} ({name})" if (name := bad[number].name) else str(number) for number in examples[reason]]
+        rows = f"row{'s' if count > 1 else ''} {', '.join(named)}"
         line = f"{reason}: {count} ({rows}{', ...' if count > EXAMPLES_SHOWN else ''})"
         found = dict.fromkeys(
             f"{row.found!r:.40}" for row in bad.values() if row.reason == reason and row.found is not None

@@ -26,10 +26,18 @@ GATE_TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True, slots=True)
 class GateRows:
-    """Validation rows that both processes predict: raw texts for the fresh one, logits of this one."""
+    """Validation rows that both processes predict.
 
-    texts: tuple[str, ...]
-    logits: Callable[[nn.Module], np.ndarray]  # fp32, on the CPU, (N, C)
+    Attributes:
+        request: writes the rows into a folder where JSON cannot hold them, and returns what the fresh process reads:
+            ``texts``, or the file ``pixel_values``.
+        logits: fp32 logits of the rows in this process, on the CPU, (N, C).
+        auto_class: the class of transformers that loads the model.
+    """
+
+    request: Callable[[Path], dict[str, Any]]
+    logits: Callable[[nn.Module], np.ndarray]
+    auto_class: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,7 @@ def export_model(
     save: Callable[[nn.Module, Path], None],
     rows: GateRows,
     labels: Sequence[str],
-    backbone: Path,
+    save_base: Callable[[Path], Path],
     adapter_base: str,
 ) -> GateReport:
     """Write ``model/`` (merged) and, for LoRA, ``model/adapter/``; then prove that a fresh process agrees.
@@ -61,10 +69,10 @@ def export_model(
     Args:
         model: trained; moved to the CPU, and its adapters are merged.
         run: where to write.
-        save: writes a plain model with its tokenizer into a directory.
+        save: writes a plain model, with what it needs to read raw examples, into a directory.
         rows: what is compared.
         labels: class names that the reloaded model must have, in order.
-        backbone: folder of the pretrained weights, under the adapter when it is reloaded.
+        save_base: names or fills a folder with the pretrained weights, under the adapter when it is reloaded.
         adapter_base: Hub id or source address that the adapter names as its base.
 
     Raises:
@@ -78,20 +86,21 @@ def export_model(
         shutil.rmtree(part, ignore_errors=True)
         if is_lora(model):
             save_adapter(model, part / run.adapter.name, base=adapter_base)
-            (part / run.adapter.name / "README.md").write_text(_adapter_readme(adapter_base, labels), encoding="utf-8")
+            readme = _adapter_readme(adapter_base, labels, rows.auto_class)
+            (part / run.adapter.name / "README.md").write_text(readme, encoding="utf-8")
             model = merge(model)
         save(model, part)
         os.replace(part, run.model)
     except OSError as error:
         raise EnvironmentFault(f"cannot write {run.model}: {error}; the trained weights are in checkpoints/") from error
-    return check_round_trip(run, rows.texts, labels, backbone, merged=rows.logits(model), unmerged=unmerged)
+    return check_round_trip(run, rows, labels, save_base, merged=rows.logits(model), unmerged=unmerged)
 
 
 def check_round_trip(
     run: RunDir,
-    texts: Sequence[str],
+    rows: GateRows,
     labels: Sequence[str],
-    backbone: Path,
+    save_base: Callable[[Path], Path],
     *,
     merged: np.ndarray,
     unmerged: np.ndarray | None,
@@ -102,11 +111,14 @@ def check_round_trip(
         ArtifactError: a difference is above its tolerance, or the labels differ.
         EnvironmentFault: the fresh process did not end in time.
     """
-    adapter = run.adapter if unmerged is not None else None
-    reloaded = _reload(run.model, texts, adapter, backbone, len(labels))
+    with tempfile.TemporaryDirectory() as folder:
+        request = rows.request(Path(folder)) | {"model": str(run.model), "num_labels": len(labels), "adapter": None}
+        if unmerged is not None:
+            request |= {"adapter": str(run.adapter), "backbone": str(save_base(Path(folder) / "base"))}
+        reloaded = _reload(request, Path(folder))
     report = GateReport(
-        rows=len(texts),
-        saved=_difference(reloaded["logits"], merged),
+        rows=len(merged),
+        saved=max(_difference(logits, merged) for logits in reloaded["logits"].values()),
         merged=None if unmerged is None else _difference(merged, unmerged),
         adapter=None if unmerged is None else _difference(reloaded["adapter_logits"], unmerged),
     )
@@ -134,48 +146,40 @@ def _problems(report: GateReport, scale: float) -> list[str]:
     ]
 
 
-def _reload(model: Path, texts: Sequence[str], adapter: Path | None, backbone: Path, num_labels: int) -> dict[str, Any]:
+def _reload(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     script = Path(__file__).with_name("fresh_process.py")
-    with tempfile.TemporaryDirectory() as folder:
-        request = Path(folder) / "request.json"
-        answer = Path(folder) / "answer.json"
-        content = {
-            "model": str(model),
-            "texts": list(texts),
-            "adapter": str(adapter) if adapter else None,
-            "backbone": str(backbone),
-            "num_labels": num_labels,
-        }
-        request.write_text(json.dumps(content), encoding="utf-8")
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, "-I", str(script), str(request), str(answer)]
-        try:
-            ended = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=GATE_TIMEOUT_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise EnvironmentFault(f"reloading {model} took over {GATE_TIMEOUT_SECONDS} s and was stopped") from error
-        if ended.returncode != 0:
-            reason = ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else f"exit {ended.returncode}"
-            raise ArtifactError(f"a fresh process cannot load {model}: {reason}. Everything is kept on disk")
-        result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-        return result
+    question, answer = folder / "request.json", folder / "answer.json"
+    question.write_text(json.dumps(request), encoding="utf-8")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-I", str(script), str(question), str(answer)]
+    model = request["model"]
+    try:
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=GATE_TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentFault(f"reloading {model} took over {GATE_TIMEOUT_SECONDS} s and was stopped") from error
+    if ended.returncode != 0:
+        reason = ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else f"exit {ended.returncode}"
+        raise ArtifactError(f"a fresh process cannot load {model}: {reason}. Everything is kept on disk")
+    result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return result
 
 
 def _difference(left: Any, right: Any) -> float:
     return float(np.abs(np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)).max())
 
 
-def _adapter_readme(base: str, labels: Sequence[str]) -> str:
+def _adapter_readme(base: str, labels: Sequence[str], auto_class: str) -> str:
     return f"""# LoRA adapter
 
 The folder above holds the merged model, which most users want. This is the adapter alone:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import {auto_class}
 
-base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={len(labels)})
+base = {auto_class}.from_pretrained("{base}", num_labels={len(labels)}, ignore_mismatched_sizes=True)
 model = PeftModel.from_pretrained(base, "adapter")
 ```
 

@@ -1,4 +1,4 @@
-"""Pretrained transformers backbones with a classification head: load, inspect, freeze."""
+"""Pretrained transformers backbones with a classification head: load, inspect, freeze. Text ones are loaded here."""
 
 import copy
 import logging
@@ -20,28 +20,33 @@ from hftoolkit.seeding import seed_torch
 MAX_FRESH_SHARE = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
-    """A text classifier ready to be tuned.
+    """A classifier ready to be tuned.
 
     Attributes:
-        model: fp32, on the CPU, in eval mode.
-        tokenizer: cuts at ``max_length`` and carries that number into what it saves.
+        model: fp32, on the CPU, in eval mode; its output has ``logits``.
         output_layer: name of the module that gives the logits.
         fresh_modules: modules with random weights, the output layer among them; all must be trained and saved.
         replaced_labels: class names of the head that was thrown away; empty when there was none.
     """
 
     model: nn.Module
-    tokenizer: Any
     output_layer: str
     fresh_modules: tuple[str, ...]
     replaced_labels: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextBackbone(Backbone):
+    """A text classifier; its ``tokenizer`` cuts at ``max_length`` and carries that number into what it saves."""
+
+    tokenizer: Any
+
+
 def load_text_classifier(
     path: Path, labels: Sequence[str], *, multi_label: bool, max_length: int, dropout: float, seed: int
-) -> Backbone:
+) -> TextBackbone:
     """Load a transformers text backbone and give it a head for these labels.
 
     A head that was trained for the same labels in the same order is kept; any other is replaced.
@@ -49,30 +54,49 @@ def load_text_classifier(
     Raises:
         DataError: the folder holds no usable transformers text model.
     """
-    with quiet_transformers(), _readable_errors(path):
+    with quiet_transformers(), readable_errors(path, "text"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        kept, replaced = _compare_head(config, labels)
-        config.update(_label_settings(labels, multi_label) | _dropout_settings(config, dropout))
-        output_layer = _find_output_layer(config)
+        kept, replaced = compare_head(config, labels, "ForSequenceClassification")
+        config.update(label_settings(labels, multi_label) | dropout_settings(config, dropout))
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        seed_torch("head", seed)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            weights_only=True,
+        model, output_layer, fresh = load_with_head(
+            AutoModelForSequenceClassification, path, config, keep_head=kept, seed=seed
         )
     _configure_lengths(config, tokenizer, max_length)
+    return TextBackbone(
+        model=model, tokenizer=tokenizer, output_layer=output_layer, fresh_modules=fresh, replaced_labels=replaced
+    )
+
+
+def load_with_head(
+    auto_class: Any, path: Path, config: PretrainedConfig, *, keep_head: bool, seed: int
+) -> tuple[nn.Module, str, tuple[str, ...]]:
+    """Load a classifier in fp32 and eval mode, with the head that ``config`` asks for, drawn from the seed if new.
+
+    Returns:
+        The model, the name of its output layer, and the names of all modules with random weights.
+
+    Raises:
+        DataError: most of the weights are not in the files.
+    """
+    output_layer = _find_output_layer(auto_class, config)
+    seed_torch("head", seed)
+    model, report = auto_class.from_pretrained(
+        path,
+        config=config,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        weights_only=True,
+    )
     fresh = {name.rpartition(".")[0] for name in report["missing_keys"]}
     fresh |= {entry[0].rpartition(".")[0] for entry in report["mismatched_keys"]}
-    if not kept:
+    if not keep_head:
         fresh.add(output_layer)
         _draw_head(model.get_submodule(output_layer), getattr(config, "initializer_range", 0.02))
     _check_mostly_pretrained(model, fresh, path)
-    return Backbone(model.eval(), tokenizer, output_layer, tuple(sorted(fresh | {output_layer})), replaced)
+    return model.eval(), output_layer, tuple(sorted(fresh | {output_layer}))
 
 
 def load_saved_classifier(path: Path) -> tuple[Any, Any]:
@@ -81,7 +105,7 @@ def load_saved_classifier(path: Path) -> tuple[Any, Any]:
     Raises:
         DataError: the folder does not hold one.
     """
-    with quiet_transformers(), _readable_errors(path):
+    with quiet_transformers(), readable_errors(path, "text"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
@@ -126,12 +150,13 @@ def set_attention(model: nn.Module, device: torch.device) -> str:
 
 
 def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name and the list of the encoder blocks: the longest ModuleList of the model.
+    """Return the name and the list of the encoder blocks: the longest ModuleList that is in no other.
 
     Raises:
         RecipeError: the model has no list of blocks.
     """
     stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    stacks = [(name, stack) for name, stack in stacks if not is_under(name, [other for other, _ in stacks])]
     if not stacks:
         raise RecipeError(f"{type(model).__name__} has no list of encoder blocks; use tuning.method full or lora")
     return max(stacks, key=lambda entry: len(entry[1]))
@@ -154,18 +179,18 @@ def freeze_all_but(model: nn.Module, modules: Sequence[str]) -> None:
         parameter.requires_grad = is_under(name, modules)
 
 
-def last_layer_modules(model: nn.Module, count: int, top_modules: Sequence[str]) -> list[str]:
-    """Return the modules that ``last-layers`` trains: the last blocks and everything above them.
+def freeze_below(model: nn.Module, layers: Sequence[frozenset[str]], count: int) -> None:
+    """Leave only the last ``count`` of these layers trainable, and what is in none of them; the first is the stem.
 
     Raises:
-        RecipeError: the model has fewer blocks.
+        RecipeError: there are fewer blocks.
     """
-    stack_name, stack = encoder_layers(model)
-    if count > len(stack):
-        raise RecipeError(f"tuning.layers: {count} is more than the {len(stack)} encoder blocks of this model")
-    below = frozenset().union(*parameter_layers(model, top_modules))
-    above = [name.rpartition(".")[0] for name, _ in model.named_parameters() if name not in below]
-    return [*(f"{stack_name}.{index}" for index in range(len(stack) - count, len(stack))), *above, *top_modules]
+    blocks = len(layers) - 1
+    if count > blocks:
+        raise RecipeError(f"tuning.layers: {count} is more than the {blocks} encoder blocks of this model")
+    frozen = frozenset().union(*layers[: len(layers) - count])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name not in frozen
 
 
 def is_under(parameter_name: str, modules: Sequence[str]) -> bool:
@@ -174,16 +199,23 @@ def is_under(parameter_name: str, modules: Sequence[str]) -> bool:
     return any(f".{module}." in plain_name for module in modules)
 
 
-def _compare_head(config: PretrainedConfig, labels: Sequence[str]) -> tuple[bool, tuple[str, ...]]:
-    """Return whether the checkpoint's own head is for these labels, and the labels it had if it is not."""
+def compare_head(config: PretrainedConfig, labels: Sequence[str], suffix: str) -> tuple[bool, tuple[str, ...]]:
+    """Return whether the checkpoint's own head is for these labels, and the labels it had if it is not.
+
+    Args:
+        config: of the checkpoint.
+        labels: wanted, in order.
+        suffix: of the class names of models with such a head, for example ``ForSequenceClassification``.
+    """
     names = tuple(config.id2label[index] for index in sorted(config.id2label))
-    has_head = any("ForSequenceClassification" in name for name in config.architectures or ())
+    has_head = any(suffix in name for name in config.architectures or ())
     if names == tuple(labels):
         return has_head, ()
     return False, names if has_head else ()
 
 
-def _label_settings(labels: Sequence[str], multi_label: bool) -> dict[str, Any]:
+def label_settings(labels: Sequence[str], multi_label: bool) -> dict[str, Any]:
+    """Return what a transformers config says about its labels."""
     return {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
@@ -192,7 +224,7 @@ def _label_settings(labels: Sequence[str], multi_label: bool) -> dict[str, Any]:
     }
 
 
-def _dropout_settings(config: PretrainedConfig, probability: float) -> dict[str, float]:
+def dropout_settings(config: PretrainedConfig, probability: float) -> dict[str, float]:
     """Every dropout probability the architecture has, under whatever name (hidden_dropout_prob, attn_pdrop, ...)."""
     return {
         key: probability
@@ -203,14 +235,14 @@ def _dropout_settings(config: PretrainedConfig, probability: float) -> dict[str,
     }
 
 
-def _find_output_layer(config: PretrainedConfig) -> str:
+def _find_output_layer(auto_class: Any, config: PretrainedConfig) -> str:
     """Return the module whose weights grow with the number of labels, found on weightless copies of the model."""
     shapes = []
     for extra in (0, 1):
         variant = copy.deepcopy(config)
         variant.num_labels = len(config.id2label) + extra
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(variant, trust_remote_code=False)
+            model = auto_class.from_config(variant, trust_remote_code=False)
         shapes.append({name: parameter.shape for name, parameter in model.named_parameters()})
     changed = {name.rpartition(".")[0] for name in shapes[0] if shapes[0][name] != shapes[1][name]}
     if len(changed) != 1:
@@ -242,17 +274,18 @@ def _check_mostly_pretrained(model: nn.Module, fresh: set[str], path: Path) -> N
     if missing > MAX_FRESH_SHARE * total:
         raise DataError(
             f"{missing:,} of {total:,} weights of {path.name} are not in its files; "
-            "model.backbone is not a pretrained text model of that architecture"
+            "model.backbone is not a pretrained model of that architecture"
         )
 
 
 @contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
+def readable_errors(path: Path, kind: str) -> Iterator[None]:
+    """Turn what transformers raises for a bad folder into a DataError; ``kind`` is ``text`` or ``image``."""
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"cannot load a transformers text model from {path.name}: {reason}") from error
+        raise DataError(f"cannot load a transformers {kind} model from {path.name}: {reason}") from error
 
 
 @contextmanager

@@ -6,14 +6,17 @@ Shape suffixes: N rows, C classes. Targets are ints ``(N,)``, or 0/1 ``(N, C)`` 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
+from torch.nn import functional
 
 from hftoolkit.errors import DataError
 
 MIN_DOCUMENTS = 2  # a term of one text alone teaches nothing about others
 MAX_ITERATIONS = 1000
+THUMBNAIL = 16  # pixels a side
 
 
 def majority(train_targets: np.ndarray, n: int, num_classes: int, multi_label: bool) -> np.ndarray:
@@ -87,8 +90,8 @@ def _tfidf(train_texts: Sequence[str], texts: Sequence[str]) -> tuple[sparse.csr
 
 
 def _fit_predict(
-    train_features: sparse.csr_matrix,
-    features: sparse.csr_matrix,
+    train_features: sparse.csr_matrix | np.ndarray,
+    features: sparse.csr_matrix | np.ndarray,
     train_targets: np.ndarray,
     *,
     num_classes: int,
@@ -106,3 +109,39 @@ def _fit_predict(
     )
     probabilities_NC[:, present] = model.fit(train_features, train_targets).predict_proba(features)
     return probabilities_NC
+
+
+def pixel_logreg(
+    train_pixels: Sequence[np.ndarray],
+    train_targets: np.ndarray,
+    pixels: Sequence[np.ndarray],
+    *,
+    num_classes: int,
+    seed: int,
+) -> np.ndarray:
+    """Return the probabilities, ``(n, C)``, of a logistic regression on gray images of 16 x 16 pixels.
+
+    Classes weigh equally in its loss, however rare.
+
+    Args:
+        train_pixels: N images, each (H, W, 3) uint8.
+        train_targets: (N,) int.
+        pixels: n images like those.
+        num_classes: C; a class without training images gets probability 0.
+        seed: of the solver; today's solver draws nothing.
+
+    Raises:
+        DataError: there are no training rows.
+    """
+    _check_train(train_targets)
+    features = _thumbnails(train_pixels), _thumbnails(pixels)
+    return _fit_predict(*features, train_targets, num_classes=num_classes, seed=seed)
+
+
+def _thumbnails(pixels: Sequence[np.ndarray]) -> np.ndarray:
+    """Return gray thumbnails, (N, 256), 0 to 1: means over the pixels of each cell."""
+    rows = []
+    for index in range(len(pixels)):
+        gray_HW = torch.from_numpy(pixels[index].mean(axis=2, dtype=np.float32))
+        rows.append(functional.adaptive_avg_pool2d(gray_HW[None], THUMBNAIL).numpy().ravel() / 255)
+    return np.stack(rows)

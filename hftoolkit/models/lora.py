@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeGuard
@@ -17,6 +17,8 @@ from hftoolkit.errors import RecipeError
 
 # peft wraps heads of these names itself, whole; to name their parts too would wrap those twice.
 PEFT_HEADS = ("classifier.", "score.")
+# ``auto`` passes over kinds of layers that hold less of the blocks' weights than this.
+MIN_AUTO_SHARE = 0.1
 
 
 def apply_lora(
@@ -26,7 +28,7 @@ def apply_lora(
     alpha: float,
     dropout: float,
     targets: str,
-    blocks: str,
+    blocks: Set[str],
     trained_modules: Sequence[str],
     variants: dict[str, bool],
 ) -> PeftModel:
@@ -38,22 +40,24 @@ def apply_lora(
         alpha: scale of the update.
         dropout: probability on the adapter's input.
         targets: ``auto``, ``all-linear`` or a regular expression over whole module names.
-        blocks: name of the list of encoder blocks, where ``auto`` looks.
+        blocks: names of the parameters of the encoder blocks, where ``auto`` looks.
         trained_modules: modules that are trained in full and saved with the adapter: the head and whatever else has
             no pretrained weights. peft by itself saves only heads called ``classifier`` or ``score``.
         variants: ``use_dora`` and ``use_rslora``.
 
     Raises:
-        RecipeError: no linear layer matches ``targets``.
+        RecipeError: no layer that can have an adapter matches ``targets``.
     """
     names = _match_targets(model, targets, blocks, trained_modules)
+    # peft has no task for images; for the one of texts it knows some heads itself.
+    own_heads = () if _reads_images(model) else PEFT_HEADS
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=None if _reads_images(model) else TaskType.SEQ_CLS,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=names,
-        modules_to_save=[name for name in trained_modules if not name.startswith(PEFT_HEADS)],
+        modules_to_save=[name for name in trained_modules if not name.startswith(own_heads)],
         **variants,
     )
     wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -84,31 +88,71 @@ def save_adapter(model: PeftModel, directory: Path, *, base: str) -> None:
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty template; the run writes its own
 
 
-def linear_names(model: nn.Module, excluded: Sequence[str] = ()) -> list[str]:
-    """Return the names of all linear layers outside the excluded modules."""
+def adaptable_names(model: nn.Module, excluded: Sequence[str] = ()) -> list[str]:
+    """Return the names of all layers outside the excluded modules that an adapter fits.
+
+    They are the linear ones and, in image models, convolutions in one group.
+    """
+    kinds = (_is_linear, _is_convolution) if _reads_images(model) else (_is_linear,)
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not any(name == e or name.startswith(e + ".") for e in excluded)
+        if any(fits(module) for fits in kinds) and not any(name == e or name.startswith(e + ".") for e in excluded)
     ]
 
 
-def _match_targets(model: nn.Module, targets: str, blocks: str, excluded: Sequence[str]) -> list[str]:
-    names = linear_names(model, excluded)
+def lora_target_names(model: nn.Module, blocks: Set[str], excluded: Sequence[str] = ()) -> list[str]:
+    """Return what ``auto`` adapts: the linear layers of the encoder blocks.
+
+    In image models whose blocks have hardly any, it is their 1x1 convolutions, and where those are few too, as in
+    the smaller ResNets, all their convolutions; never grouped ones, the stem or what leads to the head.
+    """
+    names = [name for name in adaptable_names(model, excluded) if f"{name}.weight" in blocks]
+    if not _reads_images(model):
+        return names
+    # What stands beside the blocks, as timm's conv_head, leads to the head.
+    inside = {name: model.get_submodule(name) for name in names if name.count(".") > 1}
+    total = sum(parameter.numel() for name, parameter in model.named_parameters() if name in blocks)
+    for fits in (_is_linear, _is_pointwise, _is_convolution):
+        found = [name for name, module in inside.items() if fits(module)]
+        if sum(model.get_parameter(f"{name}.weight").numel() for name in found) >= MIN_AUTO_SHARE * total:
+            return found
+    return list(inside)
+
+
+def _match_targets(model: nn.Module, targets: str, blocks: Set[str], excluded: Sequence[str]) -> list[str]:
+    names = adaptable_names(model, excluded)
     match targets:
         case "auto":
-            found = [name for name in names if name.startswith(blocks + ".")]
+            found = lora_target_names(model, blocks, excluded)
         case "all-linear":
             found = names
         case _:
             pattern = _compile(targets)
             found = [name for name in names if pattern.fullmatch(name)]
     if not found:
+        kind = "linear layer or convolution in one group" if _reads_images(model) else "linear layer"
         raise RecipeError(
-            f"tuning.target_modules: {targets!r} matches no linear layer. This model has: {_summarize(names)}; "
+            f"tuning.target_modules: {targets!r} matches no {kind}. This model has: {_summarize(names)}; "
             r"write a pattern for whole names, for example '.*\.(query|value)', or auto"
         )
     return found
+
+
+def _reads_images(model: nn.Module) -> bool:
+    return getattr(model, "main_input_name", None) == "pixel_values"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == 1
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.kernel_size == (1, 1)
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -1,23 +1,28 @@
 """Turn a loaded backbone into the model that is trained: which weights move, and how fast."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from hftoolkit.contracts import Table
+from hftoolkit.errors import RecipeError
 from hftoolkit.models.backbones import (
     Backbone,
     encoder_layers,
     freeze_all_but,
+    freeze_below,
     is_under,
-    last_layer_modules,
     parameter_layers,
 )
+from hftoolkit.models.image_backbones import image_parameter_layers, is_image_model, timm_part
 from hftoolkit.models.lora import apply_lora, is_lora_b
 from hftoolkit.optim import rate_scales
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning, Tuning
+
+# The table of parameters shows the stages of a network one by one, and more blocks than this as one.
+MAX_STAGES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:
         case FullTuning():
             pass
         case LastLayers(layers=count):
-            freeze_all_but(model, last_layer_modules(model, count, head))
+            freeze_below(model, _layers(model, head), count)
         case LinearProbe():
             freeze_all_but(model, head)
         case LoraTuning():
@@ -50,7 +55,7 @@ def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:
                 alpha=tuning.alpha,
                 dropout=tuning.dropout,
                 targets=tuning.target_modules,
-                blocks=encoder_layers(model)[0],
+                blocks=_blocks(model, head) if tuning.target_modules == "auto" else frozenset(),
                 trained_modules=head,
                 variants={"use_dora": tuning.dora, "use_rslora": tuning.rslora},
             )
@@ -61,9 +66,9 @@ def trainable_table(model: nn.Module) -> Table:
     """Return the trainable and total parameters by part of the model."""
     trained: dict[str, int] = defaultdict(int)
     total: dict[str, int] = defaultdict(int)
-    stack = encoder_layers(model)[0]
+    part_of = _stack(model) if timm_part(model) is None else _stages(model)
     for name, parameter in model.named_parameters():
-        part = _part(name, stack)
+        part = part_of(name)
         total[part] += parameter.numel()
         trained[part] += parameter.numel() if parameter.requires_grad else 0
     rows = [(part, f"{trained[part]:,}", f"{total[part]:,}") for part in total]
@@ -71,18 +76,68 @@ def trainable_table(model: nn.Module) -> Table:
     return Table("Parameters", ("part", "trained", "total"), (*rows, everything))
 
 
-def _part(name: str, stack: str) -> str:
-    """The module a parameter is counted under: all encoder blocks as one, and no names that peft put around it."""
-    part = stack if name.startswith(stack + ".") else name.rpartition(".")[0]
-    part = part.removesuffix(".modules_to_save.default").removesuffix(".original_module")
-    return part.removeprefix("base_model.model.")
+def frozen_statistics(model: nn.Module) -> list[nn.Module]:
+    """Return the batch norms none of whose parameters is trained: in training they must stay in eval mode.
+
+    peft saves no running statistics, so an adapter trained while they move gives other logits when it is reloaded.
+    Batch norms without parameters count as frozen when anything else is.
+    """
+    anything = any(not parameter.requires_grad for parameter in model.parameters())
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and not any(parameter.requires_grad for parameter in module.parameters())
+        and (anything or any(True for _ in module.parameters()))
+    ]
+
+
+def _stack(model: nn.Module) -> Callable[[str], str]:
+    """Return the module that a parameter is counted under: all encoder blocks as one, and no names of peft's."""
+    try:
+        stack = encoder_layers(model)[0]
+    except RecipeError:  # no such list: each module counts by itself
+        stack = type(model).__name__
+
+    def part(name: str) -> str:
+        module = stack if name.startswith(stack + ".") else name.rpartition(".")[0]
+        module = module.removesuffix(".modules_to_save.default").removesuffix(".original_module")
+        return module.removeprefix("base_model.model.")
+
+    return part
+
+
+def _stages(model: nn.Module) -> Callable[[str], str]:
+    """Return the part of a timm model that a parameter is counted under: stages one by one, long lists as one."""
+    inner = timm_part(model)
+    assert inner is not None
+    prefix = next(name for name, module in model.named_modules() if module is inner)
+    lists = {
+        name
+        for name, module in inner.named_children()
+        if isinstance(module, nn.Sequential | nn.ModuleList) and len(module) <= MAX_STAGES
+    }
+
+    def part(name: str) -> str:
+        names = name.removeprefix(f"{prefix}.").split(".")
+        return ".".join(names[: 2 if names[0] in lists else 1])
+
+    return part
+
+
+def _layers(model: nn.Module, head: Sequence[str]) -> list[frozenset[str]]:
+    return image_parameter_layers(model, head) if is_image_model(model) else parameter_layers(model, head)
+
+
+def _blocks(model: nn.Module, head: Sequence[str]) -> frozenset[str]:
+    return frozenset().union(*_layers(model, head)[1:])
 
 
 def _scales(model: nn.Module, head: tuple[str, ...], tuning: Tuning) -> dict[str, float]:
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     scales = rate_scales(
         names,
-        parameter_layers(model, head) if tuning.layer_decay < 1 else (),
+        _layers(model, head) if tuning.layer_decay < 1 else (),
         frozenset(name for name in names if is_under(name, head)),
         decay=tuning.layer_decay,
         head_scale=tuning.head_learning_rate_scale,

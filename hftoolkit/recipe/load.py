@@ -1,13 +1,16 @@
 """From a recipe file and ``--set`` values to a checked ``Recipe``, and back to text."""
 
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
+from pydantic.json_schema import models_json_schema
 
 from hftoolkit.errors import RecipeError
-from hftoolkit.recipe.problems import Node, Problem, explain, recipe_schema, resolve, shown
+from hftoolkit.recipe.kinds import RECIPES
+from hftoolkit.recipe.problems import Node, Problem, explain, recipe_schema, resolve, shown, wrong_choice
 from hftoolkit.recipe.sections import Recipe, Section
 from hftoolkit.recipe.shipped import list_recipes
 from hftoolkit.recipe.yaml_file import (
@@ -50,16 +53,34 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     draft = _Draft(str(path), document)
     for number, override in enumerate(overrides):
         draft.override(override, number)
-    _fill_empty_sections(draft.data, recipe_schema())
-    return _check(draft)
+    kind = _kind(draft)
+    _fill_empty_sections(draft.data, recipe_schema(kind))
+    return _check(draft, kind)
 
 
-def _check(draft: "_Draft") -> Recipe:
+def _kind(draft: "_Draft") -> type[Recipe]:
+    """Return the class of the recipe; where ``task.kind`` is no kind, note that, and take the one that is closest."""
+    task = draft.data.get("task")
+    if not isinstance(task, dict) or "kind" not in task:
+        names = ", ".join(RECIPES)
+        draft.note(("task", "kind"), f"missing; choose one of {names}")
+        return next(iter(RECIPES.values()))
+    name = task["kind"]
+    if isinstance(name, str) and name in RECIPES:
+        return RECIPES[name]
+    draft.note(("task", "kind"), wrong_choice(list(RECIPES), name))
+    close = difflib.get_close_matches(str(name), RECIPES, n=1, cutoff=0.0)
+    return RECIPES[close[0]]
+
+
+def _check(draft: "_Draft", kind: type[Recipe]) -> Recipe:
     try:
-        recipe = Recipe.model_validate(draft.data)
+        recipe = kind.model_validate(draft.data)
     except ValidationError as error:
-        problems, num_more = explain(error.errors(include_url=False), MAX_PROBLEMS_SHOWN)
-        raise RecipeError(draft.report(problems, num_more)) from error
+        told = {problem.path for _, problem in draft.problems}
+        problems, num_more = explain(error.errors(include_url=False), kind, MAX_PROBLEMS_SHOWN)
+        unsaid = [problem for problem in problems if problem.path not in told]
+        raise RecipeError(draft.report(unsaid, num_more)) from error
     if draft.problems:
         raise RecipeError(draft.report([]))
     return recipe
@@ -111,6 +132,10 @@ class _Draft:
             self._put(_split(name), read_value(text, place.text), place)
         except ValueError as error:
             self.problems.append((place, Problem((), str(error), ())))
+
+    def note(self, path: KeyPath, sentence: str) -> None:
+        """Put a problem with one key on the list."""
+        self.problems.append((self._place(path), Problem(path, sentence, path)))
 
     def _put(self, path: KeyPath, value: Any, place: Place) -> None:
         section = self.data
@@ -197,4 +222,6 @@ def _knobs(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of recipes, for editors that complete and check YAML."""
     dialect = "https://json-schema.org/draft/2020-12/schema"
-    return {"$schema": dialect, **Recipe.model_json_schema(), "title": "hftoolkit recipe"}
+    references, definitions = models_json_schema([(kind, "validation") for kind in RECIPES.values()])
+    kinds = [references[kind, "validation"] for kind in RECIPES.values()]
+    return {"$schema": dialect, "title": "hftoolkit recipe", "oneOf": kinds, **definitions}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import ErrorDetails
 
+from hftoolkit.recipe.kinds import RECIPES
 from hftoolkit.recipe.sections import Recipe
 from hftoolkit.recipe.yaml_file import Key, KeyPath, read_scalar, write_value
 
@@ -49,23 +50,31 @@ class Spot:
         node: the schema of its value; None if there is no such key.
         section: the schema of the section around it.
         union: the schema of all variants of that section, if it has some.
+        root: the schema of the recipe.
     """
 
     path: KeyPath
     node: Node | None
     section: Node
     union: Node | None
+    root: Node
 
 
 @cache
-def recipe_schema() -> Node:
-    """Return the JSON schema of a recipe, for reading only."""
-    return Recipe.model_json_schema()
+def recipe_schema(kind: type[Recipe]) -> Node:
+    """Return the JSON schema of a kind of recipe, for reading only."""
+    return kind.model_json_schema()
+
+
+@cache
+def _definitions() -> dict[str, Node]:
+    """Return the sections of all kinds by name; those of one name are one class."""
+    return {name: node for kind in RECIPES.values() for name, node in recipe_schema(kind)["$defs"].items()}
 
 
 def resolve(node: Node) -> Node:
     """Follow a reference to the definition it names."""
-    return recipe_schema()["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+    return _definitions()[node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
 
 
 def variants(node: Node) -> dict[str, Node]:
@@ -75,16 +84,17 @@ def variants(node: Node) -> dict[str, Node]:
     return {member["properties"][tag]["const"]: member for member in members}
 
 
-def explain(errors: Sequence[ErrorDetails], at_most: int) -> tuple[list[Problem], int]:
+def explain(errors: Sequence[ErrorDetails], kind: type[Recipe], at_most: int) -> tuple[list[Problem], int]:
     """Return one problem for each key that has errors, in pydantic's order, and how many were left out.
 
     Args:
         errors: what pydantic found.
+        kind: the recipe it was looking for.
         at_most: number of problems to explain; searching for similar names takes a millisecond each.
     """
     groups: dict[KeyPath, tuple[Spot, ErrorDetails]] = {}
     for error in errors:
-        spot = _find(error["loc"])
+        spot = _find(error["loc"], recipe_schema(kind))
         # Each member of a union complains; what is allowed names them all.
         groups.setdefault(spot.path, (spot, error))
     # A list whose entries are wrong is also reported as too short.
@@ -93,10 +103,10 @@ def explain(errors: Sequence[ErrorDetails], at_most: int) -> tuple[list[Problem]
     return [_problem(spot, error) for spot, error in found[:at_most]], len(found[at_most:])
 
 
-def _find(loc: Sequence[int | str]) -> Spot:
+def _find(loc: Sequence[int | str], root: Node) -> Spot:
     path: list[Key] = []
-    node: Node | None = recipe_schema()
-    section, union = recipe_schema(), None
+    node: Node | None = root
+    section, union = root, None
     for part in loc:
         node = _non_null(resolve(node or {}))
         if "discriminator" in node:
@@ -113,7 +123,7 @@ def _find(loc: Sequence[int | str]) -> Spot:
             break
         path.append(part)
         node = children.get(part)
-    return Spot(tuple(path), resolve(node) if node else None, section, union)
+    return Spot(tuple(path), resolve(node) if node else None, section, union, root)
 
 
 def _non_null(node: Node) -> Node:
@@ -151,17 +161,18 @@ def _wrong_tag(path: KeyPath, union: Node, section: Any) -> tuple[KeyPath, str]:
     tag, names = union["discriminator"]["propertyName"], list(variants(union))
     if tag not in section:
         return (*path, tag), f"missing; choose one of {', '.join(names)}"
-    return (*path, tag), _wrong_choice(names, section[tag])
+    return (*path, tag), wrong_choice(names, section[tag])
 
 
 def _wrong_value(node: Node, value: Any) -> str:
     options = node.get("enum") or ([node["const"]] if "const" in node else None)
     if options:
-        return _wrong_choice(options, value)
+        return wrong_choice(options, value)
     return f"{shown(value)} is not allowed; expected {expected(node)}{_remedy(node, value)}"
 
 
-def _wrong_choice(options: Sequence[str], value: Any) -> str:
+def wrong_choice(options: Sequence[str], value: Any) -> str:
+    """Return what to say of a value that is none of the options."""
     close = difflib.get_close_matches(str(value).lower(), options, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"{shown(value)} is not allowed; choose one of {', '.join(options)}{hint}"
@@ -244,14 +255,14 @@ def _unknown_key(spot: Spot) -> str:
         owners = [value for value, section in variants(spot.union).items() if name in section["properties"]]
         if owners:
             return f"{start}; it belongs to {tag} {' and '.join(owners)}; allowed: {', '.join(own)}"
-    close = _close_keys(name, own)
+    close = _close_keys(name, own, spot.root)
     return f"{start}; did you mean {close}?" if close else f"{start}; allowed: {', '.join(own)}"
 
 
-def _close_keys(name: str, own: list[str]) -> str:
+def _close_keys(name: str, own: list[str], root: Node) -> str:
     """Return a similar name of this section, else the keys of that name in other sections, else nothing."""
     elsewhere: dict[str, list[str]] = {}
-    for key in dict.fromkeys(_all_keys(recipe_schema())):
+    for key in dict.fromkeys(_all_keys(root)):
         elsewhere.setdefault(key.rsplit(".", 1)[-1], []).append(key)
     spelled = name.lower().replace("-", "_").replace(" ", "_")
     if spelled in own:

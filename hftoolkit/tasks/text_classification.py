@@ -3,21 +3,20 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Message, Metrics, Rows, StepOutput
+from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Message, Rows
 from hftoolkit.data import TextSplits
-from hftoolkit.metrics.classification import classification_metrics
-from hftoolkit.metrics.probabilities import fit_temperature, to_decisions, to_probabilities
-from hftoolkit.models.backbones import Backbone, is_under
+from hftoolkit.models.backbones import TextBackbone, save_classifier
 from hftoolkit.models.baselines import majority, tfidf_logreg
 from hftoolkit.models.probe import CachedBase, base_features, swap_base
 from hftoolkit.recipe import TextClassification
-from hftoolkit.tasks.losses import build_loss, sampling_weights
+from hftoolkit.tasks.classification import ClassificationTask, stack_targets
 
 # A text is "kept whole" at the recommended max_length for this share of the training texts.
 WHOLE_SHARE = 0.99
@@ -35,26 +34,20 @@ class TextExample:
     target: Any  # class index, or (C,) float32 of 0 and 1
 
 
-class TextClassificationTask:
-    """See ``contracts.Task``. Holds the tokenized splits; the model is passed to each method."""
+class TextClassificationTask(ClassificationTask):
+    """See ``contracts.Task``. Texts are tokenized once."""
 
-    def __init__(self, section: TextClassification, splits: TextSplits, backbone: Backbone) -> None:
-        """Tokenize every split once."""
-        self.labels = splits.labels
-        self.splits = splits
-        self._section = section
+    unit = "text"
+    auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, section: TextClassification, splits: TextSplits, backbone: TextBackbone) -> None:
+        """Tokenize every split."""
+        super().__init__(section, splits, backbone)
         self._tokenizer = backbone.tokenizer
-        self._output_layer = backbone.output_layer
-        self._loss = build_loss(
-            splits.targets["train"],
-            len(self.labels.names),
-            imbalance=section.imbalance,
-            strength=section.imbalance_strength,
-            smoothing=section.label_smoothing,
-        )
+        self._texts = splits.texts
         encoded = {name: encode_texts(self._tokenizer, texts) for name, texts in splits.texts.items()}
         self.token_counts = {name: lengths for name, (_, lengths) in encoded.items()}  # before the cut, (N,)
-        self._rows = {name: self._make_rows(name, token_ids) for name, (token_ids, _) in encoded.items()}
+        self._rows = {name: self._tokenized_rows(name, token_ids) for name, (token_ids, _) in encoded.items()}
         self._features: dict[str, np.ndarray] | None = None  # (N, 2, H) by split while a linear probe is trained
 
     def datasets(self) -> Datasets:
@@ -62,15 +55,10 @@ class TextClassificationTask:
         if self._features is None:
             return Datasets(self._rows, self._collate)
         cached = {
-            name: replace(rows, examples=_pair(self._features[name], self.splits.targets[name]), lengths=None)
+            name: replace(rows, examples=_pair(self._features[name], self.targets[name]), lengths=None)
             for name, rows in self._rows.items()
         }
         return Datasets(cached, _collate_features)
-
-    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Return the summed loss of a batch."""
-        losses_B = self._loss(self.predict_step(model, batch), batch["targets"])
-        return StepOutput(losses_B.sum(), len(losses_B))
 
     def predict_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the logits of a batch, (B, C)."""
@@ -78,57 +66,31 @@ class TextClassificationTask:
         logits: torch.Tensor = model(**inputs).logits
         return logits
 
-    def metric_names(self, split: str) -> frozenset[str]:
-        """Return the metrics that the targets of a split allow."""
-        targets = self.splits.targets[split]
-        flat = np.full((len(targets), len(self.labels.names)), 1 / len(self.labels.names))
-        return frozenset(self.metrics(flat, split))
+    def examples(self, split: str) -> Sequence[str]:
+        """Return the texts."""
+        return self._texts[split]
 
-    def evaluate(self, model: nn.Module, infer: Infer, split: str) -> Metrics:
-        """Return the metrics of the model on a split, in the precision of the run."""
-        return self.metrics(self.to_probabilities(infer(model, self.datasets().splits[split])), split)
+    def facts(self) -> dict[str, Any]:
+        """Return how many texts of each split are cut."""
+        limit = self._tokenizer.model_max_length
+        return {"truncated": {name: int((lengths > limit).sum()) for name, lengths in self.token_counts.items()}}
 
-    def metrics(self, probabilities: np.ndarray, split: str) -> Metrics:
-        """Return the metrics of given probabilities, (N, C), on a split."""
-        multi_label = self.labels.multi_label
-        return classification_metrics(
-            probabilities, self.splits.targets[split], self.labels.names, multi_label=multi_label
-        )
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """Write a plain model with its tokenizer."""
+        save_classifier(model, self._tokenizer, directory)
 
-    def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return softmax or, for multi-label, sigmoid of logits, (N, C)."""
-        return to_probabilities(logits, self.labels.multi_label)
-
-    def finish(self, model: nn.Module, infer: Infer) -> float:
-        """Fit a temperature on the validation split (Guo et al. 2017), fold it into the last layer, and return it.
-
-        It stays 1 where every validation row is right: any smaller one would then look better still.
-        """
-        logits = infer(model, self.datasets().splits["validation"], full_precision=True)
-        targets = self.splits.targets["validation"]
-        decisions = to_decisions(self.to_probabilities(logits), self.labels.multi_label)
-        if not self._section.calibrate or (decisions == targets).all():
-            return 1.0
-        temperature = fit_temperature(logits, targets, multi_label=self.labels.multi_label)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad and is_under(name, [self._output_layer]):
-                    parameter.div_(temperature)
-        return temperature
+    def gate_request(self, chosen: np.ndarray, folder: Path) -> dict[str, Any]:
+        """Return the chosen validation texts."""
+        return {"texts": [self._texts["validation"][index] for index in chosen]}
 
     def baselines(self, split: str, seed: int) -> dict[str, np.ndarray]:
         """Return the probabilities, (N, C), of a majority and a TF-IDF model fitted on the training split."""
-        texts, targets = self.splits.texts, self.splits.targets
+        texts, targets = self._texts, self.targets["train"]
         classes, multi_label = len(self.labels.names), self.labels.multi_label
         return {
-            "majority": majority(targets["train"], len(texts[split]), classes, multi_label),
+            "majority": majority(targets, len(texts[split]), classes, multi_label),
             "tfidf_logreg": tfidf_logreg(
-                texts["train"],
-                targets["train"],
-                texts[split],
-                num_classes=classes,
-                multi_label=multi_label,
-                seed=seed,
+                texts["train"], targets, texts[split], num_classes=classes, multi_label=multi_label, seed=seed
             ),
         }
 
@@ -157,22 +119,14 @@ class TextClassificationTask:
             self._features = None
             swap_base(model, base)
 
-    def _make_rows(self, split: str, token_ids: list[list[int]]) -> Rows:
-        targets = self.splits.targets[split]
-        chances = None
-        if split == "train" and self._section.imbalance == "sampler":
-            chances = sampling_weights(targets, len(self.labels.names), self._section.imbalance_strength)
-        return Rows(
-            [TextExample(ids, target) for ids, target in zip(token_ids, targets, strict=True)],
-            np.array([len(ids) for ids in token_ids]),
-            self.splits.row_numbers[split],
-            chances,
-        )
+    def _tokenized_rows(self, split: str, token_ids: list[list[int]]) -> Rows:
+        examples = [TextExample(ids, target) for ids, target in zip(token_ids, self.targets[split], strict=True)]
+        return self.make_rows(split, examples, np.array([len(ids) for ids in token_ids]))
 
     def _collate(self, examples: list[TextExample]) -> Batch:
         """Pad to the longest text of the batch: input_ids and attention_mask (B, L), targets (B,) or (B, C)."""
         batch = pad_tokens([example.token_ids for example in examples], self._tokenizer)
-        return batch | {"targets": _stack_targets([example.target for example in examples])}
+        return batch | {"targets": stack_targets([example.target for example in examples])}
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
@@ -212,12 +166,8 @@ def _pair(features: np.ndarray, targets: np.ndarray) -> list[tuple[np.ndarray, A
 def _collate_features(examples: list[tuple[np.ndarray, Any]]) -> Batch:
     features = torch.from_numpy(np.stack([feature for feature, _ in examples]))  # (B, 2, H)
     mask = torch.ones(features.shape[:2], dtype=torch.long)
-    targets = _stack_targets([target for _, target in examples])
+    targets = stack_targets([target for _, target in examples])
     return {"inputs_embeds": features, "attention_mask": mask, "targets": targets}
-
-
-def _stack_targets(targets: Sequence[Any]) -> torch.Tensor:
-    return torch.as_tensor(np.stack(targets))
 
 
 def _first_rows(rows: Rows, count: int) -> Rows:

@@ -1,0 +1,80 @@
+"""From usable rows to splits: what is the same for every kind of example."""
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from hftoolkit.data.labels import LabelSet
+from hftoolkit.data.splits import split_rows
+from hftoolkit.data.tables import Table
+from hftoolkit.data.text_rows import CleanRows, count_list
+from hftoolkit.errors import DataError
+from hftoolkit.recipe import Split
+
+SPLITS = ("train", "validation", "test")
+
+
+def refuse_shared_groups(rows: Mapping[str, CleanRows]) -> None:
+    """Raise DataError if a group lies in two given splits: no division of the training rows can mend that."""
+    for a, b in combinations(rows, 2):
+        shared = sorted(set(rows[a].groups or ()) & set(rows[b].groups or ()))
+        if shared:
+            raise DataError(
+                f"{len(shared)} groups lie in both {a} and {b} ({', '.join(shared[:3])}, ...), and the source gives "
+                "both splits; use fractions for data.split.validation and data.split.test, or drop data.split.group"
+            )
+
+
+def refuse_no_rows(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> None:
+    """Raise DataError if a table has no usable row."""
+    for name, kept in rows.items():
+        if not kept.texts:
+            raise DataError(f"no row of {tables[name].source} can be used: {count_list(kept.skipped)}")
+
+
+def refuse_one_class(targets: np.ndarray, labels: LabelSet, advice: str) -> None:
+    """Raise DataError if nothing tells one training row from another."""
+    found = np.unique(targets)
+    if len(found) < 2:
+        raise DataError(
+            f"all {len(targets)} training rows have the label {labels.names[found[0]]!r}, and a classifier needs two; "
+            f"{advice}"
+        )
+
+
+def places_by_split(rows: Mapping[str, CleanRows], split: Split) -> dict[str, tuple[str, np.ndarray]]:
+    """Return, for each split, the table that its rows come from and their places among its usable rows."""
+    places = split_rows(rows["train"].targets, split, rows["train"].groups)
+    return {
+        name: ("train", places[name]) if name in places else (name, np.arange(len(rows[name].texts))) for name in SPLITS
+    }
+
+
+def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> dict[str, Any]:
+    """Return which files were read, and what became of their rows, in plain JSON types."""
+    skipped: Counter[str] = Counter()
+    for kept in rows.values():
+        skipped.update(kept.skipped)
+    return {
+        "files": {name: list(table.files) for name, table in tables.items()},
+        "rows_read": sum(table.num_rows for table in tables.values()),
+        "rows_kept": sum(len(kept.texts) for kept in rows.values()),
+        "skipped": dict(skipped),
+    }
+
+
+def reading_warnings(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> list[str]:
+    """Return sentences on joined splits and rows left out."""
+    warnings = []
+    for name, table in tables.items():
+        if table.joined_splits:
+            joined = ", ".join(table.joined_splits)
+            warnings.append(f"the source has the splits {joined}; all their rows are used, see data.split.train")
+        if rows[name].skipped:
+            left_out = table.num_rows - len(rows[name].texts)
+            reasons = count_list(rows[name].skipped)
+            warnings.append(f"{left_out} of {table.num_rows} rows of {table.source} are left out ({reasons})")
+    return warnings

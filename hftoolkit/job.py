@@ -102,7 +102,7 @@ def prepare_texts(recipe: TextRecipe, splits: TextSplits, weights: Resolved, *, 
 
 def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
     model = recipe.model
-    weights = None if model.backbone is None else resolve_model(model.backbone, sha256=model.sha256)
+    weights = resolve_model(model.backbone or "", sha256=model.sha256) if model.pretrained else None
     emit(Message(f"backbone: {describe(weights) if weights else f'{model.architecture}, from scratch'}"))
 
     def load(labels: tuple[str, ...]) -> ImageBackbone:
@@ -123,6 +123,7 @@ def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
 
     # The size of the images comes from the weights, and the number of classes from the images.
     geometry = load(("a", "b")).preprocessing.geometry
+    emit(Message(f"decoding images to {geometry.height} x {geometry.width} pixels, unless they are in the cache"))
     splits = load_image_splits(source.path, recipe.data, recipe.task, geometry)
     _tell_about_data(splits, emit)
     accelerator = make_accelerator(recipe.train.precision)
@@ -131,7 +132,7 @@ def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
         emit(Message("the weights have foreign names; count and shapes agree, so they were loaded by position"))
     task = ImageClassificationTask(recipe.task, splits, backbone, recipe.augmentation)
     tuned = _tune(recipe, backbone, emit)
-    emit(Message(f"{_device(accelerator)}, images of {geometry.height} x {geometry.width} pixels"))
+    emit(Message(_device(accelerator)))
     return Job(task, backbone, tuned, Inference(task, accelerator), weights, save_base)
 
 

@@ -5,6 +5,7 @@ import json
 import random
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import timm
@@ -13,6 +14,7 @@ from conftest import hft
 from PIL import Image
 
 import hftoolkit
+from hftoolkit.errors import DataError
 
 COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
 
@@ -50,7 +52,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -137,6 +139,22 @@ def test_the_most_probable_classes_come_first(run, pictures):
         assert float(row["p1"]) >= float(row["p2"])
         assert set(row) == {"row", "image", "label", "top1", "p1", "top2", "p2"}
         assert row["label"] in whole
+
+
+def test_a_broken_image_stops_a_prediction_or_leaves_its_row_empty(run, pictures, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = [pictures / "red" / "1.png", tmp_path / "broken.png", pictures / "blue" / "1.png"]
+    predictor = hftoolkit.load(run)
+    with pytest.raises(DataError, match=r"1 of 3 images cannot be read:\n.*broken\.png"):
+        predictor.predict(images)
+    data = predictor.recipe.data.model_copy(update={"on_bad_rows": "skip"})
+    predictor.recipe = predictor.recipe.model_copy(update={"data": data})
+    skipped = predictor.predict(images)
+    assert [prediction.label for prediction in skipped] == [
+        *(p.label for p in predictor.predict(images[:1])),
+        "",
+        "blue",
+    ]
 
 
 def test_python_takes_files_bytes_arrays_and_images(run, pictures):

@@ -1,6 +1,7 @@
 """Predictions of images, with plain transformers underneath."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from hftoolkit.predictor.common import BATCH_SIZE, Prediction, Predictor
 from hftoolkit.recipe import ImageRecipe
 from hftoolkit.rundir import RunDir
 from hftoolkit.sources import resolve_data
+
+MAX_LISTED = 10
 
 
 class ImagePredictor(Predictor):
@@ -90,25 +93,37 @@ class ImagePredictor(Predictor):
         return (logits + mirrored.float()) / 2
 
     def _predict(self, images: Sequence[StoredImage]) -> list[Prediction]:
-        fitted: dict[int, np.ndarray] = {}
+        """Decode and predict a batch at a time, so that any number of images fits into memory."""
+        predictions = [Prediction((), {})] * len(images)
         broken: list[str] = []
-        for index, image in enumerate(images):
-            try:
-                fitted[index] = fit(decode(image), self._preprocessing.geometry)
-            except BrokenImage as error:
-                broken.append(f"{image.name}: {error}")
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(images), BATCH_SIZE):
+                fitted: dict[int, np.ndarray] = {}
+                results = pool.map(self._fitted, images[start : start + BATCH_SIZE])
+                for index, result in enumerate(results, start=start):
+                    if isinstance(result, BrokenImage):
+                        broken.append(f"{images[index].name}: {result.reason}")
+                    else:
+                        fitted[index] = result
+                named = self.named(self.probabilities(list(fitted.values()))) if fitted else []
+                for index, prediction in zip(fitted, named, strict=True):
+                    predictions[index] = prediction
+        self._refuse_broken(broken, len(images))
+        return predictions
+
+    def _fitted(self, image: StoredImage) -> np.ndarray | BrokenImage:
+        try:
+            return fit(decode(image), self._preprocessing.geometry)
+        except BrokenImage as error:
+            return error
+
+    def _refuse_broken(self, broken: Sequence[str], total: int) -> None:
         if broken and self.recipe.data.on_bad_rows == "error":
-            listed = "\n".join(f"  {line}" for line in broken[:10])
+            listed = "\n".join(f"  {line}" for line in broken[:MAX_LISTED])
             raise DataError(
-                f"{len(broken)} of {len(images)} images cannot be read:\n{listed}\n"
+                f"{len(broken)} of {total} images cannot be read:\n{listed}\n"
                 f"Remove them, or set data.on_bad_rows: skip in {self._run.recipe}"
             )
-        predictions = [Prediction((), {})] * len(images)
-        if fitted:
-            named = self.named(self.probabilities(list(fitted.values())))
-            for index, prediction in zip(fitted, named, strict=True):
-                predictions[index] = prediction
-        return predictions
 
 
 def _stored(row: Any, number: int) -> StoredImage:

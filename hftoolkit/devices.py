@@ -17,8 +17,12 @@ from hftoolkit.errors import EnvironmentFault, RecipeError
 __all__ = ["Accelerator", "choose_precision", "make_accelerator", "make_loader", "peak_memory_bytes", "to_device"]
 
 
-def make_accelerator(precision: str) -> Accelerator:
+def make_accelerator(precision: str, *, bf16_pays_on_cpus: bool = True) -> Accelerator:
     """Return Accelerate's view of this process, with ``auto`` precision resolved for its device.
+
+    Args:
+        precision: ``train.precision`` of the recipe.
+        bf16_pays_on_cpus: false for convolutions, which are slower in bf16 there.
 
     Raises:
         RecipeError: fp16 was asked for on a CPU, where it would silently be fp32.
@@ -29,7 +33,7 @@ def make_accelerator(precision: str) -> Accelerator:
     # Accelerate keeps the precision of the first Accelerator of a process and refuses any other.
     AcceleratorState._reset_state()
     device = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin).device
-    resolved = choose_precision(precision, device)
+    resolved = choose_precision(precision, device, bf16_pays_on_cpus=bf16_pays_on_cpus)
     AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision="no" if resolved == "fp32" else resolved, gradient_accumulation_plugin=plugin
@@ -41,7 +45,7 @@ def make_accelerator(precision: str) -> Accelerator:
     return accelerator
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
+def choose_precision(precision: str, device: torch.device, *, bf16_pays_on_cpus: bool = True) -> str:
     """Return fp32, bf16 or fp16 for a recipe's ``train.precision`` on this device.
 
     Raises:
@@ -52,7 +56,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cpu":
-        return "bf16" if _cpu_has_bf16() else "fp32"
+        return "bf16" if bf16_pays_on_cpus and _cpu_has_bf16() else "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "fp32"

@@ -18,7 +18,13 @@ from hftoolkit.models.backbones import (
     load_text_classifier,
     set_attention,
 )
-from hftoolkit.models.image_backbones import ImageBackbone, load_image_classifier, save_image_classifier
+from hftoolkit.models.image_backbones import (
+    ImageBackbone,
+    arrange_for_cpus,
+    is_convolutional,
+    load_image_classifier,
+    save_image_classifier,
+)
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import ImageRecipe, LinearProbe, Recipe, TextRecipe
 from hftoolkit.rundir import RunDir
@@ -126,8 +132,10 @@ def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
     emit(Message(f"decoding images to {geometry.height} x {geometry.width} pixels, unless they are in the cache"))
     splits = load_image_splits(source.path, recipe.data, recipe.task, geometry)
     _tell_about_data(splits, emit)
-    accelerator = make_accelerator(recipe.train.precision)
     backbone = load(splits.labels.names)
+    accelerator = make_accelerator(recipe.train.precision, bf16_pays_on_cpus=not is_convolutional(backbone.model))
+    if accelerator.device.type == "cpu":
+        arrange_for_cpus(backbone.model)
     if backbone.loaded_by == "position":
         emit(Message("the weights have foreign names; count and shapes agree, so they were loaded by position"))
     task = ImageClassificationTask(recipe.task, splits, backbone, recipe.augmentation)

@@ -105,7 +105,12 @@ def test_a_shipped_recipe_is_valid(path: Path) -> None:
 
 
 def test_recipes_are_shipped() -> None:
-    assert {path.stem for path in (ROOT / "recipes").glob("*.yaml")} >= {"sentiment", "sentiment-lora", "vision"}
+    assert {path.stem for path in (ROOT / "recipes").glob("*.yaml")} >= {
+        "sentiment",
+        "sentiment-lora",
+        "vision",
+        "vision-lora",
+    }
 
 
 def test_importing_the_command_line_does_not_import_torch() -> None:

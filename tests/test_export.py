@@ -18,6 +18,7 @@ from hftoolkit.errors import ArtifactError
 from hftoolkit.export import GateReport
 from hftoolkit.job import Job
 from hftoolkit.recipe import load_recipe
+from hftoolkit.tasks import text_classification
 
 LORA = "tuning: {method: lora, rank: 4, SWITCHES}\n"
 TUNINGS = {
@@ -55,7 +56,7 @@ def test_the_gate_passes_for_every_method(tuning: str, write_recipe: Callable[..
 def test_a_head_spoiled_on_disk_fails_the_run_with_exit_6_and_keeps_everything(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = commands.save_classifier
+    honest = text_classification.save_classifier
 
     def spoil(model: Any, tokenizer: Any, folder: Path) -> None:
         honest(model, tokenizer, folder)
@@ -63,7 +64,7 @@ def test_a_head_spoiled_on_disk_fails_the_run_with_exit_6_and_keeps_everything(
         weights["classifier.weight"] = weights["classifier.weight"] + 0.01
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(commands, "save_classifier", spoil)
+    monkeypatch.setattr(text_classification, "save_classifier", spoil)
     with pytest.raises(ArtifactError, match="saved against reloaded: logits differ by") as caught:
         finetune(write_recipe(60), tmp_path / "run", "train.epochs=1")
     assert caught.value.exit_code == 6

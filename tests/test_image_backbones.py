@@ -31,7 +31,9 @@ from hftoolkit.models.backbones import enable_gradient_checkpointing
 from hftoolkit.models.image_backbones import (
     ImageBackbone,
     Preprocessing,
+    arrange_for_cpus,
     image_parameter_layers,
+    is_convolutional,
     load_image_classifier,
     load_saved_image_classifier,
     normalize,
@@ -473,3 +475,22 @@ def test_saved_weights_have_the_names_of_timm(folders: dict[str, Path], tmp_path
     save_image_classifier(backbone.model, backbone.preprocessing, tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
     assert names == set(timm.create_model("resnet10t").state_dict())
+
+
+def test_the_arrangement_for_cpus_changes_no_logits(folder: Path) -> None:
+    model = load(folder).model
+    before = logits(model)
+    arrange_for_cpus(model)
+    assert difference(logits(model), before) < 1e-4 * max(1.0, np.abs(before).max())
+    assert not any(getattr(module, "fused_attn", False) is True for module in model.modules())
+    filters = [module.weight for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    wide = [weight for weight in filters if weight.shape[1] > 1 and weight.shape[2] > 1]
+    arranged = all(weight.is_contiguous(memory_format=torch.channels_last) for weight in wide)
+    assert arranged == is_convolutional(model) or not wide
+
+
+def test_networks_of_convolutions_are_told_from_transformers(folders: dict[str, Path]) -> None:
+    assert not is_convolutional(load(folders["transformers-vit"]).model)
+    assert is_convolutional(load(folders["transformers-resnet"]).model)
+    assert is_convolutional(load(None, architecture="tf_efficientnet_lite0").model)
+    assert not is_convolutional(load(None, architecture="vit_tiny_patch16_224").model)

@@ -8,9 +8,12 @@ from PIL import Image
 
 from hftoolkit.report import (
     confusion_table,
+    overlay,
     per_class_table,
     results_table,
+    worst_first,
     write_confusion_png,
+    write_image_grid,
     write_predictions,
     write_reliability_png,
 )
@@ -101,6 +104,26 @@ def test_reliability_picture_has_its_size(multi_label: bool, tmp_path: Path) -> 
         assert (image.format, image.size) == ("PNG", (750, 825))
 
 
+def test_the_worst_examples_are_those_whose_truth_got_least() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.05, 0.95]])
+    targets = np.array([0, 0, 1, 0])
+    assert worst_first(probabilities, targets, 3).tolist() == [3, 1, 2]
+
+
+def test_a_grid_of_images_is_a_picture_whatever_their_number(tmp_path: Path) -> None:
+    images = [np.full((8, 12, 3), value, dtype=np.uint8) for value in range(0, 140, 20)]
+    for count in (1, 6, 7):
+        write_image_grid(images[:count], [str(number) for number in range(count)], tmp_path / "grid.png")
+        with Image.open(tmp_path / "grid.png") as image:
+            assert image.size[0] == 225 * min(count, 6)
+
+
+def test_heat_is_red_where_it_helps_and_blue_where_it_hurts() -> None:
+    heat = np.array([[2.0, 0.0, -1.0]])
+    (red, plain, blue) = overlay(np.full((1, 3, 3), 100, dtype=np.uint8), heat)[0].tolist()
+    assert red[0] > red[2] and blue[2] > blue[0] and plain == [100, 100, 100]
+
+
 def test_pictures_touch_no_global_state(tmp_path: Path) -> None:
     before = "matplotlib.pyplot" in sys.modules
     write_confusion_png(np.eye(2, dtype=int), ["no", "yes"], tmp_path / "confusion.png")
@@ -114,7 +137,7 @@ def test_predictions_come_back_as_they_went_in(with_texts: bool, tmp_path: Path)
     write_predictions(
         path,
         np.array([3, 8]),
-        texts if with_texts else None,
+        {"text": texts} if with_texts else {},
         labels=["no", "yes"],
         predicted=["no", "no"],
         probabilities=np.array([[0.75, 0.25], [2 / 3, 1 / 3]]),

@@ -648,6 +648,12 @@ def test_auto_on_a_cpu_is_what_its_instructions_allow(monkeypatch, avx512, amx, 
     assert make_accelerator("auto").mixed_precision == expected
 
 
+def test_auto_on_a_cpu_leaves_what_bf16_slows_down_in_fp32(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert choose_precision("auto", CPU, bf16_pays_on_cpus=False) == "fp32"
+    assert choose_precision("bf16", CPU, bf16_pays_on_cpus=False) == "bf16"
+
+
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp16")])
 def test_auto_on_a_gpu_does_not_count_emulation(monkeypatch, supported, expected):
     monkeypatch.setattr(

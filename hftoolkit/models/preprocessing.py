@@ -47,7 +47,7 @@ def normalize(pixels_NCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.
     """Return the model's input, (N, 3, H, W) float32, of pixels of the same shape from 0 to 255."""
     mean = torch.tensor(preprocessing.mean, device=pixels_NCHW.device).view(1, 3, 1, 1)
     std = torch.tensor(preprocessing.std, device=pixels_NCHW.device).view(1, 3, 1, 1)
-    return ((pixels_NCHW.float() / 255 - mean) / std).contiguous()
+    return (pixels_NCHW.float() / 255 - mean) / std
 
 
 def timm_preprocessing(settings: Mapping[str, Any], image_size: int | None) -> Preprocessing:

@@ -107,7 +107,7 @@ class ImageClassificationTask(ClassificationTask):
     def gate_request(self, chosen: np.ndarray, folder: Path) -> dict[str, Any]:
         """Return the file of the chosen validation images, normalized, (N, 3, H, W) float32."""
         pixels = torch.from_numpy(np.stack([self._pixels["validation"][int(index)] for index in chosen]))
-        np.save(folder / "pixels.npy", normalize(_channels_first(pixels), self._preprocessing).numpy())
+        np.save(folder / "pixels.npy", normalize(_channels_first(pixels), self._preprocessing).contiguous().numpy())
         return {"pixel_values": str(folder / "pixels.npy")}
 
     def baselines(self, split: str, seed: int) -> dict[str, np.ndarray]:

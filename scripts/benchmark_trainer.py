@@ -2,9 +2,11 @@
 
     python scripts/benchmark_trainer.py --examples 1920 --rounds 5     rates only, a few minutes
     python scripts/benchmark_trainer.py --rounds 1                     the whole recipe: rates, macro-F1, paired test
+    python scripts/benchmark_trainer.py --recipe recipes/vision.yaml --set train.epochs=1 --trainer-precision fp32
 
-HF Trainer runs at its best settings for this task: bf16 where the hardware has it, batches grouped by length, dynamic
-padding. Everything else of it and of the model is as it comes. Each side is a process of its own.
+HF Trainer runs at its best settings for the task. Texts: bf16 where the hardware has it, batches grouped by length,
+dynamic padding. Images: decoded and transformed one by one with torchvision, in the precision that is asked for.
+Everything else of it and of the model is as it comes. Each side is a process of its own.
 """
 
 import argparse
@@ -27,7 +29,11 @@ def main() -> None:
     """Run both sides in turn and print rates, their ratio, and quality where all examples were used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "sentiment.yaml")
-    parser.add_argument("--examples", type=int, default=None, help="use only this many training examples")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for hftoolkit finetune")
+    parser.add_argument("--examples", type=int, default=None, help="use only this many training texts")
+    parser.add_argument(
+        "--trainer-precision", choices=["bf16", "fp32"], default=None, help="default: the recipe's auto"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", choices=["trainer", "hftoolkit"], help=argparse.SUPPRESS)
@@ -35,27 +41,27 @@ def main() -> None:
     options = parser.parse_args()
     if options.side:
         side = run_trainer if options.side == "trainer" else run_hftoolkit
-        side(options.recipe, options.examples, options.seed, options.output)
+        side(options)
     else:
-        compare(options.recipe, options.examples, options.rounds, options.seed)
+        compare(options)
 
 
-def compare(recipe: Path, examples: int | None, rounds: int, seed: int) -> None:
+def compare(options: argparse.Namespace) -> None:
     """Alternate both sides; the second round starts with the other one, so that drift of the machine cancels."""
     results: dict[str, list[dict[str, Any]]] = {"trainer": [], "hftoolkit": []}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(rounds):
+        for number in range(options.rounds):
             for side in ("trainer", "hftoolkit")[:: 1 if number % 2 == 0 else -1]:
                 output = Path(folder) / f"{side}-{number}"
-                command = [sys.executable, __file__, "--side", side, "--recipe", str(recipe), "--output", str(output)]
-                command += ["--seed", str(seed + number)] + (["--examples", str(examples)] if examples else [])
+                command = [sys.executable, *sys.argv, "--side", side, "--output", str(output)]
+                command += ["--seed", str(options.seed + number)]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 result = json.loads(output.with_suffix(".json").read_text())
-                if examples is None:
+                if options.examples is None:
                     result["probabilities"] = np.load(output.with_suffix(".npy"))
                 results[side].append(result)
                 print(f"round {number + 1} {side:<10} {result['rate']:6.1f} examples/s", flush=True)
-        report(results, with_quality=examples is None)
+        report(results, with_quality=options.examples is None)
 
 
 def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> None:
@@ -84,13 +90,11 @@ def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> N
         )
 
 
-def load(recipe_path: Path, examples: int | None, seed: int) -> tuple[Any, Any, Any]:
-    """Return the recipe, its splits (each cut to ``examples``) and its weights."""
+def load_texts(recipe: Any, examples: int | None) -> tuple[Any, Any]:
+    """Return the splits of a text recipe (each cut to ``examples``) and its weights."""
     from hftoolkit.data import load_text_splits
-    from hftoolkit.recipe import load_recipe
     from hftoolkit.sources import resolve_data, resolve_model
 
-    recipe = load_recipe(recipe_path, [f"train.seed={seed}"])
     table = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
     splits = load_text_splits(table.path, recipe.data, recipe.task)
     if examples:
@@ -99,65 +103,63 @@ def load(recipe_path: Path, examples: int | None, seed: int) -> tuple[Any, Any, 
             for field in ("texts", "targets", "row_numbers")
         }
         splits = replace(splits, **parts)
-    return recipe, splits, resolve_model(recipe.model.backbone, sha256=recipe.model.sha256)
+    return splits, resolve_model(recipe.model.backbone, sha256=recipe.model.sha256)
 
 
-def write(output: Path, rate: float, splits: Any, probabilities: np.ndarray | None) -> None:
+def load(options: argparse.Namespace) -> Any:
+    """Return the recipe with the seed of this round."""
+    from hftoolkit.recipe import load_recipe
+
+    return load_recipe(options.recipe, [*options.set, f"train.seed={options.seed}"])
+
+
+def write(output: Path, rate: float, targets: np.ndarray, names: Any, probabilities: np.ndarray | None) -> None:
     """Leave what ``compare`` reads; without probabilities, the rate alone."""
     kept: dict[str, Any] = {"rate": rate}
     if probabilities is not None:
         from hftoolkit.metrics.classification import classification_metrics
 
-        targets = splits.targets["test"]
-        metrics = classification_metrics(probabilities, targets, splits.labels.names)
+        metrics = classification_metrics(probabilities, targets, names)
         np.save(output.with_suffix(".npy"), probabilities)
-        kept |= {"targets": targets.tolist(), "names": splits.labels.names}
+        kept |= {"targets": targets.tolist(), "names": names}
         kept |= {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]}
     output.with_suffix(".json").write_text(json.dumps(kept))
 
 
-def run_hftoolkit(recipe_path: Path, examples: int | None, seed: int, output: Path) -> None:
+def run_hftoolkit(options: argparse.Namespace) -> None:
     """Train as ``finetune`` does and predict the test split."""
-    from hftoolkit.job import prepare_with, train
+    from hftoolkit.job import prepare, prepare_texts, train
+    from hftoolkit.recipe import TextRecipe
     from hftoolkit.rundir import RunDir
 
-    recipe, splits, weights = load(recipe_path, examples, seed)
-    job = prepare_with(recipe, splits, weights, emit=lambda event: None)
+    recipe = load(options)
+    if isinstance(recipe, TextRecipe):
+        job = prepare_texts(recipe, *load_texts(recipe, options.examples), emit=lambda event: None)
+    else:
+        job = prepare(recipe, lambda event: None)
     with tempfile.TemporaryDirectory() as folder:
         fitted = train(recipe, job, RunDir(Path(folder)), emit=lambda event: None)
-    write(output, fitted.examples_per_second, splits, None if examples else job.probabilities("test"))
+    probabilities = None if options.examples else job.probabilities("test")
+    write(options.output, fitted.examples_per_second, job.task.targets["test"], job.task.labels.names, probabilities)
 
 
-def run_trainer(recipe_path: Path, examples: int | None, seed: int, output: Path) -> None:
+def run_trainer(options: argparse.Namespace) -> None:
     """Train with HF Trainer and predict the test split."""
     import torch
-    from datasets import Dataset
     from scipy.special import softmax
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainingArguments,
-        set_seed,
-    )
+    from transformers import Trainer, TrainingArguments, set_seed
 
     from hftoolkit.devices import choose_precision
+    from hftoolkit.recipe import TextRecipe
 
-    recipe, splits, weights = load(recipe_path, examples, seed)
-    set_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(weights.path)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        weights.path, num_labels=len(splits.labels.names), dtype=torch.float32
-    )
-
-    def encode(split: str) -> Dataset:
-        encoded = tokenizer(splits.texts[split], truncation=True, max_length=recipe.model.max_length)
-        return Dataset.from_dict(dict(encoded) | {"labels": splits.targets[split].tolist()})
-
+    recipe = load(options)
+    set_seed(options.seed)
+    parts = text_parts if isinstance(recipe, TextRecipe) else image_parts
+    model, datasets, targets, names, extra, arguments = parts(recipe, options.examples)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = options.trainer_precision or choose_precision("auto", torch.device(device))
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
+        settings = TrainingArguments(
             output_dir=folder,
             num_train_epochs=recipe.train.epochs,
             per_device_train_batch_size=recipe.train.batch_size,
@@ -167,25 +169,81 @@ def run_trainer(recipe_path: Path, examples: int | None, seed: int, output: Path
             warmup_steps=recipe.train.warmup_ratio,
             lr_scheduler_type=recipe.train.schedule,
             max_grad_norm=recipe.train.max_gradient_norm,
-            bf16=choose_precision("auto", torch.device(device)) == "bf16",
+            bf16=precision == "bf16",
             use_cpu=device == "cpu",
-            train_sampling_strategy="group_by_length",
             save_strategy="no",
             disable_tqdm=True,
-            seed=seed,
+            seed=options.seed,
+            **arguments,
         )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=encode("train"),
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
-        )
+        trainer = Trainer(model=model, args=settings, train_dataset=datasets["train"], **extra)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
-        probabilities = None if examples else softmax(trainer.predict(encode("test")).predictions, axis=1)
-    write(output, recipe.train.epochs * len(splits.texts["train"]) / seconds, splits, probabilities)
+        logits = None if options.examples else trainer.predict(datasets["test"]).predictions
+    probabilities = None if logits is None else softmax(logits, axis=1)
+    write(options.output, recipe.train.epochs * len(datasets["train"]) / seconds, targets, names, probabilities)
+
+
+def text_parts(recipe: Any, examples: int | None) -> tuple[Any, ...]:
+    """Return model, tokenized splits, test targets, class names, and what Trainer and its arguments need for texts."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+    splits, weights = load_texts(recipe, examples)
+    names = splits.labels.names
+    tokenizer = AutoTokenizer.from_pretrained(weights.path)
+    model = AutoModelForSequenceClassification.from_pretrained(weights.path, num_labels=len(names), dtype=torch.float32)
+
+    def encode(split: str) -> Dataset:
+        encoded = tokenizer(splits.texts[split], truncation=True, max_length=recipe.model.max_length)
+        return Dataset.from_dict(dict(encoded) | {"labels": splits.targets[split].tolist()})
+
+    extra = {"processing_class": tokenizer, "data_collator": DataCollatorWithPadding(tokenizer)}
+    datasets = {split: encode(split) for split in ("train", "test")}
+    return model, datasets, splits.targets["test"], names, extra, {"train_sampling_strategy": "group_by_length"}
+
+
+def image_parts(recipe: Any, _: int | None) -> tuple[Any, ...]:
+    """The same for images: each is decoded, resized, moved, scaled and normalized when it is asked for."""
+    import torch
+    from torchvision.transforms import v2
+
+    from hftoolkit.data import decode, load_image_splits, open_images
+    from hftoolkit.models.image_backbones import load_image_classifier
+    from hftoolkit.sources import resolve_data, resolve_model
+
+    source = resolve_data(recipe.data.source, sha256=recipe.data.sha256).path
+    weights = resolve_model(recipe.model.backbone, sha256=recipe.model.sha256).path if recipe.model.pretrained else None
+    knobs = {name: getattr(recipe.model, name) for name in ("architecture", "image_size", "dropout", "drop_path")}
+    size = load_image_classifier(weights, ("a", "b"), seed=0, **knobs).preprocessing
+    splits = load_image_splits(source, recipe.data, recipe.task, size.geometry)
+    backbone = load_image_classifier(weights, splits.labels.names, seed=recipe.train.seed, **knobs)
+    stored = open_images(source, recipe.data.columns, recipe.data.pixels)
+    moved = (
+        [v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1))] if recipe.augmentation.preset == "light" else []
+    )
+    fitted = [v2.ToImage(), v2.Resize(round(size.height / size.crop_pct), antialias=True)]
+    ended = [v2.CenterCrop((size.height, size.width)), v2.ToDtype(torch.float32, scale=True)]
+    normalized = v2.Normalize(size.mean, size.std)
+
+    class Images:
+        def __init__(self, split: str) -> None:
+            self.rows, self.targets = splits.row_numbers[split] - 1, splits.targets[split]
+            changes = moved if split == "train" else []
+            self.transform = v2.Compose([*fitted, *changes, *ended, normalized])
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            picture = decode(stored[self.rows[index]])
+            return {"pixel_values": self.transform(picture), "labels": int(self.targets[index])}
+
+    datasets = {split: Images(split) for split in ("train", "test")}
+    arguments = {"remove_unused_columns": False}
+    return backbone.model, datasets, splits.targets["test"], splits.labels.names, {}, arguments
 
 
 if __name__ == "__main__":

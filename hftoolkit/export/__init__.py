@@ -80,7 +80,7 @@ def export_model(
         ArtifactError: the reloaded model differs; everything stays on disk.
         EnvironmentFault: the files could not be written, or the fresh process could not run.
     """
-    model = model.cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model = model.cpu().eval().to(memory_format=torch.contiguous_format)
     unmerged = rows.logits(model) if is_lora(model) else None
     part = run.root / ".model-part"
     try:

@@ -179,10 +179,10 @@ def arrange_for_cpus(model: nn.Module) -> None:
     The backward pass of the fused attention kernel is the slower one there.
     """
     if is_convolutional(model):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     for module in model.modules():
         if isinstance(getattr(module, "fused_attn", None), bool):
-            module.fused_attn = False
+            setattr(module, "fused_attn", False)  # noqa: B010  # only timm's attention layers have it
 
 
 def timm_part(model: nn.Module) -> nn.Module | None:

@@ -136,7 +136,10 @@ class ImageClassificationTask(ClassificationTask):
     @contextmanager
     def cached_features(self, model: nn.Module, infer: Infer, emit: Emit) -> Iterator[None]:
         """Inside, the frozen backbone is not run: the output layer gets inputs that were computed once."""
-        self._features = {name: infer(model, rows, step=self._output_layer_input) for name, rows in self._rows.items()}
+        self._features = {
+            name: infer(model, rows, step=self._output_layer_input, full_precision=True)
+            for name, rows in self._rows.items()
+        }
         try:
             yield
         finally:

@@ -180,6 +180,7 @@ def run_trainer(options: argparse.Namespace) -> None:
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
+        trainer.args.train_sampling_strategy = "random"  # by length, predictions come in another order than the rows
         logits = None if options.examples else trainer.predict(datasets["test"]).predictions
     probabilities = None if logits is None else softmax(logits, axis=1)
     write(options.output, recipe.train.epochs * len(datasets["train"]) / seconds, targets, names, probabilities)

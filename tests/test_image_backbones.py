@@ -30,16 +30,15 @@ from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import enable_gradient_checkpointing
 from hftoolkit.models.image_backbones import (
     ImageBackbone,
-    Preprocessing,
     arrange_for_cpus,
     image_parameter_layers,
     is_convolutional,
     load_image_classifier,
     load_saved_image_classifier,
-    normalize,
     save_image_classifier,
 )
 from hftoolkit.models.lora import lora_target_names, merge, save_adapter
+from hftoolkit.models.preprocessing import Preprocessing, normalize
 from hftoolkit.models.tuning import apply_tuning, frozen_statistics, trainable_table
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning
 

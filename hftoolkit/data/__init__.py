@@ -22,6 +22,7 @@ from hftoolkit.data.images import FittedImages, ImageSplits, load_image_splits, 
 from hftoolkit.data.labels import LabelSet, canonical_value, check_same
 from hftoolkit.data.reading import (
     places_by_split,
+    read_each_split,
     reading,
     reading_warnings,
     refuse_no_rows,
@@ -116,7 +117,7 @@ def load_text_splits(
         DataError: the files, columns, rows or splits cannot be used; all bad rows are in one message.
         RecipeError: the template or ``task.labels`` is not valid.
     """
-    tables = _read_tables(path, data)
+    tables = read_each_split(data.split, lambda split: read_table(path, split=split, subset=data.subset))
     parsed = {
         name: parse_rows(table, data, multi_label=task.multi_label, label_separator=task.label_separator)
         for name, table in tables.items()
@@ -135,15 +136,6 @@ def load_text_splits(
     rows = {name: kept for name, (kept, _) in encoded.items()}
     refuse_shared_groups(rows)
     return _divide(rows, tables, data.split, labels)
-
-
-def _read_tables(path: Path, data: TextData) -> dict[str, Table]:
-    """Read the table of each given split; ``train`` is the one that fractions are taken from."""
-    tables = {"train": read_table(path, split=data.split.train, subset=data.subset)}
-    for name, given in (("validation", data.split.validation), ("test", data.split.test)):
-        if isinstance(given, str):
-            tables[name] = read_table(path, split=given, subset=data.subset)
-    return tables
 
 
 def _divide(rows: Mapping[str, CleanRows], tables: Mapping[str, Table], split: Split, labels: LabelSet) -> TextSplits:

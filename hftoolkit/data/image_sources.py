@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from hftoolkit.data.files import SEPARATORS, ending_of
 from hftoolkit.data.image_cache import StoredImage
 from hftoolkit.data.labels import natural_key
 from hftoolkit.data.pixel_tables import read_pixel_table
+from hftoolkit.data.reading import read_each_split
 from hftoolkit.data.tables import Table, files_named, read_table, require_columns
 from hftoolkit.data.text_rows import BadRow, BadRows
 from hftoolkit.errors import DataError
@@ -63,11 +64,13 @@ def read_image_tables(path: Path, data: ImageData) -> dict[str, ImageTable]:
     """
     if data.pixels is not None:
         pixels = data.pixels
-        return _each_split(data, lambda split: _read_pixels(path, pixels, split, labelled=True))
+        return read_each_split(data.split, lambda split: _read_pixels(path, pixels, split, labelled=True))
     if data.columns is not None:
         _refuse_images_beside_tables(path)
         columns = data.columns
-        return _each_split(data, lambda split: _read_images_of_table(path, columns, split, data.subset, labelled=True))
+        return read_each_split(
+            data.split, lambda split: _read_images_of_table(path, columns, split, data.subset, labelled=True)
+        )
     if not path.is_dir():
         raise DataError(
             f"{path.name} is a file, not a folder with a folder a class; say how to read it with "
@@ -78,7 +81,7 @@ def read_image_tables(path: Path, data: ImageData) -> dict[str, ImageTable]:
             raise DataError(f"{key} is for tables, and {path.name} is read as class folders; drop it")
     files = _files_below(path)
     _refuse_other_layouts(path, files, data)
-    return _each_split(data, lambda split: _read_folder(path, files, split))
+    return read_each_split(data.split, lambda split: _read_folder(path, files, split))
 
 
 def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels | None) -> list[StoredImage]:
@@ -106,14 +109,6 @@ def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels
     if pixels is not None:
         return _read_pixels(path, pixels, None, labelled=False).images
     return _read_images_of_table(path, columns or ImageColumns(), None, None, labelled=False).images
-
-
-def _each_split(data: ImageData, read: Callable[[str | None], ImageTable]) -> dict[str, ImageTable]:
-    tables = {"train": read(data.split.train)}
-    for name, given in (("validation", data.split.validation), ("test", data.split.test)):
-        if isinstance(given, str):
-            tables[name] = read(given)
-    return tables
 
 
 def _is_image(path: Path) -> bool:

@@ -1,9 +1,9 @@
 """From usable rows to splits: what is the same for every kind of example."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,16 @@ from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split
 
 SPLITS = ("train", "validation", "test")
+Read = TypeVar("Read")
+
+
+def read_each_split(split: Split, read: Callable[[str | None], Read]) -> dict[str, Read]:
+    """Read each given split by its name; ``train`` is the one that fractions are taken from."""
+    found = {"train": read(split.train)}
+    for name, given in (("validation", split.validation), ("test", split.test)):
+        if isinstance(given, str):
+            found[name] = read(given)
+    return found
 
 
 def refuse_shared_groups(rows: Mapping[str, CleanRows]) -> None:

@@ -149,6 +149,11 @@ def set_attention(model: nn.Module, device: torch.device) -> str:
     return wanted
 
 
+def is_image_model(model: nn.Module) -> bool:
+    """Return whether the model reads images, also when peft has wrapped it."""
+    return getattr(model, "main_input_name", None) == "pixel_values"
+
+
 def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the name and the list of the encoder blocks: the longest ModuleList that is in no other.
 

@@ -37,16 +37,11 @@ from hftoolkit.models.backbones import (
     readable_errors,
 )
 from hftoolkit.models.preprocessing import (
-    Preprocessing as Preprocessing,
-)
-from hftoolkit.models.preprocessing import (
+    Preprocessing,
     make_processor,
     processor_preprocessing,
     timm_preprocessing,
     timm_settings,
-)
-from hftoolkit.models.preprocessing import (
-    normalize as normalize,
 )
 from hftoolkit.models.timm_models import (
     MISFIT,
@@ -159,11 +154,6 @@ def load_saved_image_classifier(path: Path) -> tuple[Any, Preprocessing]:
         if isinstance(model.config, TimmWrapperConfig):
             return model.eval(), timm_preprocessing(model.config.pretrained_cfg, None)
         return model.eval(), processor_preprocessing(path, None)
-
-
-def is_image_model(model: nn.Module) -> bool:
-    """Return whether the model reads images, also when peft has wrapped it."""
-    return getattr(model, "main_input_name", None) == "pixel_values"
 
 
 def is_convolutional(model: nn.Module) -> bool:

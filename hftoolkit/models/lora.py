@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
 from hftoolkit.errors import RecipeError
+from hftoolkit.models.backbones import is_image_model
 
 # peft wraps heads of these names itself, whole; to name their parts too would wrap those twice.
 PEFT_HEADS = ("classifier.", "score.")
@@ -50,9 +51,9 @@ def apply_lora(
     """
     names = _match_targets(model, targets, blocks, trained_modules)
     # peft has no task for images; for the one of texts it knows some heads itself.
-    own_heads = () if _reads_images(model) else PEFT_HEADS
+    own_heads = () if is_image_model(model) else PEFT_HEADS
     config = LoraConfig(
-        task_type=None if _reads_images(model) else TaskType.SEQ_CLS,
+        task_type=None if is_image_model(model) else TaskType.SEQ_CLS,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
@@ -93,7 +94,7 @@ def adaptable_names(model: nn.Module, excluded: Sequence[str] = ()) -> list[str]
 
     They are the linear ones and, in image models, convolutions in one group.
     """
-    kinds = (_is_linear, _is_convolution) if _reads_images(model) else (_is_linear,)
+    kinds = (_is_linear, _is_convolution) if is_image_model(model) else (_is_linear,)
     return [
         name
         for name, module in model.named_modules()
@@ -108,7 +109,7 @@ def lora_target_names(model: nn.Module, blocks: Set[str], excluded: Sequence[str
     the smaller ResNets, all their convolutions; never grouped ones, the stem or what leads to the head.
     """
     names = [name for name in adaptable_names(model, excluded) if f"{name}.weight" in blocks]
-    if not _reads_images(model):
+    if not is_image_model(model):
         return names
     # What stands beside the blocks, as timm's conv_head, leads to the head.
     inside = {name: model.get_submodule(name) for name in names if name.count(".") > 1}
@@ -131,16 +132,12 @@ def _match_targets(model: nn.Module, targets: str, blocks: Set[str], excluded: S
             pattern = _compile(targets)
             found = [name for name in names if pattern.fullmatch(name)]
     if not found:
-        kind = "linear layer or convolution in one group" if _reads_images(model) else "linear layer"
+        kind = "linear layer or convolution in one group" if is_image_model(model) else "linear layer"
         raise RecipeError(
             f"tuning.target_modules: {targets!r} matches no {kind}. This model has: {_summarize(names)}; "
             r"write a pattern for whole names, for example '.*\.(query|value)', or auto"
         )
     return found
-
-
-def _reads_images(model: nn.Module) -> bool:
-    return getattr(model, "main_input_name", None) == "pixel_values"
 
 
 def _is_linear(module: nn.Module) -> bool:

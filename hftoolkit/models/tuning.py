@@ -13,10 +13,11 @@ from hftoolkit.models.backbones import (
     encoder_layers,
     freeze_all_but,
     freeze_below,
+    is_image_model,
     is_under,
     parameter_layers,
 )
-from hftoolkit.models.image_backbones import image_parameter_layers, is_image_model, timm_part
+from hftoolkit.models.image_backbones import image_parameter_layers, timm_part
 from hftoolkit.models.lora import apply_lora, is_lora_b
 from hftoolkit.optim import rate_scales
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning, Tuning

@@ -19,7 +19,8 @@ from hftoolkit.data import (
 )
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.metrics.probabilities import to_probabilities
-from hftoolkit.models.image_backbones import load_saved_image_classifier, normalize
+from hftoolkit.models.image_backbones import load_saved_image_classifier
+from hftoolkit.models.preprocessing import normalize
 from hftoolkit.predictor.common import BATCH_SIZE, Prediction, Predictor
 from hftoolkit.recipe import ImageRecipe
 from hftoolkit.rundir import RunDir

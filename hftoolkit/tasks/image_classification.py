@@ -14,7 +14,8 @@ from hftoolkit.contracts import Batch, Datasets, Emit, Infer, StepOutput
 from hftoolkit.data import ImageSplits
 from hftoolkit.models.attribution import occlusion_maps
 from hftoolkit.models.baselines import majority, pixel_logreg
-from hftoolkit.models.image_backbones import ImageBackbone, normalize, save_image_classifier
+from hftoolkit.models.image_backbones import ImageBackbone, save_image_classifier
+from hftoolkit.models.preprocessing import normalize
 from hftoolkit.recipe import Augmentation, ImageClassification
 from hftoolkit.tasks.augmentation import Augment
 from hftoolkit.tasks.classification import ClassificationTask, stack_targets

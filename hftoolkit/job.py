@@ -168,6 +168,7 @@ def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit) -> Fitted:
             accelerator=job.infer.accelerator,
             run=run,
             emit=emit,
+            unfreeze_at=job.tuned.unfreeze_at,
         )
 
 

@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,7 @@ def fit(
     accelerator: Accelerator,
     run: RunDir,
     emit: Emit,
+    unfreeze_at: Mapping[str, float] | None = None,
 ) -> Fitted:
     """Train a model and leave the best weights in it.
 
@@ -69,6 +70,7 @@ def fit(
         accelerator: device and precision.
         run: gets the best weights so far, and the files of the trackers.
         emit: gets every step, evaluation and message.
+        unfreeze_at: epoch, maybe a fraction, before which a parameter stays as it is, by name.
 
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
@@ -78,7 +80,7 @@ def fit(
     _check_metric(task, evaluation.best_by)
     with ExitStack() as stack:
         listen = stack.enter_context(tracked(train.trackers, run, emit))
-        loop = _Loop(task, model, rate_scales, train, evaluation, accelerator, run.checkpoints, listen)
+        loop = _Loop(task, model, rate_scales, train, evaluation, accelerator, run.checkpoints, listen, unfreeze_at or {})
         if accelerator.device.type == "cpu" and accelerator.num_processes == 1:  # DDP wants dense gradients
             stack.enter_context(faster_steps(model))
         received = stack.enter_context(_deferred_signals())
@@ -104,7 +106,7 @@ def one_step(task: Task, model: nn.Module, *, train: Train, evaluation: Evaluati
             losses.append(event.loss)
 
     _check_metric(task, evaluation.best_by)
-    loop = _Loop(task, model, {}, train, evaluation, accelerator, Path(), listen)
+    loop = _Loop(task, model, {}, train, evaluation, accelerator, Path(), listen, {})
     loop.train_step(next(loop.steps()))
     return losses[0]
 
@@ -121,6 +123,7 @@ class _Loop:
     accelerator: Accelerator
     checkpoints: Path
     emit: Emit
+    unfreeze_at: Mapping[str, float]
     step: int = 0  # optimizer steps done
     examples: int = 0
     seconds: float = 0.0
@@ -130,6 +133,7 @@ class _Loop:
     rows: Rows = field(init=False)
     steps_per_epoch: int = field(init=False)
     optimizer: Any = field(init=False)
+    trained: frozenset[str] = field(init=False)  # names of the parameters that the run trains, some from later on
     frozen_statistics: list[nn.Module] = field(init=False)  # modules that stay in eval mode
     average: AveragedModel | None = field(init=False, default=None)
 
@@ -138,6 +142,7 @@ class _Loop:
         self.steps_per_epoch = math.ceil(len(self.rows) / self.train.batch_size)
         self.model.to(self.accelerator.device)
         self.frozen_statistics = frozen_statistics(self.model)
+        self.trained = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
         optimizer = build_optimizer(
             dict(self.model.named_parameters()),
             self.rate_scales,
@@ -191,6 +196,8 @@ class _Loop:
 
     def train_step(self, micro_batches: list[Batch]) -> None:
         """Update the weights once, by the mean gradient over all examples of the micro-batches."""
+        if self.unfreeze_at:
+            self._unfreeze()
         self.model.train()
         for module in self.frozen_statistics:
             module.eval()
@@ -216,6 +223,14 @@ class _Loop:
         self.seconds, self.mark = self.seconds + now - self.mark, now
         rate_of_examples = self.examples / self.seconds
         self.emit(StepDone(self.step, self.total_steps, loss, gradient_norm, rate, rate_of_examples))
+
+    def _unfreeze(self) -> None:
+        """Make those parameters trainable whose epoch has come, and no others of ``unfreeze_at``."""
+        epoch = self.step / self.steps_per_epoch
+        for name, parameter in self.model.named_parameters():
+            if name in self.trained:
+                parameter.requires_grad = self.unfreeze_at.get(name, 0.0) <= epoch
+        self.frozen_statistics = frozen_statistics(self.model)
 
     def _rate_factor(self) -> float:
         return rate_factor(
@@ -265,7 +280,7 @@ class _Loop:
 
     def keep(self, metrics: Metrics) -> None:
         """Make the present weights the kept ones."""
-        weights = trained_state(self.weights_to_judge)
+        weights = trained_state(self.weights_to_judge, self.trained)
         self.best = save_checkpoint(self.checkpoints, step=self.step, weights=weights, metrics=metrics)
 
     def interrupted(self, signal_number: int) -> Interrupted:
@@ -285,10 +300,9 @@ class _Loop:
         return Fitted(self.step, self.best, self.seconds, rate, peak_memory_bytes(self.accelerator.device))
 
 
-def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return, by name and without copying, what training changes: trainable parameters and persistent buffers."""
-    parameters = dict(model.named_parameters())
-    trained = {name: parameter.data for name, parameter in parameters.items() if parameter.requires_grad}
+def trained_state(model: nn.Module, parameters: Set[str]) -> dict[str, torch.Tensor]:
+    """Return, by name and without copying, what training changes: these parameters and persistent buffers."""
+    trained = {name: parameter.data for name, parameter in model.named_parameters() if name in parameters}
     buffers = dict(model.named_buffers())
     return trained | {name: value for name, value in model.state_dict().items() if name in buffers}
 

@@ -257,6 +257,16 @@ def test_weights_of_another_architecture_are_refused(tiny_backbone: Path, tmp_pa
         load(tmp_path)
 
 
+def test_layers_are_unfrozen_from_the_head_down_to_the_embeddings(tiny_backbone: Path) -> None:
+    tuned = apply_tuning(load(tiny_backbone), FullTuning(unfreeze_epochs=1.5))
+    epochs = {name: tuned.unfreeze_at.get(name, 0.0) for name, _ in tuned.model.named_parameters()}
+    assert {epoch for name, epoch in epochs.items() if "classifier" in name or "pooler" in name} == {0.0}
+    assert {epoch for name, epoch in epochs.items() if "layer.1." in name} == {0.5}
+    assert {epoch for name, epoch in epochs.items() if "layer.0." in name} == {1.0}
+    assert {epoch for name, epoch in epochs.items() if "embeddings" in name} == {1.5}
+    assert not apply_tuning(load(tiny_backbone), FullTuning()).unfreeze_at
+
+
 def test_a_length_beyond_the_positions_is_refused(tiny_backbone: Path) -> None:
     with pytest.raises(RecipeError, match="more than the 64 positions"):
         load(tiny_backbone, max_length=65)

@@ -84,7 +84,7 @@ class Bench:
         self.events = []
         self.after = {0: copy_of(self.model)}  # weights after each step
 
-    def fit(self, *, best_by="accuracy", times_per_epoch=1, rate_scales=None, **train):
+    def fit(self, *, best_by="accuracy", times_per_epoch=1, rate_scales=None, unfreeze_at=None, **train):
         defaults = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "precision": "fp32"}
         section = Train.model_validate(defaults | train)
         evaluation = Evaluation.model_validate({"best_by": best_by, "times_per_epoch": times_per_epoch})
@@ -98,6 +98,7 @@ class Bench:
             accelerator=self.accelerator,
             run=self.run,
             emit=self.listen,
+            unfreeze_at=unfreeze_at,
         )
 
     def listen(self, event):
@@ -294,6 +295,33 @@ def test_a_frozen_parameter_stays_and_is_not_in_the_checkpoint(bench):
     assert set(load_weights(fitted.best.path)) == {"head.weight", "head.bias"}
 
 
+BODY_JOINS = {"body.weight": 1.0, "body.bias": 4 / 3, "norm.weight": 1.0, "norm.bias": 1.0}
+
+
+def test_a_parameter_joins_in_its_epoch_and_is_frozen_before(bench):
+    toy, frozen = bench(model=toy_model(batch_norm=True)), bench(model=toy_model(batch_norm=True))
+    toy.fit(unfreeze_at=BODY_JOINS)  # 3 steps an epoch
+    for parameter in (*frozen.model.body.parameters(), *frozen.model.norm.parameters()):
+        parameter.requires_grad_(False)
+    frozen.fit()
+    for step in (1, 2, 3):
+        assert_same(toy.after[step], frozen.after[step])
+    assert not torch.equal(toy.after[4]["body.weight"], toy.after[3]["body.weight"])
+    assert not torch.equal(toy.after[4]["norm.running_mean"], toy.after[3]["norm.running_mean"])
+    assert torch.equal(toy.after[4]["body.bias"], toy.after[0]["body.bias"])
+    assert not torch.equal(toy.after[5]["body.bias"], toy.after[4]["body.bias"])
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.001])
+def test_the_best_weights_come_back_whole_when_parameters_joined_after_them(bench, ema_decay):
+    toy = bench(ToyTask(scores=[0.9, 0.1]))
+    fitted = toy.fit(unfreeze_at={"body.weight": 1.0, "body.bias": 1.0}, ema_decay=ema_decay)
+    assert set(load_weights(fitted.best.path)) == set(toy.weights)
+    assert torch.equal(toy.weights["body.weight"], toy.after[0]["body.weight"])
+    assert differ(toy.after[6], toy.weights)
+    assert differ(toy.weights, toy.after[0])
+
+
 # Determinism
 
 
@@ -464,11 +492,10 @@ def test_one_step_writes_nothing_and_returns_the_mean_loss(bench, monkeypatch, t
 
 def test_only_what_training_changes_is_kept():
     model = toy_model(batch_norm=True)
-    model.body.requires_grad_(False)
     model.norm.register_buffer("scratch", torch.zeros(2), persistent=False)
     names = {"head.weight", "head.bias", "norm.weight", "norm.bias"}
     statistics = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
-    assert set(trained_state(model)) == names | statistics
+    assert set(trained_state(model, names)) == names | statistics
 
 
 # Failures

@@ -164,22 +164,35 @@ def test_python_takes_files_bytes_arrays_and_images(run, pictures):
     assert len({tuple(prediction.probabilities.values()) for prediction in predictions}) == 1
 
 
-@pytest.mark.parametrize("method", ["{method: lora, rank: 4}", "{method: linear-probe}"])
-def test_other_methods_start_from_an_earlier_run_and_leave_its_statistics(run, pictures, tmp_path, method):
-    recipe = tmp_path / "r.yaml"
+def tuned_again(run, pictures, folder, method):
+    """Fine-tune an earlier run once more; return its timm weights and the new ones."""
+    recipe = folder / "r.yaml"
     recipe.write_text(RECIPE.format(source=pictures, architecture="x"))
     ended = hft(
-        *("finetune", recipe, "--run-dir", tmp_path / "run", "--set", "model.pretrained=true"),
+        *("finetune", recipe, "--run-dir", folder / "run", "--set", "model.pretrained=true"),
         *("--set", f"model.backbone={run}", "--set", "model.architecture=null", "--set", f"tuning={method}"),
     )
     assert ended.code == 0, ended
+    models = [timm.create_model(f"local-dir:{path / 'model'}", pretrained=True) for path in (run, folder / "run")]
+    return [model.state_dict() for model in models]
+
+
+@pytest.mark.parametrize("method", ["{method: lora, rank: 4}", "{method: linear-probe}"])
+def test_other_methods_start_from_an_earlier_run_and_leave_its_statistics(run, pictures, tmp_path, method):
+    before, after = tuned_again(run, pictures, tmp_path, method)
     gate = results(tmp_path / "run")["gate"]
     assert gate["saved"] < 1e-5
     assert (gate["merged"] is not None) == ("lora" in method)
-    before = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).state_dict()
-    after = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
     assert not torch.equal(before["fc.weight"], after["fc.weight"])
+
+
+def test_layers_that_join_late_are_trained_late(run, pictures, tmp_path):
+    # 15 steps; the stem would join after 14.5 of them, which is after the last
+    before, after = tuned_again(run, pictures, tmp_path, "{method: full, unfreeze_epochs: 2.9}")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"fc.weight", "layer4.0.conv1.weight", "layer4.0.bn1.running_mean"} <= moved
+    assert not any(name.startswith(("conv1.", "bn1.")) for name in moved)
 
 
 def test_every_switch_of_training_runs(pictures, tmp_path):
@@ -190,7 +203,7 @@ def test_every_switch_of_training_runs(pictures, tmp_path):
         *("finetune", recipe, "--dry-run", "--set", f"augmentation={switches}", "--set", "task.test_time_flip=true"),
         *("--set", "model.drop_path=0.1", "--set", "model.dropout=0.1", "--set", "task.label_smoothing=0.1"),
         *("--set", "train.ema_decay=0.9", "--set", "task.imbalance=sampler"),
-        *("--set", "tuning={method: full, layer_decay: 0.8}"),
+        *("--set", "tuning={method: full, layer_decay: 0.8, unfreeze_epochs: 0.5}"),
     )
     assert ended.code == 0, ended
 

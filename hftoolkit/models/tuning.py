@@ -28,10 +28,17 @@ MAX_STAGES = 8
 
 @dataclass(frozen=True, slots=True)
 class TunedModel:
-    """A model with the right weights trainable, and the factor on the learning rate of each parameter by name."""
+    """A model with the right weights trainable.
+
+    Attributes:
+        model: parameters that require gradients are trained.
+        rate_scales: factor on the learning rate by parameter name.
+        unfreeze_at: epoch, maybe a fraction, from which a parameter is trained, by name; others are from the start.
+    """
 
     model: nn.Module
     rate_scales: Mapping[str, float]
+    unfreeze_at: Mapping[str, float]
 
 
 def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:
@@ -60,7 +67,7 @@ def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:
                 trained_modules=head,
                 variants={"use_dora": tuning.dora, "use_rslora": tuning.rslora},
             )
-    return TunedModel(model, _scales(model, head, tuning))
+    return TunedModel(model, _scales(model, head, tuning), _unfreezing(model, head, tuning))
 
 
 def trainable_table(model: nn.Module) -> Table:
@@ -132,6 +139,18 @@ def _layers(model: nn.Module, head: Sequence[str]) -> list[frozenset[str]]:
 
 def _blocks(model: nn.Module, head: Sequence[str]) -> frozenset[str]:
     return frozenset().union(*_layers(model, head)[1:])
+
+
+def _unfreezing(model: nn.Module, head: Sequence[str], tuning: Tuning) -> dict[str, float]:
+    """Spread the layers evenly: of N, the highest joins after 1/N of the time and the stem at its end."""
+    if not isinstance(tuning, FullTuning) or tuning.unfreeze_epochs == 0:
+        return {}
+    from_the_top = _layers(model, head)[::-1]
+    return {
+        name: tuning.unfreeze_epochs * position / len(from_the_top)
+        for position, layer in enumerate(from_the_top, start=1)
+        for name in layer
+    }
 
 
 def _scales(model: nn.Module, head: tuple[str, ...], tuning: Tuning) -> dict[str, float]:

@@ -113,6 +113,13 @@ class FullTuning(RateSection):
     """All weights are trained."""
 
     method: Literal["full"] = Field("full", description="Train everything.")
+    unfreeze_epochs: float = Field(
+        0.0,
+        ge=0,
+        le=100000,
+        description="Epochs, also fractions, over which the layers join the training one by one, the head from the "
+        "start and the lowest layer last (Howard & Ruder 2018); 0: all from the start.",
+    )
 
 
 class LoraTuning(RateSection):
@@ -213,6 +220,15 @@ class Recipe(Section):
     tuning: Tuning = Field(default_factory=FullTuning, description="Which weights are trained.")
     train: Train = Field(default_factory=Train, description="The optimization.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="How results are measured.")
+
+    @model_validator(mode="after")
+    def _all_layers_join(self) -> Self:
+        if isinstance(self.tuning, FullTuning) and self.tuning.unfreeze_epochs >= self.train.epochs:
+            raise ValueError(
+                f"tuning.unfreeze_epochs: {self.tuning.unfreeze_epochs:g} must be less than train.epochs "
+                f"({self.train.epochs}), or the lowest layer is never trained"
+            )
+        return self
 
     @model_validator(mode="after")
     def _probe_has_no_dropout(self) -> Self:

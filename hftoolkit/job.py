@@ -161,14 +161,12 @@ def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit) -> Fitted:
     with job.probe(recipe, emit):
         return fit(
             job.task,
-            job.tuned.model,
-            job.tuned.rate_scales,
+            job.tuned,
             train=recipe.train,
             evaluation=recipe.evaluation,
             accelerator=job.infer.accelerator,
             run=run,
             emit=emit,
-            unfreeze_at=job.tuned.unfreeze_at,
         )
 
 

@@ -83,7 +83,7 @@ def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     with job.probe(recipe, emit):
         return one_step(
             job.task,
-            job.tuned.model,
+            job.tuned,
             train=recipe.train,
             evaluation=recipe.evaluation,
             accelerator=job.infer.accelerator,

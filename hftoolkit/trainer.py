@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from hftoolkit.devices import Accelerator, make_loader, peak_memory_bytes, to_de
 from hftoolkit.errors import Interrupted, RecipeError, TrainingError
 from hftoolkit.inference import Inference
 from hftoolkit.metrics import is_better
-from hftoolkit.models.tuning import frozen_statistics
+from hftoolkit.models.tuning import TunedModel, frozen_statistics
 from hftoolkit.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
@@ -49,28 +49,24 @@ class Fitted:
 
 def fit(
     task: Task,
-    model: nn.Module,
-    rate_scales: Mapping[str, float],
+    tuned: TunedModel,
     *,
     train: Train,
     evaluation: Evaluation,
     accelerator: Accelerator,
     run: RunDir,
     emit: Emit,
-    unfreeze_at: Mapping[str, float] | None = None,
 ) -> Fitted:
     """Train a model and leave the best weights in it.
 
     Args:
         task: data, loss and metrics.
-        model: parameters that require gradients are trained.
-        rate_scales: factor on the learning rate by parameter name.
+        tuned: the model, and which of its parameters are trained when and how fast.
         train: the optimization.
         evaluation: when to evaluate, and the metric that chooses the best weights.
         accelerator: device and precision.
         run: gets the best weights so far, and the files of the trackers.
         emit: gets every step, evaluation and message.
-        unfreeze_at: epoch, maybe a fraction, before which a parameter stays as it is, by name.
 
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
@@ -80,9 +76,9 @@ def fit(
     _check_metric(task, evaluation.best_by)
     with ExitStack() as stack:
         listen = stack.enter_context(tracked(train.trackers, run, emit))
-        loop = _Loop(task, model, rate_scales, train, evaluation, accelerator, run.checkpoints, listen, unfreeze_at or {})
+        loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen)
         if accelerator.device.type == "cpu" and accelerator.num_processes == 1:  # DDP wants dense gradients
-            stack.enter_context(faster_steps(model))
+            stack.enter_context(faster_steps(tuned.model))
         received = stack.enter_context(_deferred_signals())
         stack.enter_context(_memory_watched(loop))
         for micro_batches in loop.steps():
@@ -97,7 +93,7 @@ def fit(
     return loop.finish()
 
 
-def one_step(task: Task, model: nn.Module, *, train: Train, evaluation: Evaluation, accelerator: Accelerator) -> float:
+def one_step(task: Task, tuned: TunedModel, *, train: Train, evaluation: Evaluation, accelerator: Accelerator) -> float:
     """Run one real optimizer step, write nothing, and return its loss (mean over the examples)."""
     losses: list[float] = []
 
@@ -106,7 +102,7 @@ def one_step(task: Task, model: nn.Module, *, train: Train, evaluation: Evaluati
             losses.append(event.loss)
 
     _check_metric(task, evaluation.best_by)
-    loop = _Loop(task, model, {}, train, evaluation, accelerator, Path(), listen, {})
+    loop = _Loop(task, tuned, train, evaluation, accelerator, Path(), listen)
     loop.train_step(next(loop.steps()))
     return losses[0]
 
@@ -116,14 +112,12 @@ class _Loop:
     """The state of one training run."""
 
     task: Task
-    model: nn.Module
-    rate_scales: Mapping[str, float]
+    tuned: TunedModel
     train: Train
     evaluation: Evaluation
     accelerator: Accelerator
     checkpoints: Path
     emit: Emit
-    unfreeze_at: Mapping[str, float]
     step: int = 0  # optimizer steps done
     examples: int = 0
     seconds: float = 0.0
@@ -145,7 +139,7 @@ class _Loop:
         self.trained = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
         optimizer = build_optimizer(
             dict(self.model.named_parameters()),
-            self.rate_scales,
+            self.tuned.rate_scales,
             learning_rate=self.train.learning_rate,
             weight_decay=self.train.weight_decay,
         )
@@ -153,6 +147,10 @@ class _Loop:
         if self.train.ema_decay is not None:
             average = get_ema_multi_avg_fn(self.train.ema_decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.model, multi_avg_fn=average)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.tuned.model
 
     @property
     def total_steps(self) -> int:
@@ -196,7 +194,7 @@ class _Loop:
 
     def train_step(self, micro_batches: list[Batch]) -> None:
         """Update the weights once, by the mean gradient over all examples of the micro-batches."""
-        if self.unfreeze_at:
+        if self.tuned.unfreeze_at:
             self._unfreeze()
         self.model.train()
         for module in self.frozen_statistics:
@@ -225,11 +223,11 @@ class _Loop:
         self.emit(StepDone(self.step, self.total_steps, loss, gradient_norm, rate, rate_of_examples))
 
     def _unfreeze(self) -> None:
-        """Make those parameters trainable whose epoch has come, and no others of ``unfreeze_at``."""
+        """Make those parameters trainable whose epoch has come, and freeze those whose epoch has not."""
         epoch = self.step / self.steps_per_epoch
         for name, parameter in self.model.named_parameters():
             if name in self.trained:
-                parameter.requires_grad = self.unfreeze_at.get(name, 0.0) <= epoch
+                parameter.requires_grad = self.tuned.unfreeze_at.get(name, 0.0) <= epoch
         self.frozen_statistics = frozen_statistics(self.model)
 
     def _rate_factor(self) -> float:

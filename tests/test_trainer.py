@@ -22,6 +22,7 @@ from hftoolkit.contracts import Datasets, Evaluated, Message, Rows, StepDone, St
 from hftoolkit.devices import choose_precision, make_accelerator
 from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
 from hftoolkit.inference import Inference
+from hftoolkit.models.tuning import TunedModel
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
 from hftoolkit.trainer import fit, one_step, trained_state
@@ -91,14 +92,12 @@ class Bench:
         self.accelerator = make_accelerator(section.precision)
         return fit(
             self.task,
-            self.model,
-            rate_scales or {},
+            TunedModel(self.model, rate_scales or {}, unfreeze_at or {}),
             train=section,
             evaluation=evaluation,
             accelerator=self.accelerator,
             run=self.run,
             emit=self.listen,
-            unfreeze_at=unfreeze_at,
         )
 
     def listen(self, event):
@@ -482,7 +481,7 @@ def test_one_step_writes_nothing_and_returns_the_mean_loss(bench, monkeypatch, t
     task, model = ToyTask(), toy_model()
     train = Train.model_validate({"batch_size": 16, "micro_batch_size": 6, "precision": "fp32"})
     evaluation = Evaluation.model_validate({"best_by": "accuracy"})
-    loss = one_step(task, model, train=train, evaluation=evaluation, accelerator=make_accelerator("fp32"))
+    loss = one_step(task, TunedModel(model), train=train, evaluation=evaluation, accelerator=make_accelerator("fp32"))
     indices = flat(task.drawn)
     assert len(indices) == 16
     assert loss == pytest.approx(cross_entropy(toy_model()(task.x[indices]), task.y[indices]).item(), abs=1e-6)

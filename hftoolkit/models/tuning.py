@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -37,8 +37,8 @@ class TunedModel:
     """
 
     model: nn.Module
-    rate_scales: Mapping[str, float]
-    unfreeze_at: Mapping[str, float]
+    rate_scales: Mapping[str, float] = field(default_factory=dict)
+    unfreeze_at: Mapping[str, float] = field(default_factory=dict)
 
 
 def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:

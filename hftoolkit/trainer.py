@@ -28,6 +28,7 @@ from hftoolkit.devices import Accelerator, make_loader, peak_memory_bytes, to_de
 from hftoolkit.errors import Interrupted, RecipeError, TrainingError
 from hftoolkit.inference import Inference
 from hftoolkit.metrics import is_better
+from hftoolkit.models.first_position import first_position_only
 from hftoolkit.models.tuning import TunedModel, frozen_statistics
 from hftoolkit.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
@@ -79,6 +80,7 @@ def fit(
         loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen)
         if accelerator.device.type == "cpu" and accelerator.num_processes == 1:  # DDP wants dense gradients
             stack.enter_context(faster_steps(tuned.model))
+        stack.enter_context(first_position_only(tuned.model, loop.logits_of_some))
         received = stack.enter_context(_deferred_signals())
         stack.enter_context(_memory_watched(loop))
         for micro_batches in loop.steps():
@@ -221,6 +223,11 @@ class _Loop:
         self.seconds, self.mark = self.seconds + now - self.mark, now
         rate_of_examples = self.examples / self.seconds
         self.emit(StepDone(self.step, self.total_steps, loss, gradient_norm, rate, rate_of_examples))
+
+    def logits_of_some(self) -> torch.Tensor:
+        """Return the output of the model, in its present mode, for a few rows of the training split."""
+        batch = self.task.datasets().collate([self.rows.examples[index] for index in range(min(4, len(self.rows)))])
+        return self.task.predict_step(self.model, to_device(batch, self.accelerator.device)).float()
 
     def _unfreeze(self) -> None:
         """Make those parameters trainable whose epoch has come, and freeze those whose epoch has not."""

@@ -29,6 +29,7 @@ from hftoolkit.models.backbones import (
     parameter_layers,
     set_attention,
 )
+from hftoolkit.models.first_position import first_position_only
 from hftoolkit.models.lora import is_lora, merge, save_adapter
 from hftoolkit.models.tuning import apply_tuning, trainable_table
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning
@@ -301,3 +302,28 @@ def test_gradient_checkpointing_gives_the_same_gradients_also_under_lora(tiny_ba
             gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
         assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 2
         assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
+
+
+@pytest.mark.parametrize("tuning", [FullTuning(), LoraTuning(method="lora", rank=2)])
+def test_a_last_block_shortened_to_what_the_head_reads_gives_the_same_gradients(folder: Path, tuning: Any) -> None:
+    model = apply_tuning(load(folder), tuning).model.train()
+    widths: list[int] = []
+    block = encoder_layers(model)[1][-1]
+    block.register_forward_hook(lambda _, __, output: widths.append(output[0].shape[-2]))
+
+    def gradients() -> dict[str, Any]:
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(**BATCH).logits, torch.tensor([0, 2])).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    with first_position_only(model, lambda: model(**BATCH).logits):
+        assert model.training
+        widths.clear()
+        shortened = gradients()
+        shortens = widths == [1]
+    assert shortens == (type(block).__name__ not in ("GPT2Block", "ModernBertEncoderLayer"))
+    torch.testing.assert_close(shortened, expected, rtol=1e-4, atol=1e-6)
+    widths.clear()
+    gradients()
+    assert widths == [5]

@@ -42,8 +42,8 @@ def apply_lora(
         dropout: probability on the adapter's input.
         targets: ``auto``, ``all-linear`` or a regular expression over whole module names.
         blocks: names of the parameters of the encoder blocks, where ``auto`` looks.
-        trained_modules: modules that are trained in full and saved with the adapter: the head and whatever else has
-            no pretrained weights. peft by itself saves only heads called ``classifier`` or ``score``.
+        trained_modules: modules that are trained in full and saved with the adapter: the head, its pooler and whatever
+            else has no pretrained weights. peft by itself saves only heads called ``classifier`` or ``score``.
         variants: ``use_dora`` and ``use_rslora``.
 
     Raises:

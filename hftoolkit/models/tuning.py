@@ -64,7 +64,7 @@ def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:
                 dropout=tuning.dropout,
                 targets=tuning.target_modules,
                 blocks=_blocks(model, head) if tuning.target_modules == "auto" else frozenset(),
-                trained_modules=head,
+                trained_modules=(*head, *_poolers(model, head)),
                 variants={"use_dora": tuning.dora, "use_rslora": tuning.rslora},
             )
     return TunedModel(model, _scales(model, head, tuning), _unfreezing(model, head, tuning))
@@ -139,6 +139,22 @@ def _layers(model: nn.Module, head: Sequence[str]) -> list[frozenset[str]]:
 
 def _blocks(model: nn.Module, head: Sequence[str]) -> frozenset[str]:
     return frozenset().union(*_layers(model, head)[1:])
+
+
+def _poolers(model: nn.Module, head: Sequence[str]) -> list[str]:
+    """Return the linear layers between the encoder blocks of a text model and its head, such as BERT's pooler.
+
+    They are small, and what they were pretrained for has nothing to do with the labels: frozen, or with an adapter
+    alone, they hold LoRA back.
+    """
+    if is_image_model(model):
+        return []
+    try:
+        below = frozenset().union(*_layers(model, head))
+    except RecipeError:  # no list of blocks
+        return []
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in linear if f"{name}.weight" not in below and not is_under(f"{name}.weight", head)]
 
 
 def _unfreezing(model: nn.Module, head: Sequence[str], tuning: Tuning) -> dict[str, float]:

@@ -123,17 +123,17 @@ class FullTuning(RateSection):
 
 
 class LoraTuning(RateSection):
-    """Low-rank adapters (Hu et al. 2021) are trained, with the head; the backbone is frozen."""
+    """Low-rank adapters (Hu et al. 2021) are trained, with the head and a pooler before it; the backbone is frozen."""
 
-    method: Literal["lora"] = Field(description="Train low-rank adapters and the head.")
+    method: Literal["lora"] = Field(description="Train low-rank adapters, and the head with its pooler in full.")
     rank: int = Field(16, ge=1, le=1024, description="Rank of the update of each target.")
     alpha: float = Field(32.0, gt=0, description="Scale of the update: alpha / rank, or alpha / sqrt(rank) (rslora).")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability on the adapter's input.")
     target_modules: str = Field(
         "auto",
         min_length=1,
-        description="auto: the linear layers of the encoder blocks; all-linear: every linear layer but the head; "
-        "else a regular expression that matches whole module names.",
+        description="auto: the linear layers of the encoder blocks; all-linear: every linear layer that is not trained "
+        "in full; else a regular expression that matches whole module names.",
     )
     dora: bool = Field(False, description="Weight-decomposed update (Liu et al. 2024).")
     rslora: bool = Field(False, description="Rank-stabilised scale (Kalajdzievski 2023).")

@@ -209,6 +209,31 @@ def test_a_lora_adapter_reloads_in_plain_peft_and_merges_and_moves_no_statistics
     assert difference(logits(AutoModelForImageClassification.from_pretrained(tmp_path / "merged")), trained) < 1e-4
 
 
+def test_layer_norms_can_be_trained_beside_the_adapters_and_batch_norms_cannot(folder: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    backbone = load(folder)
+    save_image_classifier(backbone.model, backbone.preprocessing, tmp_path / "base")
+    modules = dict(backbone.model.named_modules())
+    norms = {name for name, module in modules.items() if isinstance(module, torch.nn.LayerNorm)}
+    if not norms:
+        with pytest.raises(RecipeError, match="no norms but batch norms"):
+            apply_tuning(backbone, LORA(norms=True))
+        return
+    model = apply_tuning(backbone, LORA(norms=True)).model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train_a_little(model)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
+    assert all(any(f".{norm}.modules_to_save" in name for name in moved) for norm in norms)
+    save_adapter(model, tmp_path / "adapter", base="some/backbone")
+    base = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "base", num_labels=len(CLASSES), ignore_mismatched_sizes=True
+    )
+    trained = logits(model)
+    assert difference(logits(PeftModel.from_pretrained(base, tmp_path / "adapter")), trained) < 1e-5
+    assert difference(logits(merge(model)), trained) < 1e-4
+
+
 def test_automatic_targets_are_in_the_blocks_and_never_grouped(folder: Path) -> None:
     backbone = load(folder)
     layers = image_parameter_layers(backbone.model, backbone.fresh_modules)

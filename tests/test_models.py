@@ -123,10 +123,11 @@ def test_a_lora_adapter_reloaded_by_plain_peft_and_merged_gives_the_trained_logi
     assert not (tmp_path / "config.json").exists()
 
 
-def test_dora_and_rslora_reload_and_merge(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_variants_of_lora_reload_and_merge(tiny_backbone: Path, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    for name, switches in {"dora": {"dora": True}, "rslora": {"rslora": True}}.items():
+    for name in ("dora", "rslora", "norms"):
+        switches = {name: True}
         model = apply_tuning(load(tiny_backbone), LoraTuning(method="lora", rank=4, **switches)).model
         train_a_little(model)
         trained = logits(model)

@@ -45,7 +45,7 @@ def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:
     """Freeze, wrap or leave the backbone as the method asks.
 
     Raises:
-        RecipeError: LoRA targets match nothing, or more layers are named than exist.
+        RecipeError: LoRA targets match nothing, there are no norms to train, or more layers are named than exist.
     """
     head = backbone.fresh_modules
     model = backbone.model
@@ -64,7 +64,7 @@ def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:
                 dropout=tuning.dropout,
                 targets=tuning.target_modules,
                 blocks=_blocks(model, head) if tuning.target_modules == "auto" else frozenset(),
-                trained_modules=(*head, *_poolers(model, head)),
+                trained_modules=(*head, *_poolers(model, head), *(_norms(model, head) if tuning.norms else ())),
                 variants={"use_dora": tuning.dora, "use_rslora": tuning.rslora},
             )
     return TunedModel(model, _scales(model, head, tuning), _unfreezing(model, head, tuning))
@@ -155,6 +155,25 @@ def _poolers(model: nn.Module, head: Sequence[str]) -> list[str]:
         return []
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return [name for name in linear if f"{name}.weight" not in below and not is_under(f"{name}.weight", head)]
+
+
+def _norms(model: nn.Module, head: Sequence[str]) -> list[str]:
+    """Return the norms outside the head that have weights and no running statistics.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    names = [
+        name
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__
+        and not isinstance(module, nn.modules.batchnorm._NormBase)
+        and isinstance(getattr(module, "weight", None), nn.Parameter)
+        and not is_under(f"{name}.weight", head)
+    ]
+    if not names:
+        raise RecipeError("tuning.norms: this model has no norms but batch norms; leave the line out")
+    return names
 
 
 def _unfreezing(model: nn.Module, head: Sequence[str], tuning: Tuning) -> dict[str, float]:

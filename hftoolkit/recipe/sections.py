@@ -135,6 +135,9 @@ class LoraTuning(RateSection):
         description="auto: the linear layers of the encoder blocks; all-linear: every linear layer that is not trained "
         "in full; else a regular expression that matches whole module names.",
     )
+    norms: bool = Field(
+        False, description="Train layer norms in full as well; batch norms, whose statistics no adapter holds, never."
+    )
     dora: bool = Field(False, description="Weight-decomposed update (Liu et al. 2024).")
     rslora: bool = Field(False, description="Rank-stabilised scale (Kalajdzievski 2023).")
     lora_plus_ratio: float = Field(

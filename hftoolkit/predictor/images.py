@@ -94,7 +94,11 @@ class ImagePredictor(Predictor):
         return (logits + mirrored.float()) / 2
 
     def _predict(self, images: Sequence[StoredImage]) -> list[Prediction]:
-        """Decode and predict a batch at a time, so that any number of images fits into memory."""
+        """Decode and predict a batch at a time, so that any number of images fits into memory.
+
+        With ``on_bad_rows: error`` the first broken image ends the predictions, and the rest are only looked at.
+        """
+        strict = self.recipe.data.on_bad_rows == "error"
         predictions = [Prediction((), {})] * len(images)
         broken: list[str] = []
         with ThreadPoolExecutor() as pool:
@@ -106,10 +110,13 @@ class ImagePredictor(Predictor):
                         broken.append(f"{images[index].name}: {result.reason}")
                     else:
                         fitted[index] = result
-                named = self.named(self.probabilities(list(fitted.values()))) if fitted else []
+                if not fitted or (strict and broken):
+                    continue
+                named = self.named(self.probabilities(list(fitted.values())))
                 for index, prediction in zip(fitted, named, strict=True):
                     predictions[index] = prediction
-        self._refuse_broken(broken, len(images))
+        if strict and broken:
+            raise DataError(self._refusal(broken, len(images)))
         return predictions
 
     def _fitted(self, image: StoredImage) -> np.ndarray | BrokenImage:
@@ -118,13 +125,12 @@ class ImagePredictor(Predictor):
         except BrokenImage as error:
             return error
 
-    def _refuse_broken(self, broken: Sequence[str], total: int) -> None:
-        if broken and self.recipe.data.on_bad_rows == "error":
-            listed = "\n".join(f"  {line}" for line in broken[:MAX_LISTED])
-            raise DataError(
-                f"{len(broken)} of {total} images cannot be read:\n{listed}\n"
-                f"Remove them, or set data.on_bad_rows: skip in {self._run.recipe}"
-            )
+    def _refusal(self, broken: Sequence[str], total: int) -> str:
+        listed = "\n".join(f"  {line}" for line in broken[:MAX_LISTED])
+        return (
+            f"{len(broken)} of {total} images cannot be read:\n{listed}\n"
+            f"Remove them, or set data.on_bad_rows: skip in {self._run.recipe}"
+        )
 
 
 def _stored(row: Any, number: int) -> StoredImage:

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "sentiment.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for hftoolkit finetune")
     parser.add_argument("--examples", type=int, default=None, help="use only this many training texts")
+    parser.add_argument("--rates-only", action="store_true", help="predict nothing afterwards; implied by --examples")
     parser.add_argument(
         "--trainer-precision", choices=["bf16", "fp32"], default=None, help="default: the recipe's auto"
     )
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--side", choices=["trainer", "hftoolkit"], help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.rates_only |= options.examples is not None
     if options.side:
         side = run_trainer if options.side == "trainer" else run_hftoolkit
         side(options)
@@ -57,11 +59,11 @@ def compare(options: argparse.Namespace) -> None:
                 command += ["--seed", str(options.seed + number)]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 result = json.loads(output.with_suffix(".json").read_text())
-                if options.examples is None:
+                if not options.rates_only:
                     result["probabilities"] = np.load(output.with_suffix(".npy"))
                 results[side].append(result)
                 print(f"round {number + 1} {side:<10} {result['rate']:6.1f} examples/s", flush=True)
-        report(results, with_quality=options.examples is None)
+        report(results, with_quality=not options.rates_only)
 
 
 def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> None:
@@ -139,7 +141,7 @@ def run_hftoolkit(options: argparse.Namespace) -> None:
         job = prepare(recipe, lambda event: None)
     with tempfile.TemporaryDirectory() as folder:
         fitted = train(recipe, job, RunDir(Path(folder)), emit=lambda event: None)
-    probabilities = None if options.examples else job.probabilities("test")
+    probabilities = None if options.rates_only else job.probabilities("test")
     write(options.output, fitted.examples_per_second, job.task.targets["test"], job.task.labels.names, probabilities)
 
 
@@ -181,7 +183,7 @@ def run_trainer(options: argparse.Namespace) -> None:
         trainer.train()
         seconds = time.perf_counter() - started
         trainer.args.train_sampling_strategy = "random"  # by length, predictions come in another order than the rows
-        logits = None if options.examples else trainer.predict(datasets["test"]).predictions
+        logits = None if options.rates_only else trainer.predict(datasets["test"]).predictions
     probabilities = None if logits is None else softmax(logits, axis=1)
     write(options.output, recipe.train.epochs * len(datasets["train"]) / seconds, targets, names, probabilities)
 

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    BitImageProcessor,
     ConvNextImageProcessor,
+    DeiTImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
     ViTConfig,
@@ -25,7 +27,7 @@ from transformers import (
     pipeline,
 )
 
-from hftoolkit.data import fit
+from hftoolkit.data import Geometry, fit
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import enable_gradient_checkpointing
 from hftoolkit.models.image_backbones import (
@@ -38,7 +40,7 @@ from hftoolkit.models.image_backbones import (
     save_image_classifier,
 )
 from hftoolkit.models.lora import lora_target_names, merge, save_adapter
-from hftoolkit.models.preprocessing import Preprocessing, normalize
+from hftoolkit.models.preprocessing import Preprocessing, make_processor, normalize, processor_preprocessing
 from hftoolkit.models.tuning import apply_tuning, frozen_statistics, trainable_table
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning
 
@@ -421,6 +423,77 @@ def test_preprocessing_is_that_of_evaluation_and_image_size_overrides_it(folders
     resnet = load(folders["transformers-resnet"], image_size=None).preprocessing
     assert (resnet.height, resnet.crop_pct, resnet.interpolation) == (SIZE, 0.8, "bicubic")
     assert load(folders["transformers-resnet"], image_size=48).preprocessing.height == 48
+
+
+def save_with_processor(processor: Any, folder: Path) -> Path:
+    ViTForImageClassification(VIT).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        (ViTImageProcessor(size={"height": SIZE, "width": SIZE}), ("squash", 1.0)),
+        (DeiTImageProcessor(size={"height": 36, "width": 36}, crop_size=SIZE), ("squash", SIZE / 36)),
+        (BitImageProcessor(size={"shortest_edge": 40}, crop_size=SIZE), ("center", SIZE / 40)),
+        (ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.8), ("center", 0.8)),
+        (ConvNextImageProcessor(size={"shortest_edge": 384}, crop_pct=0.8), ("squash", 1.0)),
+        (ViTImageProcessor(size={"height": 30, "width": 14}), ("squash", 1.0)),
+        (DeiTImageProcessor(size={"height": 25, "width": 25}, crop_size=17), ("squash", 17 / 25)),
+    ],
+)
+def test_a_folders_processor_its_copy_and_ours_give_the_same_pixels(
+    processor: Any, expected: tuple[str, float], tmp_path: Path
+) -> None:
+    own = processor_preprocessing(save_with_processor(processor, tmp_path), None)
+    assert (own.crop_mode, own.crop_pct) == (expected[0], pytest.approx(expected[1]))
+    make_processor(own).save_pretrained(tmp_path / "copy")
+    copy = AutoImageProcessor.from_pretrained(tmp_path / "copy")
+    assert processor_preprocessing(tmp_path / "copy", None).geometry == own.geometry
+    # Noise without contrast: torchvision and Pillow clip at another place of a bicubic resize.
+    soft = random_image().point(lambda level: 96 + level // 4)
+    for image in (soft, soft.rotate(90, expand=True)):
+        wanted = processed(processor, image)
+        assert wanted.shape == (1, 3, own.height, own.width)
+        assert pixel_error(ours(own, image), wanted, own) <= 2.001  # each of the two passes rounds
+        assert pixel_error(processed(copy, image), wanted, own) <= 1e-3
+
+
+def test_processors_that_pad_or_do_not_resize_are_not_mistaken_for_others(tmp_path: Path) -> None:
+    kept = save_with_processor(BitImageProcessor(do_resize=False, crop_size=SIZE), tmp_path / "kept")
+    with pytest.raises(RecipeError, match=r"model\.image_size is missing"):
+        load(kept, image_size=None)
+    assert load(kept).preprocessing.geometry == Geometry(SIZE, SIZE, 1.0, "bicubic", "center")
+    for size, crop in (((32, 32), (36, 36)), ((36, 40), (32, 32))):
+        processor = DeiTImageProcessor(
+            size={"height": size[0], "width": size[1]}, crop_size={"height": crop[0], "width": crop[1]}
+        )
+        folder = save_with_processor(processor, tmp_path / f"{size[1]}")
+        with pytest.raises(DataError, match="pads, or keeps another share"):
+            load(folder, image_size=None)
+
+
+@pytest.mark.parametrize("crop_mode", ["squash", "border"])
+@pytest.mark.parametrize("crop_pct", [0.8, 1.0])
+def test_crop_modes_of_timm_are_kept_and_reload_in_plain_libraries(
+    crop_mode: str, crop_pct: float, tmp_path: Path
+) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **TIMM["vit_tiny_patch16_224"])
+    model.pretrained_cfg |= {"crop_mode": crop_mode, "crop_pct": crop_pct, "mean": [0.2, 0.4, 0.6]}
+    timm.models.save_for_hf(model, tmp_path / "a", model_args=TIMM["vit_tiny_patch16_224"], safe_serialization=True)
+    backbone = load(tmp_path / "a")
+    assert backbone.preprocessing.crop_mode == crop_mode
+    save_image_classifier(backbone.model, backbone.preprocessing, tmp_path / "b")
+    plain = timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(plain))
+    wrapper = AutoImageProcessor.from_pretrained(tmp_path / "b")
+    assert type(wrapper).__name__ == "TimmWrapperImageProcessor"
+    for image in (random_image(), random_image().rotate(90, expand=True)):
+        own = ours(backbone.preprocessing, image)
+        assert torch.allclose(transform(image)[None], own, atol=1e-5)
+        assert torch.allclose(processed(wrapper, image), own, atol=1e-5)
+    assert load_saved_image_classifier(tmp_path / "b")[1].geometry == backbone.preprocessing.geometry
 
 
 def test_normalize_scales_each_channel() -> None:

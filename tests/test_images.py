@@ -217,14 +217,26 @@ def test_fitting_equals_torchvision(size: tuple[int, int], interpolation: str) -
 
 @pytest.mark.parametrize("size", [(20, 30), (31, 17), (64, 64), (90, 200)])
 @pytest.mark.parametrize("target", [(32, 32), (24, 48), (50, 20)])
-def test_fitting_equals_timm(size: tuple[int, int], target: tuple[int, int]) -> None:
+@pytest.mark.parametrize("crop_pct", [0.7, 0.9, 1.0])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_fitting_equals_timm(size: tuple[int, int], target: tuple[int, int], crop_pct: float, crop_mode: str) -> None:
     image = Image.fromarray(noise(2, *size))
-    transform = create_transform((3, *target), crop_pct=0.9, interpolation="bicubic", crop_mode="center")
-    steps = [
-        step for step in transform.transforms if type(step).__name__ in ("Resize", "ResizeKeepRatio", "CenterCrop")
-    ]
+    mean = (0.2, 0.4, 0.6)
+    transform = create_transform(
+        (3, *target), crop_pct=crop_pct, interpolation="bicubic", crop_mode=crop_mode, mean=mean
+    )
+    *steps, to_tensor, normalization = transform.transforms
+    assert type(to_tensor).__name__ == "MaybeToTensor" and type(normalization).__name__ == "Normalize"
     expected = np.asarray(tv.Compose(steps)(image))
-    assert (fit(image, Geometry(*target, 0.9, "bicubic")) == expected).all()
+    geometry = Geometry(*target, crop_pct, "bicubic", crop_mode, fill=(51, 102, 153))
+    assert (fit(image, geometry) == expected).all()
+
+
+def test_squashing_shows_all_of_an_image() -> None:
+    halves = np.zeros((10, 40, 3), dtype=np.uint8)
+    halves[:, 20:] = 255
+    squashed = fit(Image.fromarray(halves), Geometry(8, 8, 1.0, "nearest", "squash"))
+    assert (squashed == np.repeat([0, 255], 4)[None, :, None]).all()
 
 
 def test_a_line_of_pixels_is_fitted_without_enlarging_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +285,7 @@ def test_each_size_and_each_content_has_its_own_entry(tmp_path: Path, home: Path
     images = [StoredImage("a", file)]
     paths = {cached_pixels(images, SMALL).path, cached_pixels(images, Geometry(8, 8, 0.5, "bilinear")).path}
     paths.add(cached_pixels(images, Geometry(8, 8, 1.0, "bicubic")).path)
+    paths.add(cached_pixels(images, Geometry(8, 8, 1.0, "bilinear", "squash")).path)
     file.write_bytes(encoded(noise(1)))
     os.utime(file, ns=(1, 1))
     changed = cached_pixels(images, SMALL)
@@ -282,7 +295,7 @@ def test_each_size_and_each_content_has_its_own_entry(tmp_path: Path, home: Path
     file.unlink()
     gone = cached_pixels(images, SMALL)
     assert gone.problems == [image_cache.MISSING_FILE]
-    assert len(paths | {gone.path}) == 7 == len(list(home.iterdir()))
+    assert len(paths | {gone.path}) == 8 == len(list(home.iterdir()))
 
 
 @pytest.mark.parametrize("name", ["pixels.npy", "rows.json"])

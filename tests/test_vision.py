@@ -195,6 +195,31 @@ def test_layers_that_join_late_are_trained_late(run, pictures, tmp_path):
     assert not any(name.startswith(("conv1.", "bn1.")) for name in moved)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "cached"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 24, "num_heads": 2, "img_size": 32}, True),
+        ("deit_tiny_distilled_patch16_224", {"depth": 1, "embed_dim": 24, "num_heads": 2, "img_size": 32}, False),
+        ("dpn48b", {}, False),
+    ],
+)
+def test_a_probe_runs_the_backbone_in_each_step_where_the_head_alone_does_not_give_the_logits(
+    architecture, arguments, cached, pictures, tmp_path
+):
+    torch.manual_seed(0)
+    backbone = timm.create_model(architecture, num_classes=5, **arguments)
+    timm.models.save_for_hf(backbone, tmp_path / "backbone", model_args=arguments, safe_serialization=True)
+    (tmp_path / "r.yaml").write_text(RECIPE.format(source=pictures, architecture="x"))
+    ended = hft(
+        *("finetune", tmp_path / "r.yaml", "--run-dir", tmp_path / "run", "--set", "model.pretrained=true"),
+        *("--set", f"model.backbone={tmp_path / 'backbone'}", "--set", "model.architecture=null"),
+        *("--set", "tuning={method: linear-probe}", "--set", "train.epochs=2"),
+    )
+    assert ended.code == 0, ended
+    assert ("the frozen backbone runs in each step" in ended.out + ended.err) != cached
+    assert results(tmp_path / "run")["gate"]["saved"] < 1e-5
+
+
 def test_every_switch_of_training_runs(pictures, tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text(RECIPE.format(source=pictures, architecture="resnet10t"))

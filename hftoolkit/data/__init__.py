@@ -9,6 +9,7 @@ import numpy as np
 
 from hftoolkit.data.files import write_table
 from hftoolkit.data.image_cache import (
+    CROP_MODES,
     BrokenImage,
     CachedImages,
     Geometry,
@@ -48,6 +49,7 @@ from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split, TextClassification, TextData
 
 __all__ = [
+    "CROP_MODES",
     "BadRow",
     "BadRows",
     "BrokenImage",

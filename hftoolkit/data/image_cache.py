@@ -32,6 +32,7 @@ MAX_FILE_BYTES = 1_000_000_000
 CHUNK_IMAGES, CHUNK_BYTES = 256, 256_000_000  # decoded and not yet written, at most
 LEFTOVER_SECONDS = 24 * 3600  # a scratch folder untouched for this long belongs to a build that was killed
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no others: opening EPS, for one, runs a program
+CROP_MODES = ("center", "squash", "border")  # timm's words
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -76,15 +77,21 @@ class Geometry:
         width: pixels.
         crop_pct: share of the resized image's shorter side that the crop keeps, as timm has it; at most 1.
         interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
+        crop_mode: ``center`` resizes to cover size / crop_pct, ``squash`` to exactly that whatever the aspect ratio,
+            ``border`` to fit into it.
+        fill: colour of what ``border`` leaves empty.
     """
 
     height: int
     width: int
     crop_pct: float
     interpolation: str
+    crop_mode: str = "center"
+    fill: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        assert self.height > 0 and self.width > 0 and 0 < self.crop_pct <= 1 and self.interpolation in RESAMPLING, self
+        assert self.height > 0 and self.width > 0 and 0 < self.crop_pct <= 1, self
+        assert self.interpolation in RESAMPLING and self.crop_mode in CROP_MODES, self
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +162,21 @@ def decode(image: StoredImage) -> Image.Image:
 
 
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
-    """Return (height, width, 3) uint8: resized to cover size / crop_pct, then cropped in the centre, as timm does."""
+    """Return (height, width, 3) uint8: resized towards size / crop_pct, then cropped in the centre, as timm does."""
     width, height = _resized(image.width, image.height, geometry)
-    left, top = round((width - geometry.width) / 2), round((height - geometry.height) / 2)
+    left, top = _margin(width, geometry.width), _margin(height, geometry.height)
     crop = (left, top, left + geometry.width, top + geometry.height)
     method = RESAMPLING[geometry.interpolation]
     if width * height > MAX_PIXELS:  # a line of pixels, much enlarged: only the crop is computed
         scale_x, scale_y = image.width / width, image.height / height
         box = (crop[0] * scale_x, crop[1] * scale_y, crop[2] * scale_x, crop[3] * scale_y)
         return np.asarray(image.resize((geometry.width, geometry.height), method, box=box))
-    return np.asarray(image.resize((width, height), method).crop(crop))
+    resized = image.resize((width, height), method)
+    if geometry.crop_mode == "border":
+        canvas = Image.new("RGB", (geometry.width, geometry.height), geometry.fill)
+        canvas.paste(resized, (-left, -top))
+        return np.asarray(canvas)
+    return np.asarray(resized.crop(crop))
 
 
 def difference_hash(pixels: np.ndarray) -> int:
@@ -227,12 +239,22 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def _resized(width: int, height: int, geometry: Geometry) -> tuple[int, int]:
     """Return width and height after resizing; rounded as torchvision's and timm's own transforms round."""
     to_height, to_width = floor(geometry.height / geometry.crop_pct), floor(geometry.width / geometry.crop_pct)
+    if geometry.crop_mode == "squash":
+        return to_width, to_height
+    if geometry.crop_mode == "border":
+        ratio = max(height / to_height, width / to_width)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
     if to_height != to_width:
         ratio = min(height / to_height, width / to_width)
         return round(width / ratio), round(height / ratio)
     if width <= height:
         return to_width, int(to_height * height / width)
     return int(to_width * width / height), to_height
+
+
+def _margin(resized: int, kept: int) -> int:
+    """Return the pixels cut off before what is kept; negative where a border is added, rounded as timm rounds."""
+    return round((resized - kept) / 2) if resized >= kept else -((kept - resized) // 2)
 
 
 def _cache_root() -> Path:

@@ -26,13 +26,13 @@ class Backbone:
 
     Attributes:
         model: fp32, on the CPU, in eval mode; its output has ``logits``.
-        output_layer: name of the module that gives the logits.
-        fresh_modules: modules with random weights, the output layer among them; all must be trained and saved.
+        output_layers: names of the layers that give the logits: one, or several whose outputs are added or averaged.
+        fresh_modules: modules with random weights, the output layers in or among them; all must be trained and saved.
         replaced_labels: class names of the head that was thrown away; empty when there was none.
     """
 
     model: nn.Module
-    output_layer: str
+    output_layers: tuple[str, ...]
     fresh_modules: tuple[str, ...]
     replaced_labels: tuple[str, ...] = ()
 
@@ -64,7 +64,7 @@ def load_text_classifier(
         )
     _configure_lengths(config, tokenizer, max_length)
     return TextBackbone(
-        model=model, tokenizer=tokenizer, output_layer=output_layer, fresh_modules=fresh, replaced_labels=replaced
+        model=model, tokenizer=tokenizer, output_layers=(output_layer,), fresh_modules=fresh, replaced_labels=replaced
     )
 
 
@@ -202,6 +202,14 @@ def is_under(parameter_name: str, modules: Sequence[str]) -> bool:
     """Return whether a parameter belongs to one of the modules, also when peft has wrapped the model."""
     plain_name = "." + parameter_name.replace(".modules_to_save.default.", ".")
     return any(f".{module}." in plain_name for module in modules)
+
+
+def divide_logits(model: nn.Module, output_layers: Sequence[str], divisor: float) -> None:
+    """Divide the logits by dividing the trained weights and biases of the layers that give them."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and is_under(name, output_layers):
+                parameter.div_(divisor)
 
 
 def compare_head(config: PretrainedConfig, labels: Sequence[str], suffix: str) -> tuple[bool, tuple[str, ...]]:

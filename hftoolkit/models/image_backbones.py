@@ -51,7 +51,8 @@ from hftoolkit.models.timm_models import (
     create_model,
     create_pretrained,
     first_line,
-    output_layer,
+    head_modules,
+    output_layers,
     parameter_groups,
     read_file,
     read_folder,
@@ -258,11 +259,12 @@ def _load_timm(
             replace_head(inner, len(labels), arguments)
             replaced = _readable_labels(weights.class_names)
     preprocessing = timm_preprocessing(inner.pretrained_cfg, image_size)
-    layer = f"timm_model.{output_layer(inner)}"
+    outputs, heads = output_layers(inner, name, arguments), head_modules(inner)
+    heads += tuple(layer for layer in outputs if not is_under(f"{layer}.", heads))  # VOLO does not name its second
     return ImageBackbone(
         model=_wrap(inner, name.partition(".")[0], labels, arguments, preprocessing),
-        output_layer=layer,
-        fresh_modules=(layer,),
+        output_layers=tuple(f"timm_model.{layer}" for layer in outputs),
+        fresh_modules=tuple(f"timm_model.{head}" for head in heads),
         replaced_labels=replaced,
         preprocessing=preprocessing,
         architecture=name,
@@ -310,7 +312,7 @@ def _load_transformers(
             model = _resample_positions(model, image_size)
     return ImageBackbone(
         model=model,
-        output_layer=layer,
+        output_layers=(layer,),
         fresh_modules=fresh,
         replaced_labels=_readable_labels(replaced),
         preprocessing=preprocessing,

@@ -2,24 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import floor, nextafter
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from transformers import AutoImageProcessor, BitImageProcessor
+from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
-from hftoolkit.data import Geometry
-from hftoolkit.errors import DataError
+from hftoolkit.data import CROP_MODES, Geometry
+from hftoolkit.errors import DataError, RecipeError
 
 # PIL's numbers for the resampling filters.
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 RESAMPLE = {name: number for number, name in INTERPOLATIONS.items()}
+CONVNEXT_CROPS_BELOW = 384  # pixels; from there on ConvNeXT's processor squashes
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How an image becomes the input of a model: resized to cover size / crop_pct, cropped in the centre, normalized.
+    """How an image becomes the input of a model: resized towards size / crop_pct, cropped in the centre, normalized.
 
     Attributes:
         height: pixels.
@@ -28,6 +30,7 @@ class Preprocessing:
         interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
         mean: of each channel, where white is 1.
         std: of each channel, where white is 1.
+        crop_mode: what resizing does to the aspect ratio: ``center``, ``squash`` or ``border``, see ``Geometry``.
     """
 
     height: int
@@ -36,11 +39,16 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop_mode: str = "center"
 
     @property
     def geometry(self) -> Geometry:
         """What happens to an image before it is normalized."""
-        return Geometry(self.height, self.width, self.crop_pct, self.interpolation)
+        geometry = Geometry(self.height, self.width, self.crop_pct, self.interpolation, self.crop_mode)
+        if self.crop_mode != "border":
+            return geometry
+        red, green, blue = self.mean
+        return replace(geometry, fill=(round(255 * red), round(255 * green), round(255 * blue)))  # as timm fills
 
 
 def normalize(pixels_NCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
@@ -63,7 +71,9 @@ def timm_preprocessing(settings: Mapping[str, Any], image_size: int | None) -> P
     if channels != 3 or len(mean) != 3 or len(std) != 3:
         raise DataError(f"the backbone reads images of {channels} channels; it must read 3 (RGB)")
     interpolation = resolved["interpolation"] if resolved["interpolation"] in RESAMPLE else "bicubic"
-    own = Preprocessing(height, width, min(1.0, float(resolved["crop_pct"])), interpolation, mean, std)
+    crop_pct, crop_mode = min(1.0, float(resolved["crop_pct"])), resolved["crop_mode"]
+    crop_mode = crop_mode if crop_mode in CROP_MODES else "center"  # so does timm
+    own = Preprocessing(height, width, crop_pct, interpolation, mean, std, crop_mode)
     return own if image_size is None else replace(own, height=image_size, width=image_size)
 
 
@@ -74,7 +84,7 @@ def timm_settings(preprocessing: Preprocessing) -> dict[str, Any]:
         "test_input_size": None,
         "test_crop_pct": None,
         "crop_pct": preprocessing.crop_pct,
-        "crop_mode": "center",
+        "crop_mode": preprocessing.crop_mode,
         "interpolation": preprocessing.interpolation,
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
@@ -84,46 +94,74 @@ def timm_settings(preprocessing: Preprocessing) -> dict[str, Any]:
 def processor_preprocessing(path: Path, image_size: int | None) -> Preprocessing:
     """Return what the folder's own image processor does, at ``image_size`` if it is given.
 
-    Images that it would squeeze to another aspect ratio are cropped instead.
-
     Raises:
-        DataError: it reads the channels in another order.
+        RecipeError: it leaves images as large as they are, and no ``image_size`` is given.
+        DataError: it reads the channels in another order, pads images, or crops height and width differently.
     """
     processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     if getattr(processor, "do_flip_channel_order", False):
         raise DataError(f"{path.name} reads images in BGR order, which is not supported")
-    size, crop = dict(processor.size), dict(getattr(processor, "crop_size", None) or {})
-    edge = size.get("shortest_edge")
-    resized = edge or size["height"]
-    if getattr(processor, "do_center_crop", False) and crop:
-        height, width, crop_pct = crop["height"], crop["width"], crop["height"] / resized
-    elif edge is not None:
-        # ConvNeXt's processor crops below 384 pixels, in its own words.
-        height, width, crop_pct = edge, edge, getattr(processor, "crop_pct", None) if edge < 384 else None
-    else:
-        height, width, crop_pct = size["height"], size["width"], None
+    height, width, crop_pct, crop_mode = _processor_geometry(processor, path.name, image_size)
     # Pixels may be scaled to another range than 0 to 1: mean and deviation are those of 0 to 1.
     scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     own = Preprocessing(
         height,
         width,
-        min(1.0, crop_pct or 1.0),
+        crop_pct,
         INTERPOLATIONS.get(int(processor.resample), "bicubic"),
         (mean[0] / scale, mean[1] / scale, mean[2] / scale),
         (std[0] / scale, std[1] / scale, std[2] / scale),
+        crop_mode,
     )
     return own if image_size is None else replace(own, height=image_size, width=image_size)
 
 
 def make_processor(preprocessing: Preprocessing) -> Any:
     """Return transformers' processor that does the same."""
-    resized = int(min(preprocessing.height, preprocessing.width) / preprocessing.crop_pct)
-    return BitImageProcessor(
-        size={"shortest_edge": resized},
-        crop_size={"height": preprocessing.height, "width": preprocessing.width},
-        resample=RESAMPLE[preprocessing.interpolation],
-        image_mean=list(preprocessing.mean),
-        image_std=list(preprocessing.std),
-        do_convert_rgb=True,
-    )
+    assert preprocessing.crop_mode != "border", "only timm has it, and timm models need no processor"
+    height, width, crop_pct = preprocessing.height, preprocessing.width, preprocessing.crop_pct
+    shared = {
+        "resample": RESAMPLE[preprocessing.interpolation],
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "do_convert_rgb": True,
+    }
+    size = {"shortest_edge": floor(min(height, width) / crop_pct)}
+    if preprocessing.crop_mode == "squash":
+        size = {"height": floor(height / crop_pct), "width": floor(width / crop_pct)}
+        if size == {"height": height, "width": width}:
+            return ViTImageProcessor(size=size, **shared)
+    return BitImageProcessor(size=size, crop_size={"height": height, "width": width}, **shared)
+
+
+def _processor_geometry(processor: Any, name: str, image_size: int | None) -> tuple[int, int, float, str]:
+    """Return the height, width, crop_pct and crop_mode of what a transformers processor does."""
+    if not processor.do_resize:
+        if image_size is None:
+            raise RecipeError(f"model.image_size is missing: the image processor of {name} leaves images as they are")
+        return image_size, image_size, 1.0, "center"
+    size, crop = dict(processor.size), dict(getattr(processor, "crop_size", None) or {})
+    edge = size.get("shortest_edge")
+    crop_mode = "squash" if edge is None else "center"
+    if getattr(processor, "do_center_crop", False) and crop:
+        height, width = crop["height"], crop["width"]
+        crop_pct = _share(height, edge or size["height"])
+        if crop_pct > 1 or (edge is None and floor(width / crop_pct) != size["width"]):
+            raise DataError(
+                f"the image processor of {name} resizes to {size} and then crops {crop}, which is not supported: "
+                "it pads, or keeps another share of the height than of the width"
+            )
+        return height, width, crop_pct, crop_mode
+    if edge is None:
+        return size["height"], size["width"], 1.0, crop_mode
+    convnext_crop_pct = getattr(processor, "crop_pct", None)
+    if convnext_crop_pct is None:
+        return edge, edge, 1.0, crop_mode
+    return (edge, edge, convnext_crop_pct, crop_mode) if edge < CONVNEXT_CROPS_BELOW else (edge, edge, 1.0, "squash")
+
+
+def _share(kept: int, resized: int) -> float:
+    """Return the ``crop_pct`` of two lengths: ``floor(kept / crop_pct)`` is ``resized`` in spite of rounding."""
+    share = kept / resized
+    return share if floor(kept / share) == resized else nextafter(share, 0)

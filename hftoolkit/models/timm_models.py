@@ -198,23 +198,43 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def output_layer(model: Any) -> str:
-    """Return the name of the layer that gives the logits.
+def output_layers(model: Any, architecture: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the layers that give the logits, which are linear in the weights of all of them together.
+
+    They are those whose shapes change with the number of classes, found on a weightless copy.
 
     Raises:
-        DataError: there is not exactly one.
+        DataError: there is none.
     """
-    layer = model.get_classifier()
-    names = [name for name, module in model.named_modules() if module is layer]
-    if len(names) != 1 or isinstance(layer, nn.ModuleList) or not any(True for _ in layer.parameters()):
-        raise DataError(f"{type(model).__name__} has no single output layer; choose another architecture")
-    return str(names[0])
+    with torch.device("meta"):
+        wider = create_model(architecture, getattr(model, "num_classes", 0) + 1, arguments)
+    shapes = {name: parameter.shape for name, parameter in wider.named_parameters()}
+    changed = [name for name, own in model.named_parameters() if shapes.get(name, own.shape) != own.shape]
+    if not changed:
+        raise _no_output_layer(model)
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in changed))
+
+
+def head_modules(model: Any) -> tuple[str, ...]:
+    """Return the names of the modules that ``replace_head`` makes anew; items instead of lists, which peft refuses."""
+    classifier = model.get_classifier()
+    parts = classifier if isinstance(classifier, tuple) else (classifier,)
+    heads = [head for part in parts for head in (part if isinstance(part, nn.ModuleList) else (part,))]
+    return tuple(name for name, module in model.named_modules() if any(module is head for head in heads))
 
 
 def replace_head(model: Any, num_classes: int, arguments: Mapping[str, Any]) -> None:
-    """Give the model a new head; pooling stays as it is."""
-    pooling = {"global_pool": arguments["global_pool"]} if "global_pool" in arguments else {}
-    model.reset_classifier(num_classes, **pooling)
+    """Give the model a new head; pooling and the number of heads stay as they are.
+
+    Raises:
+        DataError: the architecture has none.
+    """
+    if not hasattr(model, "reset_classifier"):
+        raise _no_output_layer(model)
+    kept = {"global_pool": arguments["global_pool"]} if "global_pool" in arguments else {}
+    if getattr(getattr(model, "head", None), "distillation", False):  # RepViT and iFormer drop their second head
+        kept["distillation"] = True
+    model.reset_classifier(num_classes, **kept)
 
 
 def parameter_groups(model: Any) -> list[list[str]]:
@@ -235,6 +255,10 @@ def _fill(weights: TimmWeights, arguments: Mapping[str, Any]) -> nn.Module:
         weights.architecture, weights.num_classes, arguments, settings=weights.settings, state=weights.state
     )
     return model
+
+
+def _no_output_layer(model: nn.Module) -> DataError:
+    return DataError(f"{type(model).__name__} has no output layer; choose another architecture")
 
 
 def _check_positions(weights: TimmWeights, wanted: Mapping[str, torch.Tensor]) -> None:

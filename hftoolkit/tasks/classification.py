@@ -14,7 +14,7 @@ from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Metrics, Rows, Ste
 from hftoolkit.data import Splits
 from hftoolkit.metrics.classification import classification_metrics
 from hftoolkit.metrics.probabilities import fit_temperature, to_decisions, to_probabilities
-from hftoolkit.models.backbones import Backbone, is_under
+from hftoolkit.models.backbones import Backbone, divide_logits
 from hftoolkit.recipe import Classification
 from hftoolkit.tasks.losses import build_loss, sampling_weights
 
@@ -31,7 +31,7 @@ class ClassificationTask(ABC):
         self.row_numbers = splits.row_numbers
         self.summary = splits.summary
         self._section = section
-        self._output_layer = backbone.output_layer
+        self._output_layers = backbone.output_layers
         self._loss = build_loss(
             splits.targets["train"],
             len(self.labels.names),
@@ -66,7 +66,10 @@ class ClassificationTask(ABC):
 
     @abstractmethod
     def cached_features(self, model: nn.Module, infer: Infer, emit: Emit) -> AbstractContextManager[None]:
-        """Inside, the frozen backbone is not run: the head gets features that were computed once."""
+        """Inside, the frozen backbone is not run: the head gets features that were computed once.
+
+        Where the head of an architecture needs more than was cached, the backbone runs in every step instead.
+        """
 
     @abstractmethod
     def baselines(self, split: str, seed: int) -> dict[str, np.ndarray]:
@@ -102,7 +105,7 @@ class ClassificationTask(ABC):
         return to_probabilities(logits, self.labels.multi_label)
 
     def finish(self, model: nn.Module, infer: Infer) -> float:
-        """Fit a temperature on the validation split (Guo et al. 2017), fold it into the last layer, and return it.
+        """Fit a temperature on the validation split (Guo et al. 2017), fold it into the output layers, and return it.
 
         It stays 1 where every validation row is right: any smaller one would then look better still.
         """
@@ -112,10 +115,7 @@ class ClassificationTask(ABC):
         if not self._section.calibrate or (decisions == targets).all():
             return 1.0
         temperature = fit_temperature(logits, targets, multi_label=self.labels.multi_label)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad and is_under(name, [self._output_layer]):
-                    parameter.div_(temperature)
+        divide_logits(model, self._output_layers, temperature)
         return temperature
 
     def make_rows(self, split: str, examples: Sequence[Any], lengths: np.ndarray | None) -> Rows:
@@ -124,6 +124,12 @@ class ClassificationTask(ABC):
         if split == "train" and self._section.imbalance == "sampler":
             chances = sampling_weights(self.targets[split], len(self.labels.names), self._section.imbalance_strength)
         return Rows(examples, lengths, self.row_numbers[split], chances)
+
+
+def first_rows(rows: Rows, count: int) -> Rows:
+    """Return the first ``count`` rows, or all if there are fewer."""
+    examples = [rows.examples[index] for index in range(min(count, len(rows)))]
+    return Rows(examples, None if rows.lengths is None else rows.lengths[:count], rows.row_numbers[:count])
 
 
 def stack_targets(targets: Sequence[Any]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hftoolkit.contracts import Batch, Datasets, Emit, Infer, StepOutput
+from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Message, StepOutput
 from hftoolkit.data import ImageSplits
 from hftoolkit.models.attribution import occlusion_maps
 from hftoolkit.models.baselines import majority, pixel_logreg
@@ -18,7 +18,7 @@ from hftoolkit.models.image_backbones import ImageBackbone, save_image_classifie
 from hftoolkit.models.preprocessing import normalize
 from hftoolkit.recipe import Augmentation, ImageClassification
 from hftoolkit.tasks.augmentation import Augment
-from hftoolkit.tasks.classification import ClassificationTask, stack_targets
+from hftoolkit.tasks.classification import ClassificationTask, first_rows, stack_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class ImageClassificationTask(ClassificationTask):
         self._names = splits.names
         self._pixels = splits.pixels
         self._preprocessing = backbone.preprocessing
+        self._heads = backbone.fresh_modules
         self._augment = Augment(augmentation, backbone.preprocessing.height, backbone.preprocessing.width)
         self._rows = {
             name: self.make_rows(name, ImageRows(pixels, self.targets[name]), None)  # type: ignore[arg-type]
@@ -83,8 +84,8 @@ class ImageClassificationTask(ClassificationTask):
     def predict_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the logits of a batch, (B, C); with ``test_time_flip`` the mean over each image and its mirror."""
         if "features" in batch:
-            head: torch.Tensor = model.get_submodule(self._output_layer)(batch["features"])
-            return head
+            from_head: torch.Tensor = model.get_submodule(self._heads[0])(batch["features"])
+            return from_head
         images = _channels_first(batch["pixels"])
         logits = self._forward(model, images)
         return (logits + self._forward(model, images.flip(-1))) / 2 if self._flip else logits
@@ -136,11 +137,20 @@ class ImageClassificationTask(ClassificationTask):
 
     @contextmanager
     def cached_features(self, model: nn.Module, infer: Infer, emit: Emit) -> Iterator[None]:
-        """Inside, the frozen backbone is not run: the output layer gets inputs that were computed once."""
-        self._features = {
-            name: infer(model, rows, step=self._output_layer_input, full_precision=True)
-            for name, rows in self._rows.items()
-        }
+        """Inside, the frozen backbone is not run: the head gets inputs that were computed once.
+
+        Where the head is several modules, or not the last one, the backbone runs in every step instead.
+        """
+        one = first_rows(self._rows["validation"], 1)
+        if len(self._heads) == 1 and infer(model, one, step=self._is_head_last, full_precision=True).all():
+            self._features = {
+                name: infer(model, rows, step=self._head_input, full_precision=True)
+                for name, rows in self._rows.items()
+            }
+        else:
+            emit(
+                Message("no single layer gives the logits of this architecture; the frozen backbone runs in each step")
+            )
         try:
             yield
         finally:
@@ -150,15 +160,26 @@ class ImageClassificationTask(ClassificationTask):
         logits: torch.Tensor = model(pixel_values=normalize(images, self._preprocessing)).logits
         return logits
 
-    def _output_layer_input(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return what the output layer gets for each image, (B, F)."""
+    def _head_input(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return what the head gets for each image, (B, ...)."""
+        return self._watch_head(model, batch)[0]
+
+    def _is_head_last(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return whether what the head gives are the logits, (B,)."""
+        _, output, logits = self._watch_head(model, batch)
+        return torch.tensor([torch.equal(output, logits)]).expand(len(logits))
+
+    def _watch_head(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the input and the output of the head, and the logits of the model."""
         seen: list[torch.Tensor] = []
-        handle = model.get_submodule(self._output_layer).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        handle = model.get_submodule(self._heads[0]).register_forward_hook(
+            lambda _, inputs, output: seen.extend((inputs[0], output))
+        )
         try:
-            self._forward(model, _channels_first(batch["pixels"]))
+            logits = self._forward(model, _channels_first(batch["pixels"]))
         finally:
             handle.remove()
-        return seen[0]
+        return seen[0], seen[1], logits
 
 
 def _channels_first(pixels_NHWC: torch.Tensor) -> torch.Tensor:

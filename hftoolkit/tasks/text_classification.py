@@ -16,7 +16,7 @@ from hftoolkit.models.backbones import TextBackbone, save_classifier
 from hftoolkit.models.baselines import majority, tfidf_logreg
 from hftoolkit.models.probe import CachedBase, base_features, swap_base
 from hftoolkit.recipe import TextClassification
-from hftoolkit.tasks.classification import ClassificationTask, stack_targets
+from hftoolkit.tasks.classification import ClassificationTask, first_rows, stack_targets
 
 # A text is "kept whole" at the recommended max_length for this share of the training texts.
 WHOLE_SHARE = 0.99
@@ -103,12 +103,12 @@ class TextClassificationTask(ClassificationTask):
         features = {
             name: infer(model, rows, step=base_features, full_precision=True) for name, rows in self._rows.items()
         }
-        check = _first_rows(self._rows["validation"], PROBE_CHECK_ROWS)
+        check = first_rows(self._rows["validation"], PROBE_CHECK_ROWS)
         full = infer(model, check, full_precision=True)
         base = swap_base(model, CachedBase())
         self._features = features
         try:
-            rows = _first_rows(self.datasets().splits["validation"], PROBE_CHECK_ROWS)
+            rows = first_rows(self.datasets().splits["validation"], PROBE_CHECK_ROWS)
             difference = float(np.abs(infer(model, rows, full_precision=True) - full).max())
             if difference > PROBE_TOLERANCE:
                 emit(Message("this head reads more than the first position; the frozen backbone runs in each step"))
@@ -168,8 +168,3 @@ def _collate_features(examples: list[tuple[np.ndarray, Any]]) -> Batch:
     mask = torch.ones(features.shape[:2], dtype=torch.long)
     targets = stack_targets([target for _, target in examples])
     return {"inputs_embeds": features, "attention_mask": mask, "targets": targets}
-
-
-def _first_rows(rows: Rows, count: int) -> Rows:
-    lengths = None if rows.lengths is None else rows.lengths[:count]
-    return Rows(rows.examples[:count], lengths, rows.row_numbers[:count])

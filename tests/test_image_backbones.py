@@ -18,6 +18,8 @@ from transformers import (
     AutoModelForImageClassification,
     BitImageProcessor,
     ConvNextImageProcessor,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
     DeiTImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
@@ -81,8 +83,11 @@ HEADS: dict[str, tuple[dict[str, Any], int, set[str]]] = {
 VIT = ViTConfig(
     image_size=SIZE, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
 )
+DISTILLED = DeiTConfig(  # two heads, averaged
+    image_size=SIZE, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+)
 RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], layer_type="bottleneck")
-FAMILIES = [*TIMM, "transformers-vit", "transformers-resnet"]
+FAMILIES = [*TIMM, "transformers-vit", "transformers-deit", "transformers-resnet"]
 LORA = partial(LoraTuning, method="lora", rank=4)
 
 
@@ -93,6 +98,10 @@ def save_backbone(name: str, folder: Path) -> Path:
     if name == "transformers-vit":
         VIT.update(labels)
         ViTForImageClassification(VIT).save_pretrained(folder)
+        ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    elif name == "transformers-deit":
+        DISTILLED.update(labels)
+        DeiTForImageClassificationWithTeacher(DISTILLED).save_pretrained(folder)
         ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     elif name == "transformers-resnet":
         RESNET.update(labels)

@@ -59,27 +59,27 @@ def load_text_classifier(
         kept, replaced = compare_head(config, labels, "ForSequenceClassification")
         config.update(label_settings(labels, multi_label) | dropout_settings(config, dropout))
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model, output_layer, fresh = load_with_head(
+        model, output_layers, fresh = load_with_head(
             AutoModelForSequenceClassification, path, config, keep_head=kept, seed=seed
         )
     _configure_lengths(config, tokenizer, max_length)
     return TextBackbone(
-        model=model, tokenizer=tokenizer, output_layers=(output_layer,), fresh_modules=fresh, replaced_labels=replaced
+        model=model, tokenizer=tokenizer, output_layers=output_layers, fresh_modules=fresh, replaced_labels=replaced
     )
 
 
 def load_with_head(
     auto_class: Any, path: Path, config: PretrainedConfig, *, keep_head: bool, seed: int
-) -> tuple[nn.Module, str, tuple[str, ...]]:
+) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
     """Load a classifier in fp32 and eval mode, with the head that ``config`` asks for, drawn from the seed if new.
 
     Returns:
-        The model, the name of its output layer, and the names of all modules with random weights.
+        The model, the names of its output layers, and the names of all modules with random weights.
 
     Raises:
         DataError: most of the weights are not in the files.
     """
-    output_layer = _find_output_layer(auto_class, config)
+    output_layers = _find_output_layers(auto_class, config)
     seed_torch("head", seed)
     model, report = auto_class.from_pretrained(
         path,
@@ -93,10 +93,11 @@ def load_with_head(
     fresh = {name.rpartition(".")[0] for name in report["missing_keys"]}
     fresh |= {entry[0].rpartition(".")[0] for entry in report["mismatched_keys"]}
     if not keep_head:
-        fresh.add(output_layer)
-        _draw_head(model.get_submodule(output_layer), getattr(config, "initializer_range", 0.02))
+        fresh |= set(output_layers)
+        for layer in output_layers:
+            _draw_head(model.get_submodule(layer), getattr(config, "initializer_range", 0.02))
     _check_mostly_pretrained(model, fresh, path)
-    return model.eval(), output_layer, tuple(sorted(fresh | {output_layer}))
+    return model.eval(), output_layers, tuple(sorted(fresh | set(output_layers)))
 
 
 def load_saved_classifier(path: Path) -> tuple[Any, Any]:
@@ -248,8 +249,8 @@ def dropout_settings(config: PretrainedConfig, probability: float) -> dict[str, 
     }
 
 
-def _find_output_layer(auto_class: Any, config: PretrainedConfig) -> str:
-    """Return the module whose weights grow with the number of labels, found on weightless copies of the model."""
+def _find_output_layers(auto_class: Any, config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the modules whose weights grow with the number of labels, found on weightless copies of the model."""
     shapes = []
     for extra in (0, 1):
         variant = copy.deepcopy(config)
@@ -258,9 +259,9 @@ def _find_output_layer(auto_class: Any, config: PretrainedConfig) -> str:
             model = auto_class.from_config(variant, trust_remote_code=False)
         shapes.append({name: parameter.shape for name, parameter in model.named_parameters()})
     changed = {name.rpartition(".")[0] for name in shapes[0] if shapes[0][name] != shapes[1][name]}
-    if len(changed) != 1:
-        raise DataError(f"{config.model_type} has {len(changed)} layers that depend on the number of labels, not one")
-    return str(changed.pop())
+    if not changed:
+        raise DataError(f"{config.model_type} has no layer that depends on the number of labels")
+    return tuple(sorted(changed))
 
 
 def _draw_head(layer: nn.Module, standard_deviation: float) -> None:

@@ -307,12 +307,12 @@ def _load_transformers(
         kept, replaced = compare_head(config, labels, "ForImageClassification")
         config.update(label_settings(labels, multi_label=False) | _noise_settings(config, dropout, drop_path))
         preprocessing = processor_preprocessing(path, image_size)
-        model, layer, fresh = load_with_head(AutoModelForImageClassification, path, config, keep_head=kept, seed=seed)
+        model, layers, fresh = load_with_head(AutoModelForImageClassification, path, config, keep_head=kept, seed=seed)
         if image_size is not None and getattr(config, "image_size", image_size) != image_size:
             model = _resample_positions(model, image_size)
     return ImageBackbone(
         model=model,
-        output_layers=(layer,),
+        output_layers=layers,
         fresh_modules=fresh,
         replaced_labels=_readable_labels(replaced),
         preprocessing=preprocessing,

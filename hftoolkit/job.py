@@ -14,8 +14,10 @@ from hftoolkit.devices import Accelerator, make_accelerator
 from hftoolkit.inference import Inference
 from hftoolkit.models.backbones import (
     Backbone,
+    TextBackbone,
     enable_gradient_checkpointing,
     load_text_classifier,
+    save_classifier,
     set_attention,
 )
 from hftoolkit.models.image_backbones import (
@@ -41,8 +43,8 @@ class Job:
 
     Attributes:
         weights: where the pretrained weights came from; None for training from scratch.
-        save_base: writes the backbone as it was before training into a folder that plain libraries load, or names one
-            that exists, for an adapter to be put on.
+        save_base: writes the backbone as it was before training into a folder that plain libraries load, for an
+            adapter to be put on.
     """
 
     task: ClassificationTask
@@ -50,7 +52,7 @@ class Job:
     tuned: TunedModel
     infer: Inference
     weights: Resolved | None
-    save_base: Callable[[Path], Path]
+    save_base: Callable[[Path], None]
 
     def probabilities(self, split: str) -> np.ndarray:
         """Return the fp32 predictions for a split, (N, C)."""
@@ -90,20 +92,28 @@ def prepare_texts(recipe: TextRecipe, splits: TextSplits, weights: Resolved, *, 
     _tell_about_data(splits, emit)
     emit(Message(f"backbone: {describe(weights)}"))
     accelerator = make_accelerator(recipe.train.precision)
-    backbone = load_text_classifier(
-        weights.path,
-        splits.labels.names,
-        multi_label=splits.labels.multi_label,
-        max_length=recipe.model.max_length,
-        dropout=recipe.model.dropout,
-        seed=recipe.train.seed,
-    )
+
+    def load() -> TextBackbone:
+        return load_text_classifier(
+            weights.path,
+            splits.labels.names,
+            multi_label=splits.labels.multi_label,
+            max_length=recipe.model.max_length,
+            dropout=recipe.model.dropout,
+            seed=recipe.train.seed,
+        )
+
+    def save_base(folder: Path) -> None:
+        base = load()
+        save_classifier(base.model, base.tokenizer, folder)
+
+    backbone = load()
     kernel = set_attention(backbone.model, accelerator.device)
     task = TextClassificationTask(recipe.task, splits, backbone)
     _tell_about_truncation(task, recipe.model.max_length, emit)
     tuned = _tune(recipe, backbone, emit)
     emit(Message(f"{_device(accelerator)}, attention {kernel}"))
-    return Job(task, backbone, tuned, Inference(task, accelerator), weights, lambda folder: weights.path)
+    return Job(task, backbone, tuned, Inference(task, accelerator), weights, save_base)
 
 
 def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
@@ -122,10 +132,9 @@ def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
             seed=recipe.train.seed,
         )
 
-    def save_base(folder: Path) -> Path:
+    def save_base(folder: Path) -> None:
         base = load(splits.labels.names)
         save_image_classifier(base.model, base.preprocessing, folder)
-        return folder
 
     # The size of the images comes from the weights, and the number of classes from the images.
     geometry = load(("a", "b")).preprocessing.geometry

@@ -30,7 +30,6 @@ from hftoolkit.report import (
     write_reliability_png,
 )
 from hftoolkit.rundir import RunDir, recorded, write_json
-from hftoolkit.sources import public_address
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.trainer import Fitted, one_step
@@ -166,7 +165,6 @@ def _export(recipe: Recipe, job: Job, run: RunDir) -> GateReport:
         with torch.inference_mode():
             return job.task.plain_logits(model.eval(), batch).float().numpy()
 
-    address = job.weights.address if job.weights else ""
     return export_model(
         job.tuned.model,
         run,
@@ -174,7 +172,7 @@ def _export(recipe: Recipe, job: Job, run: RunDir) -> GateReport:
         rows=GateRows(lambda folder: job.task.gate_request(chosen, folder), logits, job.task.auto_class),
         labels=job.task.labels.names,
         save_base=job.save_base,
-        adapter_base=hub_id(recipe, job.weights) or public_address(address),
+        adapter_base=hub_id(recipe, job.weights),
     )
 
 

@@ -113,6 +113,11 @@ class RunDir:
         return self.model / "adapter"
 
     @property
+    def adapter_base(self) -> Path:
+        """What the adapter was trained on, where no Hub id names it."""
+        return self.adapter / "base"
+
+    @property
     def report(self) -> Path:
         return self.root / "report"
 

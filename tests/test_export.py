@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import RECIPE, review_rows
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from hftoolkit import export
 from hftoolkit import run as commands
@@ -50,7 +53,26 @@ def test_the_gate_passes_for_every_method(tuning: str, write_recipe: Callable[..
     assert not [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
     if has_adapter:
         adapter = {path.name for path in (tmp_path / "run" / "model" / "adapter").iterdir()}
-        assert adapter == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+        assert adapter == {"adapter_config.json", "adapter_model.safetensors", "README.md", "base"}
+
+
+def test_an_adapter_stands_on_a_hub_id_or_brings_its_base(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = write_recipe(60, TUNINGS["lora"])
+    finetune(recipe, tmp_path / "named", "train.epochs=1", "model.hub_id=some/backbone")
+    finetune(recipe, tmp_path / "brought", "train.epochs=1")
+    for run, base in (("named", "some/backbone"), ("brought", "adapter/base")):
+        adapter = tmp_path / run / "model" / "adapter"
+        assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+        assert f'from_pretrained("{base}"' in (adapter / "README.md").read_text()
+        assert (adapter / "base").is_dir() == (run == "brought")
+    whole = AutoModelForSequenceClassification.from_pretrained(adapter.parent)
+    base_model = AutoModelForSequenceClassification.from_pretrained(adapter / "base")
+    batch = {"input_ids": torch.tensor([[2, 5, 9, 3]])}
+    with torch.inference_mode():
+        expected = whole.eval()(**batch).logits
+        assert (base_model.eval()(**batch).logits - expected).abs().max() > 1e-3
+        adapted = PeftModel.from_pretrained(base_model, adapter).eval()(**batch).logits
+    torch.testing.assert_close(adapted, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_head_spoiled_on_disk_fails_the_run_with_exit_6_and_keeps_everything(

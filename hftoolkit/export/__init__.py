@@ -62,8 +62,8 @@ def export_model(
     save: Callable[[nn.Module, Path], None],
     rows: GateRows,
     labels: Sequence[str],
-    save_base: Callable[[Path], Path],
-    adapter_base: str,
+    save_base: Callable[[Path], None],
+    adapter_base: str | None,
 ) -> GateReport:
     """Write ``model/`` (merged) and, for LoRA, ``model/adapter/``; then prove that a fresh process agrees.
 
@@ -73,8 +73,8 @@ def export_model(
         save: writes a plain model, with what it needs to read raw examples, into a directory.
         rows: what is compared.
         labels: class names that the reloaded model must have, in order.
-        save_base: names or fills a folder with the pretrained weights, under the adapter when it is reloaded.
-        adapter_base: Hub id or source address that the adapter names as its base.
+        save_base: writes the pretrained weights, which go under the adapter when it is reloaded, into a folder.
+        adapter_base: Hub id that the adapter names as its base; without one the base is written beside the adapter.
 
     Raises:
         ArtifactError: the reloaded model differs; everything stays on disk.
@@ -86,8 +86,11 @@ def export_model(
     try:
         shutil.rmtree(part, ignore_errors=True)
         if is_lora(model):
-            save_adapter(model, part / run.adapter.name, base=adapter_base)
-            readme = _adapter_readme(adapter_base, labels, rows.auto_class)
+            base = adapter_base or f"{run.adapter.name}/{run.adapter_base.name}"
+            save_adapter(model, part / run.adapter.name, base=base)
+            if adapter_base is None:
+                save_base(part / base)
+            readme = _adapter_readme(base, labels, rows.auto_class)
             (part / run.adapter.name / "README.md").write_text(readme, encoding="utf-8")
             model = merge(model)
         save(model, part)
@@ -101,7 +104,7 @@ def check_round_trip(
     run: RunDir,
     rows: GateRows,
     labels: Sequence[str],
-    save_base: Callable[[Path], Path],
+    save_base: Callable[[Path], None],
     *,
     merged: np.ndarray,
     unmerged: np.ndarray | None,
@@ -115,7 +118,11 @@ def check_round_trip(
     with tempfile.TemporaryDirectory() as folder:
         request = rows.request(Path(folder)) | {"model": str(run.model), "num_labels": len(labels), "adapter": None}
         if unmerged is not None:
-            request |= {"adapter": str(run.adapter), "backbone": str(save_base(Path(folder) / "base"))}
+            base = run.adapter_base
+            if not base.is_dir():
+                base = Path(folder) / "base"
+                save_base(base)
+            request |= {"adapter": str(run.adapter), "backbone": str(base)}
         reloaded = _reload(request, Path(folder))
     report = GateReport(
         rows=len(merged),

@@ -29,7 +29,7 @@ from hftoolkit.errors import Interrupted, RecipeError, TrainingError
 from hftoolkit.inference import Inference
 from hftoolkit.metrics import is_better
 from hftoolkit.models.first_position import first_position_only
-from hftoolkit.models.tuning import TunedModel, frozen_statistics
+from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
 from hftoolkit.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
@@ -81,6 +81,7 @@ def fit(
         if accelerator.device.type == "cpu" and accelerator.num_processes == 1:  # DDP wants dense gradients
             stack.enter_context(faster_steps(tuned.model))
         stack.enter_context(first_position_only(tuned.model, loop.logits_of_some))
+        stack.callback(loop.unfreeze_all)
         received = stack.enter_context(_deferred_signals())
         stack.enter_context(_memory_watched(loop))
         for micro_batches in loop.steps():
@@ -104,7 +105,9 @@ def one_step(task: Task, tuned: TunedModel, *, train: Train, evaluation: Evaluat
             losses.append(event.loss)
 
     _check_metric(task, evaluation.best_by)
-    loop = _Loop(task, tuned, train, evaluation, accelerator, Path(), listen)
+    # All layers at once, which takes the most memory of all steps.
+    at_once = TunedModel(tuned.model, tuned.rate_scales)
+    loop = _Loop(task, at_once, train, evaluation, accelerator, Path(), listen)
     loop.train_step(next(loop.steps()))
     return losses[0]
 
@@ -139,6 +142,12 @@ class _Loop:
         self.model.to(self.accelerator.device)
         self.frozen_statistics = frozen_statistics(self.model)
         self.trained = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
+        last_joins = max(self.tuned.unfreeze_at.values(), default=0.0)
+        if last_joins * self.steps_per_epoch > self.total_steps - 1:
+            raise RecipeError(
+                f"tuning.unfreeze_epochs: the lowest layer would join after the last of {self.total_steps} steps; "
+                f"at most {(self.total_steps - 1) / self.steps_per_epoch:.3g} epochs are possible here"
+            )
         optimizer = build_optimizer(
             dict(self.model.named_parameters()),
             self.tuned.rate_scales,
@@ -195,7 +204,10 @@ class _Loop:
             yield [next(batches) for _ in step]
 
     def train_step(self, micro_batches: list[Batch]) -> None:
-        """Update the weights once, by the mean gradient over all examples of the micro-batches."""
+        """Update the weights once, by the mean gradient over all examples of the micro-batches.
+
+        Batch norms use their running statistics for a micro-batch of one row, which has none of its own.
+        """
         if self.tuned.unfreeze_at:
             self._unfreeze()
         self.model.train()
@@ -203,6 +215,9 @@ class _Loop:
             module.eval()
         loss_sum, num_examples = 0.0, 0
         for micro_step, batch in enumerate(micro_batches):
+            if len(next(iter(batch.values()))) == 1:
+                for module in batch_norms(self.model):
+                    module.eval()
             seed_torch("step", self.train.seed, self.step, self.accelerator.process_index, micro_step)
             with self.accelerator.autocast():
                 output = self.task.step(self.model, to_device(batch, self.accelerator.device))
@@ -228,6 +243,11 @@ class _Loop:
         """Return the output of the model, in its present mode, for a few rows of the training split."""
         batch = self.task.datasets().collate([self.rows.examples[index] for index in range(min(4, len(self.rows)))])
         return self.task.predict_step(self.model, to_device(batch, self.accelerator.device)).float()
+
+    def unfreeze_all(self) -> None:
+        """Leave the model with all parameters trainable that the run trains."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad = name in self.trained
 
     def _unfreeze(self) -> None:
         """Make those parameters trainable whose epoch has come, and freeze those whose epoch has not."""

@@ -19,8 +19,9 @@ from hftoolkit import export
 from hftoolkit import run as commands
 from hftoolkit.errors import ArtifactError
 from hftoolkit.export import GateReport
-from hftoolkit.job import Job
+from hftoolkit.job import Job, prepare, train
 from hftoolkit.recipe import load_recipe
+from hftoolkit.rundir import RunDir
 from hftoolkit.tasks import text_classification
 
 LORA = "tuning: {method: lora, rank: 4, SWITCHES}\n"
@@ -54,6 +55,21 @@ def test_the_gate_passes_for_every_method(tuning: str, write_recipe: Callable[..
     if has_adapter:
         adapter = {path.name for path in (tmp_path / "run" / "model" / "adapter").iterdir()}
         assert adapter == {"adapter_config.json", "adapter_model.safetensors", "README.md", "base"}
+
+
+def test_training_goes_on_with_the_position_that_the_head_reads(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(60), ["train.epochs=1"])
+    job = prepare(recipe, lambda event: None)
+    seen: dict[bool, set[int]] = {True: set(), False: set()}
+    layer = job.tuned.model.get_submodule("bert.encoder.layer.1.intermediate")
+    layer.register_forward_pre_hook(lambda module, inputs: seen[module.training].add(inputs[0].shape[1]))
+    train(recipe, job, RunDir.create("tiny", tmp_path / "run"), emit=lambda event: None)
+    assert seen[True] == {1}
+    seen[False].clear()
+    job.probabilities("validation")
+    assert min(seen[False]) > 1
 
 
 def test_an_adapter_stands_on_a_hub_id_or_brings_its_base(write_recipe: Callable[..., Path], tmp_path: Path) -> None:

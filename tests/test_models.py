@@ -10,13 +10,17 @@ from conftest import CLASSES, VOCABULARY
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
     BertTokenizer,
     DebertaV2Config,
     DistilBertConfig,
     GPT2Config,
+    LongformerConfig,
+    LongformerForSequenceClassification,
     ModernBertConfig,
     RobertaConfig,
+    T5Config,
 )
 
 from hftoolkit.cpu import faster_steps
@@ -94,7 +98,8 @@ def test_every_architecture_gets_a_head_for_the_labels_and_keeps_its_pretrained_
     backbone = load(folder)
     assert logits(backbone.model).shape == (2, 3)
     assert backbone.model.config.id2label == dict(enumerate(CLASSES))
-    assert set(backbone.output_layers) <= set(backbone.fresh_modules)
+    expected = {"roberta": "classifier.out_proj", "gpt2": "score"}.get(backbone.model.config.model_type, "classifier")
+    assert backbone.output_layers == (expected,) and expected in backbone.fresh_modules
     pretrained = AutoModel.from_pretrained(folder).state_dict()
     loaded = backbone.model.base_model.state_dict()
     shared = [name for name in pretrained if name in loaded]
@@ -307,12 +312,43 @@ def test_gradient_checkpointing_gives_the_same_gradients_also_under_lora(tiny_ba
         assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
 
 
+def test_lora_trains_no_decoder_in_full(tmp_path: Path) -> None:
+    configs = {
+        "bart": BartConfig(vocab_size=30, d_model=16, encoder_layers=2, decoder_layers=1, max_position_embeddings=64),
+        "t5": T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=1, num_heads=2),
+    }
+    for name, config in configs.items():
+        AutoModel.from_config(config).save_pretrained(tmp_path / name)
+        BertTokenizer(vocab={word: index for index, word in enumerate(VOCABULARY)}).save_pretrained(tmp_path / name)
+        backbone = load(tmp_path / name)
+        model = apply_tuning(backbone, LoraTuning(method="lora", rank=2)).model
+        trained = [name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name]
+        assert trained and all("classification_head." in name for name in trained)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_a_shortened_block_keeps_its_length_for_what_cuts_padding_off_later(padding: int) -> None:
+    torch.manual_seed(0)
+    sizes = SIZE | {"intermediate_size": 32, "max_position_embeddings": 64, "num_labels": 3, "pad_token_id": 0}
+    model = LongformerForSequenceClassification(LongformerConfig(**sizes, attention_window=4)).eval()
+    few = {name: values[:, : 8 - padding] for name, values in long_batch(8).items()}
+    with first_position_only(model, lambda: model(**few).logits):
+        for length in (8, 13):
+            model(**long_batch(length)).logits.sum().backward()
+
+
+def long_batch(length: int) -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.arange(2 * length).reshape(2, length) % 7 + 4, "attention_mask": torch.ones(2, length)}
+
+
 @pytest.mark.parametrize("tuning", [FullTuning(), LoraTuning(method="lora", rank=2)])
 def test_a_last_block_shortened_to_what_the_head_reads_gives_the_same_gradients(folder: Path, tuning: Any) -> None:
     model = apply_tuning(load(folder), tuning).model.train()
     widths: list[int] = []
     block = encoder_layers(model)[1][-1]
-    block.register_forward_hook(lambda _, __, output: widths.append(output[0].shape[-2]))
+    inside = dict(block.named_modules())
+    feed_forward = next(inside[name] for name in ("intermediate", "ffn", "mlp") if name in inside)
+    feed_forward.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
 
     def gradients() -> dict[str, Any]:
         model.zero_grad()

@@ -294,6 +294,14 @@ def test_a_frozen_parameter_stays_and_is_not_in_the_checkpoint(bench):
     assert set(load_weights(fitted.best.path)) == {"head.weight", "head.bias"}
 
 
+def test_a_micro_batch_of_one_row_uses_the_running_statistics(bench):
+    toy = bench(model=toy_model(batch_norm=True))
+    toy.fit(epochs=1, batch_size=13)  # 40 rows: 13, 13, 13 and 1
+    assert torch.equal(toy.after[4]["norm.running_mean"], toy.after[3]["norm.running_mean"])
+    assert not torch.equal(toy.after[3]["norm.running_mean"], toy.after[2]["norm.running_mean"])
+    assert differ(toy.after[4], toy.after[3])
+
+
 BODY_JOINS = {"body.weight": 1.0, "body.bias": 4 / 3, "norm.weight": 1.0, "norm.bias": 1.0}
 
 
@@ -309,6 +317,7 @@ def test_a_parameter_joins_in_its_epoch_and_is_frozen_before(bench):
     assert not torch.equal(toy.after[4]["norm.running_mean"], toy.after[3]["norm.running_mean"])
     assert torch.equal(toy.after[4]["body.bias"], toy.after[0]["body.bias"])
     assert not torch.equal(toy.after[5]["body.bias"], toy.after[4]["body.bias"])
+    assert all(parameter.requires_grad for parameter in toy.model.parameters())
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.001])

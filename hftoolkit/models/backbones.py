@@ -164,7 +164,9 @@ def encoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     stacks = [(name, stack) for name, stack in stacks if not is_under(name, [other for other, _ in stacks])]
     if not stacks:
-        raise RecipeError(f"{type(model).__name__} has no list of encoder blocks; use tuning.method full or lora")
+        raise RecipeError(
+            f"{type(model).__name__} has no list of encoder blocks; use full or lora, without layer-wise knobs"
+        )
     return max(stacks, key=lambda entry: len(entry[1]))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ def first_position_only(model: nn.Module, logits: Callable[[], torch.Tensor]) ->
 
     A classifier on a first token ([CLS]) needs the keys and values of all positions of its last block, but attention's
     output layer and the feed-forward layers of one: an eighth less work in six blocks. Logits and gradients stay the
-    same. Models whose blocks are laid out in another way, or whose head reads more, are left as they are.
+    same; with dropout, other masks are drawn. The other positions leave the block as zeros. Models whose blocks are
+    laid out in another way, or whose head reads more, are left as they are.
 
     Args:
         model: it may be wrapped by peft.
@@ -33,8 +35,37 @@ def first_position_only(model: nn.Module, logits: Callable[[], torch.Tensor]) ->
     if block is None or cut is None or not _can_be_shortened(model, block, cut, logits):
         yield
         return
-    with cut.register_forward_pre_hook(_shorten):
+    with _shortened(block, cut):
         yield
+
+
+@dataclass(slots=True)
+class _Lengths:
+    whole: int = 0  # positions that go into the cut
+    short: int = 0  # positions that leave the block
+
+
+@contextmanager
+def _shortened(block: nn.Module, cut: nn.Module) -> Iterator[_Lengths]:
+    """Inside, the cut gets the first position alone, and what leaves the block is filled up with zeros."""
+    lengths = _Lengths()
+
+    def shorten(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        lengths.whole = next(x.shape[1] for x in inputs if _is_sequence(x))
+        return tuple(x[:, :1] if _is_sequence(x) else x for x in inputs)  # (B, L, H) -> (B, 1, H)
+
+    def fill(_: nn.Module, __: Any, output: Any) -> Any:
+        states = output if isinstance(output, torch.Tensor) else output[0]
+        lengths.short = states.shape[1]
+        filled = nn.functional.pad(states, (0, 0, 0, lengths.whole - lengths.short))
+        return filled if isinstance(output, torch.Tensor) else (filled, *output[1:])
+
+    with cut.register_forward_pre_hook(shorten), block.register_forward_hook(fill):
+        yield lengths
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 3
 
 
 def _can_be_shortened(model: nn.Module, block: nn.Module, cut: nn.Module, logits: Callable[[], torch.Tensor]) -> bool:
@@ -43,10 +74,13 @@ def _can_be_shortened(model: nn.Module, block: nn.Module, cut: nn.Module, logits
     try:
         if not _reads_first_alone(block, logits):
             return False
-        whole, _ = _run(block, logits)
-        with cut.register_forward_pre_hook(_shorten):
-            short, length = _run(block, logits)
-        return length == 1 and torch.allclose(short, whole, rtol=TOLERANCE, atol=TOLERANCE)
+        with torch.no_grad():
+            whole = logits()
+            with _shortened(block, cut) as lengths:
+                short = logits()
+        return lengths.short == 1 and torch.allclose(short, whole, rtol=TOLERANCE, atol=TOLERANCE)
+    except (RuntimeError, ValueError, LookupError):  # a block that cannot do with one position
+        return False
     finally:
         model.train(training)
 
@@ -73,19 +107,3 @@ def _reads_first_alone(block: nn.Module, logits: Callable[[], torch.Tensor]) -> 
         return False
     (gradient_BLH,) = torch.autograd.grad(total, leaves, allow_unused=True)
     return gradient_BLH is not None and bool(gradient_BLH[:, 0].any()) and not bool(gradient_BLH[:, 1:].any())
-
-
-def _run(block: nn.Module, logits: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Return the logits and the number of positions that leave the block."""
-    lengths: list[int] = []
-
-    def measure(_: nn.Module, __: Any, output: Any) -> None:
-        lengths.append((output if isinstance(output, torch.Tensor) else output[0]).shape[1])
-
-    with block.register_forward_hook(measure), torch.no_grad():
-        return logits(), lengths[0]
-
-
-def _shorten(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Cut what goes into a module, (B, L, H) each, to (B, 1, H)."""
-    return tuple(x[:, :1] if isinstance(x, torch.Tensor) and x.ndim == 3 else x for x in inputs)

@@ -6,17 +6,21 @@ from math import floor, nextafter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
-from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
+from PIL import Image
+from transformers import AutoImageProcessor, BitImageProcessor, LevitImageProcessor, ViTImageProcessor
 
-from hftoolkit.data import CROP_MODES, Geometry
+from hftoolkit.data import CROP_MODES, Geometry, fit
 from hftoolkit.errors import DataError, RecipeError
 
 # PIL's numbers for the resampling filters.
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 RESAMPLE = {name: number for number, name in INTERPOLATIONS.items()}
 CONVNEXT_CROPS_BELOW = 384  # pixels; from there on ConvNeXT's processor squashes
+# Levels, of 255, by which torchvision's and Pillow's resizing may differ.
+MAX_LEVELS_APART = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,8 @@ def processor_preprocessing(path: Path, image_size: int | None) -> Preprocessing
 
     Raises:
         RecipeError: it leaves images as large as they are, and no ``image_size`` is given.
-        DataError: it reads the channels in another order, pads images, or crops height and width differently.
+        DataError: it reads the channels in another order, pads images, crops height and width differently, or gives
+            other pixels for a test image in any way.
     """
     processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     if getattr(processor, "do_flip_channel_order", False):
@@ -114,6 +119,8 @@ def processor_preprocessing(path: Path, image_size: int | None) -> Preprocessing
         (std[0] / scale, std[1] / scale, std[2] / scale),
         crop_mode,
     )
+    if processor.do_resize:
+        _compare(processor, own, path.name)
     return own if image_size is None else replace(own, height=image_size, width=image_size)
 
 
@@ -146,7 +153,7 @@ def _processor_geometry(processor: Any, name: str, image_size: int | None) -> tu
     crop_mode = "squash" if edge is None else "center"
     if getattr(processor, "do_center_crop", False) and crop:
         height, width = crop["height"], crop["width"]
-        crop_pct = _share(height, edge or size["height"])
+        crop_pct = _share(height, _resized_edge(processor, edge) if edge else size["height"])
         if crop_pct > 1 or (edge is None and floor(width / crop_pct) != size["width"]):
             raise DataError(
                 f"the image processor of {name} resizes to {size} and then crops {crop}, which is not supported: "
@@ -159,6 +166,29 @@ def _processor_geometry(processor: Any, name: str, image_size: int | None) -> tu
     if convnext_crop_pct is None:
         return edge, edge, 1.0, crop_mode
     return (edge, edge, convnext_crop_pct, crop_mode) if edge < CONVNEXT_CROPS_BELOW else (edge, edge, 1.0, "squash")
+
+
+def _resized_edge(processor: Any, edge: int) -> int:
+    """Return the shorter side before the crop where a processor has a rule of its own."""
+    if isinstance(processor, LevitImageProcessor):
+        return int(256 / 224 * edge)
+    crop_pct = getattr(processor, "crop_pct", None)
+    return edge if crop_pct is None else int(edge / crop_pct)
+
+
+def _compare(processor: Any, own: Preprocessing, name: str) -> None:
+    """Raise DataError where a processor makes something else of an image than ``own`` says."""
+    rows, columns = np.mgrid[0 : own.height * 3 // 2, 0 : own.width * 2]  # smooth, and of another aspect ratio
+    channels = [columns / columns.max(), rows / rows.max(), (rows + columns) / (rows + columns).max()]
+    image = Image.fromarray((64 + 127 * np.stack(channels, axis=-1)).astype(np.uint8))
+    wanted = processor(images=image, return_tensors="pt").get("pixel_values")
+    ours = normalize(torch.from_numpy(fit(image, own.geometry)).permute(2, 0, 1)[None], own)
+    std = torch.tensor(own.std).view(1, 3, 1, 1)
+    if wanted is None or wanted.shape != ours.shape or ((wanted - ours) * std * 255).abs().max() > MAX_LEVELS_APART:
+        raise DataError(
+            f"the image processor of {name}, {type(processor).__name__}, does not just resize, crop and normalize; "
+            "that is not supported"
+        )
 
 
 def _share(kept: int, resized: int) -> float:

@@ -84,6 +84,11 @@ def trainable_table(model: nn.Module) -> Table:
     return Table("Parameters", ("part", "trained", "total"), (*rows, everything))
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that keep running statistics of batches."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 def frozen_statistics(model: nn.Module) -> list[nn.Module]:
     """Return the batch norms none of whose parameters is trained: in training they must stay in eval mode.
 
@@ -93,9 +98,8 @@ def frozen_statistics(model: nn.Module) -> list[nn.Module]:
     anything = any(not parameter.requires_grad for parameter in model.parameters())
     return [
         module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and not any(parameter.requires_grad for parameter in module.parameters())
+        for module in batch_norms(model)
+        if not any(parameter.requires_grad for parameter in module.parameters())
         and (anything or any(True for _ in module.parameters()))
     ]
 
@@ -150,11 +154,14 @@ def _poolers(model: nn.Module, head: Sequence[str]) -> list[str]:
     if is_image_model(model):
         return []
     try:
-        below = frozenset().union(*_layers(model, head))
+        stack, _ = encoder_layers(model)
     except RecipeError:  # no list of blocks
         return []
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return [name for name in linear if f"{name}.weight" not in below and not is_under(f"{name}.weight", head)]
+    names = [name for name, _ in model.named_modules()]
+    above = names[names.index(stack) :]
+    lists = [name for name in above if isinstance(model.get_submodule(name), nn.ModuleList)]  # also a decoder's
+    linear = [name for name in above if isinstance(model.get_submodule(name), nn.Linear)]
+    return [name for name in linear if not is_under(f"{name}.weight", [*lists, *head])]
 
 
 def _norms(model: nn.Module, head: Sequence[str]) -> list[str]:

@@ -200,7 +200,7 @@ def _scales(model: nn.Module, head: tuple[str, ...], tuning: Tuning) -> dict[str
     scales = rate_scales(
         names,
         _layers(model, head) if tuning.layer_decay < 1 else (),
-        frozenset(name for name in names if is_under(name, head)),
+        frozenset(name for name in names if is_under(name, (*head, *_poolers(model, head)))),
         decay=tuning.layer_decay,
         head_scale=tuning.head_learning_rate_scale,
     )

@@ -106,7 +106,9 @@ class RateSection(Section):
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the learning rate for each layer further from the head."
     )
-    head_learning_rate_scale: float = Field(1.0, gt=0, le=1000, description="Factor on the head's learning rate.")
+    head_learning_rate_scale: float = Field(
+        1.0, gt=0, le=1000, description="Factor on the learning rate of the head and its pooler."
+    )
 
 
 class FullTuning(RateSection):

@@ -194,6 +194,7 @@ def test_lora_plus_and_layer_decay_and_head_scale_set_the_rates(tiny_backbone: P
     assert rates[query.format(1, "B")] == 4.0
     assert rates[query.format(0, "A")] == 0.25
     assert rates["classifier.modules_to_save.default.weight"] == 3.0
+    assert rates["bert.pooler.dense.modules_to_save.default.weight"] == 3.0
 
 
 def test_layers_cover_every_parameter_once_and_in_depth_order(folder: Path) -> None:

@@ -47,8 +47,8 @@ def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:
     Raises:
         RecipeError: LoRA targets match nothing, there are no norms to train, or more layers are named than exist.
     """
-    head = backbone.fresh_modules
-    model = backbone.model
+    head, model = backbone.fresh_modules, backbone.model
+    poolers = _poolers(model, head)
     match tuning:
         case FullTuning():
             pass
@@ -64,10 +64,10 @@ def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:
                 dropout=tuning.dropout,
                 targets=tuning.target_modules,
                 blocks=_blocks(model, head) if tuning.target_modules == "auto" else frozenset(),
-                trained_modules=(*head, *_poolers(model, head), *(_norms(model, head) if tuning.norms else ())),
+                trained_modules=(*head, *poolers, *(_norms(model, head) if tuning.norms else ())),
                 variants={"use_dora": tuning.dora, "use_rslora": tuning.rslora},
             )
-    return TunedModel(model, _scales(model, head, tuning), _unfreezing(model, head, tuning))
+    return TunedModel(model, _scales(model, head, poolers, tuning), _unfreezing(model, head, tuning))
 
 
 def trainable_table(model: nn.Module) -> Table:
@@ -195,12 +195,12 @@ def _unfreezing(model: nn.Module, head: Sequence[str], tuning: Tuning) -> dict[s
     }
 
 
-def _scales(model: nn.Module, head: tuple[str, ...], tuning: Tuning) -> dict[str, float]:
+def _scales(model: nn.Module, head: Sequence[str], poolers: Sequence[str], tuning: Tuning) -> dict[str, float]:
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     scales = rate_scales(
         names,
         _layers(model, head) if tuning.layer_decay < 1 else (),
-        frozenset(name for name in names if is_under(name, (*head, *_poolers(model, head)))),
+        frozenset(name for name in names if is_under(name, (*head, *poolers))),
         decay=tuning.layer_decay,
         head_scale=tuning.head_learning_rate_scale,
     )

@@ -1,0 +1,95 @@
+"""Texts and labels: read from a table, checked row by row, divided into splits, and summed up."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hftoolkit.data.labels import LabelSet
+from hftoolkit.data.reading import (
+    places_by_split,
+    read_each_split,
+    reading,
+    reading_warnings,
+    refuse_no_rows,
+    refuse_one_class,
+    refuse_shared_groups,
+)
+from hftoolkit.data.summary import summarize
+from hftoolkit.data.tables import Table, read_table
+from hftoolkit.data.text_rows import CleanRows, encode_rows, find_labels, parse_rows, refuse_bad_rows
+from hftoolkit.errors import DataError
+from hftoolkit.recipe import Split, TextClassification, TextData
+
+
+@dataclass(frozen=True, slots=True)
+class TextSplits:
+    """Texts and targets by split: ``train``, ``validation``, ``test``.
+
+    Attributes:
+        texts: N texts.
+        targets: (N,) int64 class numbers; multi-label: (N, C) float32 of 0 and 1.
+        row_numbers: (N,) int64, 1-based rows of the table they came from.
+        labels: the classes, those that occur in one split only too.
+        summary: counts, fingerprint and warnings in plain JSON types.
+    """
+
+    texts: dict[str, list[str]]
+    targets: dict[str, np.ndarray]
+    row_numbers: dict[str, np.ndarray]
+    labels: LabelSet
+    summary: dict[str, Any]
+
+
+def load_text_splits(
+    path: Path, data: TextData, task: TextClassification, labels: LabelSet | None = None
+) -> TextSplits:
+    """Read, check and divide a table of texts and labels.
+
+    Args:
+        path: the file or folder that ``data.source`` led to.
+        data: columns, splits, and what to do with bad rows.
+        task: the labels, and whether a text has one or any number.
+        labels: known classes, which overrule ``task.labels``.
+
+    Raises:
+        DataError: the files, columns, rows or splits cannot be used; all bad rows are in one message.
+        RecipeError: the template or ``task.labels`` is not valid.
+    """
+    tables = read_each_split(data.split, lambda split: read_table(path, split=split, subset=data.subset))
+    parsed = {
+        name: parse_rows(table, data, multi_label=task.multi_label, label_separator=task.label_separator)
+        for name, table in tables.items()
+    }
+    if labels is None:
+        labels = find_labels(
+            parsed.values(),
+            data.columns.label,
+            multi_label=task.multi_label,
+            mapping=task.labels,
+            table=tables["train"],
+        )
+    encoded = {name: encode_rows(rows, labels) for name, rows in parsed.items()}
+    bad = {tables[name].source: bad_rows for name, (_, bad_rows) in encoded.items()}
+    refuse_bad_rows(bad, labels, data.on_bad_rows)
+    rows = {name: kept for name, (kept, _) in encoded.items()}
+    refuse_shared_groups(rows)
+    return _divide(rows, tables, data.split, labels)
+
+
+def _divide(rows: Mapping[str, CleanRows], tables: Mapping[str, Table], split: Split, labels: LabelSet) -> TextSplits:
+    refuse_no_rows(rows, tables)
+    if not rows["train"].targets.any() and labels.multi_label:
+        raise DataError("no training row has any label; check data.columns.label and task.label_separator")
+    texts, targets, row_numbers = {}, {}, {}
+    for name, (source, chosen) in places_by_split(rows, split).items():
+        texts[name] = [rows[source].texts[place] for place in chosen]
+        targets[name] = rows[source].targets[chosen]
+        row_numbers[name] = rows[source].row_numbers[chosen]
+    if not labels.multi_label:
+        refuse_one_class(targets["train"], labels, "check data.columns.label and task.labels")
+    summary = summarize(texts, targets, row_numbers, labels)
+    summary["warnings"] = [*reading_warnings(rows, tables), *summary["warnings"]]
+    return TextSplits(texts, targets, row_numbers, labels, {**reading(rows, tables), **summary})

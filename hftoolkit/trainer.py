@@ -81,7 +81,7 @@ def fit(
         if accelerator.device.type == "cpu" and accelerator.num_processes == 1:  # DDP wants dense gradients
             stack.enter_context(faster_steps(tuned.model))
         stack.enter_context(first_position_only(tuned.model, loop.logits_of_some))
-        stack.callback(loop.unfreeze_all)
+        stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable
         received = stack.enter_context(_deferred_signals())
         stack.enter_context(_memory_watched(loop))
         for micro_batches in loop.steps():
@@ -209,7 +209,7 @@ class _Loop:
         Batch norms use their running statistics for a micro-batch of one row, which has none of its own.
         """
         if self.tuned.unfreeze_at:
-            self._unfreeze()
+            self.unfreeze(self.step / self.steps_per_epoch)
         self.model.train()
         for module in self.frozen_statistics:
             module.eval()
@@ -244,14 +244,8 @@ class _Loop:
         batch = self.task.datasets().collate([self.rows.examples[index] for index in range(min(4, len(self.rows)))])
         return self.task.predict_step(self.model, to_device(batch, self.accelerator.device)).float()
 
-    def unfreeze_all(self) -> None:
-        """Leave the model with all parameters trainable that the run trains."""
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad = name in self.trained
-
-    def _unfreeze(self) -> None:
+    def unfreeze(self, epoch: float) -> None:
         """Make those parameters trainable whose epoch has come, and freeze those whose epoch has not."""
-        epoch = self.step / self.steps_per_epoch
         for name, parameter in self.model.named_parameters():
             if name in self.trained:
                 parameter.requires_grad = self.tuned.unfreeze_at.get(name, 0.0) <= epoch

@@ -55,13 +55,22 @@ def _shortened(block: nn.Module, cut: nn.Module) -> Iterator[_Lengths]:
         return tuple(x[:, :1] if _is_sequence(x) else x for x in inputs)  # (B, L, H) -> (B, 1, H)
 
     def fill(_: nn.Module, __: Any, output: Any) -> Any:
-        states = output if isinstance(output, torch.Tensor) else output[0]
+        states = _states(output)
         lengths.short = states.shape[1]
-        filled = nn.functional.pad(states, (0, 0, 0, lengths.whole - lengths.short))
-        return filled if isinstance(output, torch.Tensor) else (filled, *output[1:])
+        return _with_states(output, nn.functional.pad(states, (0, 0, 0, lengths.whole - lengths.short)))
 
     with cut.register_forward_pre_hook(shorten), block.register_forward_hook(fill):
         yield lengths
+
+
+def _states(output: Any) -> torch.Tensor:
+    """Return the hidden states, (B, L, H), that a block gives alone or first of several."""
+    states: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+    return states
+
+
+def _with_states(output: Any, states: torch.Tensor) -> Any:
+    return states if isinstance(output, torch.Tensor) else (states, *output[1:])
 
 
 def _is_sequence(value: Any) -> bool:
@@ -97,9 +106,8 @@ def _reads_first_alone(block: nn.Module, logits: Callable[[], torch.Tensor]) -> 
     leaves: list[torch.Tensor] = []
 
     def detach(_: nn.Module, __: Any, output: Any) -> Any:
-        states = output if isinstance(output, torch.Tensor) else output[0]
-        leaves.append(states.detach().requires_grad_())
-        return leaves[0] if isinstance(output, torch.Tensor) else (leaves[0], *output[1:])
+        leaves.append(_states(output).detach().requires_grad_())
+        return _with_states(output, leaves[0])
 
     with block.register_forward_hook(detach):
         total = logits().sum()

@@ -20,9 +20,26 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that come with hftoolkit.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+rl_app = typer.Typer(help="Reinforcement learning: DQN, Q-learning, SARSA.", no_args_is_help=True)
+app.add_typer(rl_app, name="rl")
 logger = logging.getLogger(__name__)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this spelling
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; repeatable."),
+]
+RunDirectory = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--run-dir", help="Where the run goes, exactly. Default: runs/RECIPE, then runs/RECIPE-2, ..."),
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Import environment.module of the recipe, which runs its code here.")
+]
+EvaluationSeed = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--seed", min=0, help="Seed of the episodes. Default: evaluation.seed of the run."),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -60,14 +77,8 @@ def _common(
 @app.command()
 def finetune(
     recipe: RecipeFile,
-    set_: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer reads this spelling
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; repeatable."),
-    ] = None,
-    run_dir: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Where the run goes, exactly. Default: runs/RECIPE, then runs/RECIPE-2, ..."),
-    ] = None,
+    set_: Overrides = None,
+    run_dir: RunDirectory = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and do one real step; leave nothing behind.")
     ] = False,
@@ -148,6 +159,84 @@ def _read_lines() -> list[str]:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(f"line {line} of standard input is not UTF-8; convert it, for example with iconv") from error
     return text.removesuffix("\n").split("\n") if text else []
+
+
+@rl_app.command("train")
+def rl_train(
+    recipe: RecipeFile,
+    set_: Overrides = None,
+    run_dir: RunDirectory = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Train so many agents, from train.seed on.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run, exactly.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, act and learn once; leave nothing behind.")
+    ] = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Train an agent in an environment, and measure its final policy."""
+    from hftoolkit.recipe import load_reinforcement_recipe
+
+    parsed = load_reinforcement_recipe(recipe, set_ or [])
+    _import_from_here(allow_code)
+    from hftoolkit import run_rl
+    from hftoolkit.render import render_events
+
+    with render_events() as emit:
+        if dry_run:
+            value = run_rl.rehearse(parsed, run_dir=run_dir, allow_code=allow_code)
+            typer.echo(f"the recipe is good: one update ran, one episode returned {value:g}; nothing was written")
+            return
+        where = run_rl.train(
+            parsed, name=recipe.stem, run_dir=run_dir, seeds=seeds, resume=resume, allow_code=allow_code, emit=emit
+        )
+    typer.echo(f"\nresults   {where / 'results.json'}\nreport    {where / 'report'}")
+    shown = where if seeds == 1 else where / "seeds" / f"seed-{parsed.train.seed}"
+    typer.echo(f"watch it  hftoolkit rl play {shlex.quote(str(shown))} --video replay.mp4")
+
+
+@rl_app.command("evaluate")
+def rl_evaluate(
+    run_folder: RunFolder,
+    episodes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="How many. Default: evaluation.episodes of the run."),
+    ] = None,
+    seed: EvaluationSeed = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Measure the final policy of a run again, greedily."""
+    _import_from_here(allow_code)
+    from hftoolkit import run_rl
+    from hftoolkit.render import render_events
+
+    with render_events() as emit:
+        run_rl.evaluate(run_folder, episodes=episodes, seed=seed, allow_code=allow_code, emit=emit)
+
+
+@rl_app.command("play")
+def rl_play(
+    run_folder: RunFolder,
+    episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    video: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write a .mp4 or .gif file. Default: a window."),
+    ] = None,
+    seed: EvaluationSeed = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Watch the final policy of a run, in the episodes that it was measured on."""
+    _import_from_here(allow_code)
+    from hftoolkit import run_rl
+    from hftoolkit.render import render_events
+
+    with render_events() as emit:
+        run_rl.play(run_folder, episodes=episodes, seed=seed, video=video, allow_code=allow_code, emit=emit)
+
+
+def _import_from_here(allow_code: bool) -> None:
+    """Let environment.module lie in the current folder, as with ``python -m``."""
+    if allow_code and "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 @app.command()

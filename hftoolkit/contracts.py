@@ -126,4 +126,14 @@ class Evaluated:
     is_best: bool = field(default=False)
 
 
-Event = Message | Table | StepDone | Evaluated
+@dataclass(frozen=True, slots=True)
+class AgentProgress:
+    """How learning by acting goes, after ``step`` steps of the environment."""
+
+    step: int
+    total_steps: int
+    metrics: Metrics  # means since the last report
+    steps_per_second: float  # learning time only, since the start
+
+
+Event = Message | Table | StepDone | Evaluated | AgentProgress

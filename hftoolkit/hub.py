@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hftoolkit.recipe import ImageRecipe, Recipe, TextRecipe, dump_recipe
+from hftoolkit.recipe import Dqn, ImageRecipe, MlpNetwork, Recipe, ReinforcementRecipe, TextRecipe, dump_recipe
 from hftoolkit.rundir import RunDir
 from hftoolkit.sources import Resolved, public_address
 
@@ -167,3 +167,96 @@ def _input_limits(recipe: Recipe, results: Mapping[str, Any]) -> str:
     flipped = isinstance(recipe, ImageRecipe) and recipe.task.test_time_flip
     mirrored = "; the results are means over each image and its mirror image" if flipped else ""
     return f"Images are seen at {height} x {width} pixels{mirrored}."
+
+
+def write_policy_card(run: RunDir, recipe: ReinforcementRecipe, results: Mapping[str, Any]) -> None:
+    """Write ``model/README.md`` of a reinforcement-learning run.
+
+    Args:
+        run: a run whose policy is saved.
+        recipe: the recipe of the run.
+        results: the content of results.json.
+    """
+    environment, kind = recipe.environment.id, recipe.algorithm.kind
+    test = results["test"]
+    measured = EvalResult(
+        task_type="reinforcement-learning",
+        task_name="reinforcement-learning",
+        dataset_type=environment,
+        dataset_name=environment,
+        metric_type="mean_reward",
+        metric_value=f"{test['metrics']['mean_return']:.2f} +/- {test['metrics']['std_return']:.2f}",
+    )
+    metadata = ModelCardData(
+        model_name=f"{kind}-{environment}",
+        library_name="hftoolkit",
+        pipeline_tag="reinforcement-learning",
+        tags=["hftoolkit", "reinforcement-learning", kind, environment],
+        eval_results=[measured],
+    )
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{_policy_body(recipe, results)}")
+    (run.model / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def _policy_body(recipe: ReinforcementRecipe, results: Mapping[str, Any]) -> str:
+    rows = {"this policy": results["test"], **results["baselines"]}
+    lines = [f"| {name} | {_return_cell(measured)} |" for name, measured in rows.items()]
+    sections = (
+        f"# {recipe.algorithm.kind} on {recipe.environment.id}",
+        f"## Use\n\n{_policy_use(recipe)}",
+        f"## Results\n\n{results['test']['examples']} greedy episodes with fixed seeds, after "
+        f"{results['train']['steps']} environment steps; mean return with its 95 % bootstrap interval over episodes. "
+        "One training seed: another one may do better or worse.\n\n| policy | mean return |\n|---|---|\n"
+        + "\n".join(lines),
+        f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```",
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _return_cell(measured: Mapping[str, Any]) -> str:
+    low, high = measured["intervals"]["mean_return"]
+    return f"{measured['metrics']['mean_return']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _policy_use(recipe: ReinforcementRecipe) -> str:
+    """Return how to act with the weights alone, where that fits a few lines of plain PyTorch or NumPy."""
+    algorithm = recipe.algorithm
+    if not isinstance(algorithm, Dqn):
+        return _TABLE_USE
+    is_plain = isinstance(algorithm.network, MlpNetwork) and not algorithm.normalize_observations
+    return (_DUELING_USE if algorithm.dueling else _MLP_USE) if is_plain else _OTHER_USE
+
+
+_TABLE_USE = """```python
+from safetensors.numpy import load_file
+
+table = load_file("model.safetensors")["table"]  # (states, actions)
+action = table[state].argmax()
+```"""
+
+_MLP_USE = """```python
+from safetensors.torch import load_file
+from torch import nn, tensor
+
+weights = load_file("model.safetensors")
+layers = []
+for name in sorted({key.rpartition(".")[0] for key in weights}):  # encoder.0, encoder.2, ..., head
+    layer = nn.utils.skip_init(nn.Linear, *weights[f"{name}.weight"].shape[::-1])
+    layer.load_state_dict({"weight": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]})
+    layers += [layer, nn.ReLU()]
+network = nn.Sequential(*layers[:-1])
+action = network(tensor(observation)).argmax().item()
+```"""
+
+_DUELING_USE = _MLP_USE.replace("network(tensor(observation))", "network(tensor(observation))[:-1]").replace(
+    "```python", "The last output is the state value, which changes no choice.\n\n```python"
+)
+
+_OTHER_USE = """```python
+from pathlib import Path
+
+from hftoolkit.rl.artifact import load_policy
+
+policy = load_policy(Path("path/of/this/folder"))
+actions = policy.act(observations, None)  # (N, ...) -> (N,)
+```"""

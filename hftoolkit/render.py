@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from hftoolkit.contracts import Emit, Evaluated, Event, Message, StepDone, Table
+from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Event, Message, StepDone, Table
 
 PLAIN_LINES = 20  # progress lines of a whole run where there is no terminal to draw a bar in
 PLAIN_WIDTH = 500  # columns of a file or a pipe: wide enough to cut no table
@@ -39,6 +39,7 @@ class _Renderer:
         self._console = console
         self._progress = progress
         self._bar: TaskID | None = None
+        self._lines = 0  # how many twentieths of the run have been told where there is no bar
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -50,15 +51,17 @@ class _Renderer:
             case Evaluated():
                 self._console.print(Text(_evaluation(event)), soft_wrap=True)
             case StepDone():
-                self._step(event)
+                self._step(event, f"loss {event.loss:.4f}  {event.examples_per_second:.1f} examples/s")
+            case AgentProgress():
+                self._step(event, _progress(event))
 
-    def _step(self, event: StepDone) -> None:
-        numbers = f"loss {event.loss:.4f}  {event.examples_per_second:.1f} examples/s"
+    def _step(self, event: StepDone | AgentProgress, numbers: str) -> None:
         if self._console.is_terminal:
             if self._bar is None:
                 self._bar = self._progress.add_task(numbers, total=event.total_steps)
             self._progress.update(self._bar, completed=event.step, description=numbers)
-        elif event.step % max(1, event.total_steps // PLAIN_LINES) == 0:
+        elif event.step * PLAIN_LINES // event.total_steps > self._lines:
+            self._lines = event.step * PLAIN_LINES // event.total_steps
             self._console.print(f"step {event.step}/{event.total_steps}  {numbers}")
 
 
@@ -71,6 +74,13 @@ def _table(table: Table) -> RichTable:
     return drawn
 
 
+def _progress(event: AgentProgress) -> str:
+    shown = ("episode_return", "loss", "mean_value", "td_error", "epsilon")
+    numbers = [f"{name} {event.metrics[name]:.4g}" for name in shown if name in event.metrics]
+    return "  ".join([*numbers, f"{event.steps_per_second:.0f} steps/s"])
+
+
 def _evaluation(event: Evaluated) -> str:
     shown = [f"{name} {value:.4f}" for name, value in event.metrics.items() if "/" not in name]
-    return f"validation at step {event.step}: {'  '.join(shown)}{'  (best so far)' if event.is_best else ''}"
+    name = "greedy episodes" if "mean_return" in event.metrics else "validation"
+    return f"{name} at step {event.step}: {'  '.join(shown)}{'  (best so far)' if event.is_best else ''}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hftoolkit.contracts import Emit, Event, Message
+from hftoolkit.contracts import Emit, Message
 from hftoolkit.environment import describe_environment
 from hftoolkit.export import GateReport, GateRows, export_model
 from hftoolkit.hub import hub_id, write_card
@@ -52,7 +52,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> 
         HFToolkitError: see ``errors``; status.json says what happened.
     """
     run = RunDir.create(name, run_dir)
-    listen = _both(emit, run.record)
+    listen = run.recording(emit)
     with recorded(run):
         run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
         write_json(run.environment, describe_environment())
@@ -248,11 +248,3 @@ def _training_facts(job: Job, fitted: Fitted, temperature: float, gate: GateRepo
         "temperature": temperature,
         "gate": gate.to_json(),
     }
-
-
-def _both(first: Emit, second: Emit) -> Emit:
-    def emit(event: Event) -> None:
-        first(event)
-        second(event)
-
-    return emit

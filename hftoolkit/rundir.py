@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hftoolkit.contracts import Evaluated, Event, Message, StepDone, Table
+from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Event, Message, StepDone, Table
 from hftoolkit.errors import DataError, EnvironmentFault, Interrupted, RecipeError
 
 
@@ -67,6 +68,26 @@ class RunDir:
         if not run.recipe.is_file():
             raise DataError(f"{root} is not a run directory (no {run.recipe.name} in it); name a folder under runs/")
         return run
+
+    @classmethod
+    def unfinished(cls, recipe_name: str, exact: Path | None = None) -> "RunDir":
+        """Return the run that is to be resumed: ``exact``, or the newest of that name that is not done.
+
+        Raises:
+            RecipeError: there is none, or it is done.
+        """
+        if exact is not None:
+            if not (run := cls(exact)).recipe.is_file():
+                raise RecipeError(f"there is no run in {exact} to resume; leave out --resume to start one")
+            if run.is_done():
+                raise RecipeError(f"the run {exact} is done; there is nothing to resume")
+            return run
+        name = re.compile(re.escape(recipe_name) + r"(-[0-9]+)?")
+        found = [cls(path.parent) for path in Path("runs").glob("*/recipe.yaml") if name.fullmatch(path.parent.name)]
+        waiting = [run for run in found if not run.is_done()]
+        if not waiting:
+            raise RecipeError(f"no unfinished run of {recipe_name} in runs/; leave out --resume to start one")
+        return max(waiting, key=lambda run: run.recipe.stat().st_mtime)
 
     @property
     def recipe(self) -> Path:
@@ -122,12 +143,45 @@ class RunDir:
         return self.root / "report"
 
     @property
+    def learning_curve(self) -> Path:
+        return self.report / "learning_curve.png"
+
+    @property
+    def seeds(self) -> Path:
+        """Where a run of several seeds keeps one run for each."""
+        return self.root / "seeds"
+
+    def seed(self, number: int) -> "RunDir":
+        return RunDir(self.seeds / f"seed-{number}")
+
+    @property
     def predictions(self) -> Path:
         return self.root / "predictions"
 
     @property
     def tracking(self) -> Path:
         return self.root / "tracking"
+
+    def is_done(self) -> bool:
+        """Return whether the run ended well."""
+        return self.status.is_file() and read_json(self.status).get("state") == "done"
+
+    def forget_after(self, step: int) -> None:
+        """Drop from ``metrics.jsonl`` what a run that resumes at ``step`` will do again."""
+        if not self.metrics.is_file():
+            return
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        self.metrics.write_text("".join(kept), encoding="utf-8")
+
+    def recording(self, emit: Emit) -> Emit:
+        """Return a function that passes an event on and records it."""
+
+        def listen(event: Event) -> None:
+            emit(event)
+            self.record(event)
+
+        return listen
 
     def _is_failed_start(self) -> bool:
         """Return whether a run failed here before its first step, so that there is nothing to lose."""
@@ -145,8 +199,8 @@ class RunDir:
     def record(self, event: Event) -> None:
         """Append an event to ``metrics.jsonl`` (numbers) and ``train.log`` (sentences and tables)."""
         match event:
-            case StepDone() | Evaluated():
-                kind = "step" if isinstance(event, StepDone) else "evaluation"
+            case StepDone() | Evaluated() | AgentProgress():
+                kind = {StepDone: "step", Evaluated: "evaluation", AgentProgress: "progress"}[type(event)]
                 _append(self.metrics, json.dumps({"event": kind, **_finite(asdict(event))}, allow_nan=False))
             case Message(text, level):
                 _append(self.log, f"{_now()} {level}: {text}")

@@ -7,13 +7,11 @@ optimizer step, however they are spread over micro-batches and processes.
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Iterator, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +25,7 @@ from hftoolkit.cpu import faster_steps
 from hftoolkit.devices import Accelerator, make_loader, peak_memory_bytes, to_device
 from hftoolkit.errors import Interrupted, RecipeError, TrainingError
 from hftoolkit.inference import Inference
+from hftoolkit.interrupts import deferred_signals
 from hftoolkit.metrics import is_better
 from hftoolkit.models.first_position import first_position_only
 from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
@@ -82,7 +81,7 @@ def fit(
             stack.enter_context(faster_steps(tuned.model))
         stack.enter_context(first_position_only(tuned.model, loop.logits_of_some))
         stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable
-        received = stack.enter_context(_deferred_signals())
+        received = stack.enter_context(deferred_signals())
         stack.enter_context(_memory_watched(loop))
         for micro_batches in loop.steps():
             loop.train_step(micro_batches)
@@ -349,24 +348,3 @@ def _memory_watched(loop: _Loop) -> Iterator[None]:
             f"{loop.micro_batch_size} needs less and trains the same; "
             "so do a shorter model.max_length and model.gradient_checkpointing: true, which cost something"
         ) from error
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the step in progress can end; a second one stops at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield received
-        return
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from hftoolkit.recipe import RECIPES, load_recipe
+from hftoolkit.recipe import ALL_RECIPES, is_reinforcement_recipe, load_recipe, load_reinforcement_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hftoolkit"
@@ -47,8 +47,8 @@ def test_layers_hold() -> None:
     assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", ended.stdout), ended.stdout
 
 
-def test_there_is_one_training_loop() -> None:
-    assert {file.name for file in python_files() if "backward(" in file.read_text()} == {"trainer.py"}
+def test_there_is_one_training_loop_and_that_of_dqn() -> None:
+    assert {file.name for file in python_files() if "backward(" in file.read_text()} == {"trainer.py", "dqn.py"}
 
 
 def test_files_and_functions_fit_a_reader() -> None:
@@ -93,7 +93,7 @@ def test_every_knob_is_read_outside_the_recipe_package() -> None:
         for name in node.kwd_attrs
     }
     knobs = {
-        name for recipe in RECIPES.values() for section in section_classes(recipe) for name in section.model_fields
+        name for recipe in ALL_RECIPES for section in section_classes(recipe) for name in section.model_fields
     }
     assert len(knobs) > 40
     assert not knobs - read
@@ -101,7 +101,8 @@ def test_every_knob_is_read_outside_the_recipe_package() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_shipped_recipe_is_valid(path: Path) -> None:
-    load_recipe(path)
+    load = load_reinforcement_recipe if is_reinforcement_recipe(path) else load_recipe
+    load(path)
 
 
 def test_recipes_are_shipped() -> None:
@@ -110,6 +111,12 @@ def test_recipes_are_shipped() -> None:
         "sentiment-lora",
         "vision",
         "vision-lora",
+        "dqn",
+        "dqn-acrobot",
+        "dqn-mountaincar",
+        "dqn-lunarlander",
+        "q-learning",
+        "sarsa",
     }
 
 

@@ -5,14 +5,25 @@ import re
 import pytest
 
 from hftoolkit.errors import EnvironmentFault, RecipeError
-from hftoolkit.recipe import Recipe, copy_recipe, list_recipes, load_recipe, read_recipe_text, shipped
+from hftoolkit.recipe import (
+    AnyRecipe,
+    copy_recipe,
+    is_reinforcement_recipe,
+    list_recipes,
+    load_recipe,
+    load_reinforcement_recipe,
+    read_recipe_text,
+    shipped,
+)
 
 
 def test_every_shipped_recipe_loads_and_has_a_title():
     recipes = list_recipes()
     assert recipes
     for recipe in recipes:
-        assert isinstance(load_recipe(shipped.recipes_directory() / f"{recipe.name}.yaml"), Recipe)
+        path = shipped.recipes_directory() / f"{recipe.name}.yaml"
+        load = load_reinforcement_recipe if is_reinforcement_recipe(path) else load_recipe
+        assert isinstance(load(path), AnyRecipe)
         assert recipe.title and "hftoolkit" not in recipe.title
 
 

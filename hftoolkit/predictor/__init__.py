@@ -13,7 +13,7 @@ from hftoolkit.predictor.files import (
 )
 from hftoolkit.predictor.images import ImagePredictor
 from hftoolkit.predictor.texts import TextPredictor
-from hftoolkit.recipe import ImageRecipe, TextRecipe, load_recipe
+from hftoolkit.recipe import ImageRecipe, TextRecipe, is_reinforcement_recipe, load_recipe
 from hftoolkit.rundir import RunDir, read_json
 
 __all__ = [
@@ -37,6 +37,8 @@ def load_predictor(path: Path) -> Predictor:
         DataError: there is no run, it did not finish, or it holds another model than its labels.
     """
     run = RunDir.open(path)
+    if is_reinforcement_recipe(run.recipe):
+        raise DataError(f"{path} is a reinforcement-learning run; type: hftoolkit rl evaluate {path}")
     state = read_json(run.status)
     if state.get("state") != "done":
         why = f" ({state['reason']})" if state.get("reason") else ""

@@ -9,8 +9,30 @@ from hftoolkit.recipe.images import (
     ImageRecipe,
     Pixels,
 )
-from hftoolkit.recipe.kinds import RECIPES
-from hftoolkit.recipe.load import differences, dump_recipe, json_schema, load_recipe
+from hftoolkit.recipe.kinds import ALL_RECIPES, RECIPES, AnyRecipe
+from hftoolkit.recipe.load import (
+    differences,
+    dump_recipe,
+    is_reinforcement_recipe,
+    json_schema,
+    load_recipe,
+    load_reinforcement_recipe,
+)
+from hftoolkit.recipe.reinforcement import (
+    Algorithm,
+    Dqn,
+    Environment,
+    Interaction,
+    MlpNetwork,
+    NatureCnn,
+    Network,
+    PixelObservations,
+    PolicyEvaluation,
+    QLearning,
+    ReinforcementRecipe,
+    Sarsa,
+    TimmEncoder,
+)
 from hftoolkit.recipe.sections import (
     Classification,
     Data,
@@ -29,10 +51,15 @@ from hftoolkit.recipe.shipped import ShippedRecipe, copy_recipe, list_recipes, r
 from hftoolkit.recipe.text import TextClassification, TextColumns, TextData, TextModel, TextRecipe
 
 __all__ = [
+    "ALL_RECIPES",
     "RECIPES",
+    "Algorithm",
+    "AnyRecipe",
     "Augmentation",
     "Classification",
     "Data",
+    "Dqn",
+    "Environment",
     "Evaluation",
     "FullTuning",
     "ImageClassification",
@@ -40,12 +67,21 @@ __all__ = [
     "ImageData",
     "ImageModel",
     "ImageRecipe",
+    "Interaction",
     "LastLayers",
     "LinearProbe",
     "LoraTuning",
+    "MlpNetwork",
     "Model",
+    "NatureCnn",
+    "Network",
+    "PixelObservations",
     "Pixels",
+    "PolicyEvaluation",
+    "QLearning",
     "Recipe",
+    "ReinforcementRecipe",
+    "Sarsa",
     "ShippedRecipe",
     "Split",
     "TextClassification",
@@ -53,13 +89,16 @@ __all__ = [
     "TextData",
     "TextModel",
     "TextRecipe",
+    "TimmEncoder",
     "Train",
     "Tuning",
     "copy_recipe",
     "differences",
     "dump_recipe",
+    "is_reinforcement_recipe",
     "json_schema",
     "list_recipes",
     "load_recipe",
+    "load_reinforcement_recipe",
     "read_recipe_text",
 ]

@@ -3,14 +3,15 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from pydantic.json_schema import models_json_schema
 
 from hftoolkit.errors import RecipeError
-from hftoolkit.recipe.kinds import RECIPES
+from hftoolkit.recipe.kinds import ALL_RECIPES, RECIPES, AnyRecipe
 from hftoolkit.recipe.problems import Node, Problem, explain, recipe_schema, resolve, shown, wrong_choice
+from hftoolkit.recipe.reinforcement import ReinforcementRecipe
 from hftoolkit.recipe.sections import Recipe, Section
 from hftoolkit.recipe.shipped import list_recipes
 from hftoolkit.recipe.yaml_file import (
@@ -27,6 +28,7 @@ from hftoolkit.recipe.yaml_file import (
 )
 
 MAX_PROBLEMS_SHOWN = 50
+R = TypeVar("R", bound=Section)
 
 
 class Place(NamedTuple):
@@ -38,7 +40,7 @@ class Place(NamedTuple):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of a file: defaults, then the file, then the overrides.
+    """Return the fine-tuning recipe of a file: defaults, then the file, then the overrides.
 
     Args:
         path: a YAML file.
@@ -49,13 +51,37 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             all wrong keys.
     """
     document = _read(path)
-    _refuse_reinforcement_learning(path, document)
+    if _is_reinforcement_learning(document):
+        raise RecipeError(
+            f"{path} is a reinforcement-learning recipe (it has 'environment' or 'algorithm'), and finetune does not "
+            f"run those; type: hftoolkit rl train {path}"
+        )
+    draft = _draft(path, document, overrides)
+    return _check(draft, _kind(draft))
+
+
+def load_reinforcement_recipe(path: Path, overrides: Sequence[str] = ()) -> ReinforcementRecipe:
+    """Return the reinforcement-learning recipe of a file, as ``load_recipe`` does for the others."""
+    document = _read(path)
+    if not _is_reinforcement_learning(document) and document.data.keys() & {"task", "data", "model"}:
+        raise RecipeError(f"{path} is no reinforcement-learning recipe; type: hftoolkit finetune {path}")
+    return _check(_draft(path, document, overrides), ReinforcementRecipe)
+
+
+def is_reinforcement_recipe(path: Path) -> bool:
+    """Return whether a recipe file is one of reinforcement learning.
+
+    Raises:
+        RecipeError: it is missing or no YAML.
+    """
+    return _is_reinforcement_learning(_read(path))
+
+
+def _draft(path: Path, document: Document, overrides: Sequence[str]) -> "_Draft":
     draft = _Draft(str(path), document)
     for number, override in enumerate(overrides):
         draft.override(override, number)
-    kind = _kind(draft)
-    _fill_empty_sections(draft.data, recipe_schema(kind))
-    return _check(draft, kind)
+    return draft
 
 
 def _kind(draft: "_Draft") -> type[Recipe]:
@@ -73,7 +99,8 @@ def _kind(draft: "_Draft") -> type[Recipe]:
     return RECIPES[close[0]]
 
 
-def _check(draft: "_Draft", kind: type[Recipe]) -> Recipe:
+def _check(draft: "_Draft", kind: type[R]) -> R:
+    _fill_empty_sections(draft.data, recipe_schema(kind))
     try:
         recipe = kind.model_validate(draft.data)
     except ValidationError as error:
@@ -97,13 +124,9 @@ def _read(path: Path) -> Document:
         ) from error
 
 
-def _refuse_reinforcement_learning(path: Path, document: Document) -> None:
+def _is_reinforcement_learning(document: Document) -> bool:
     keys = document.data.keys()
-    if keys & {"environment", "algorithm"} and not keys & {"data", "model"}:
-        raise RecipeError(
-            f"{path} is a reinforcement-learning recipe (it has 'environment' or 'algorithm'), and finetune does not "
-            "run those; give it a recipe with task, data and model"
-        )
+    return bool(keys & {"environment", "algorithm"}) and not keys & {"data", "model"}
 
 
 class _Draft:
@@ -194,12 +217,12 @@ def _fill_empty_sections(data: dict[Key, Any], schema: Node) -> None:
             _fill_empty_sections(value, node)
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: AnyRecipe) -> str:
     """Return YAML with every knob written out, which ``load_recipe`` reads back to an equal recipe."""
     return write_yaml(recipe.model_dump())
 
 
-def differences(a: Recipe, b: Recipe) -> list[str]:
+def differences(a: AnyRecipe, b: AnyRecipe) -> list[str]:
     """Return ``section.key: value in a -> value in b`` for each knob that differs; the order of labels counts."""
     left, right = dict(_knobs(a)), dict(_knobs(b))
     keys = dict.fromkeys([*left, *right])
@@ -222,6 +245,6 @@ def _knobs(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of recipes, for editors that complete and check YAML."""
     dialect = "https://json-schema.org/draft/2020-12/schema"
-    references, definitions = models_json_schema([(kind, "validation") for kind in RECIPES.values()])
-    kinds = [references[kind, "validation"] for kind in RECIPES.values()]
+    references, definitions = models_json_schema([(kind, "validation") for kind in ALL_RECIPES])
+    kinds = [references[kind, "validation"] for kind in ALL_RECIPES]
     return {"$schema": dialect, "title": "hftoolkit recipe", "oneOf": kinds, **definitions}

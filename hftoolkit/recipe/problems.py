@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from pydantic_core import ErrorDetails
 
-from hftoolkit.recipe.kinds import RECIPES
-from hftoolkit.recipe.sections import Recipe
+from hftoolkit.recipe.kinds import ALL_RECIPES
+from hftoolkit.recipe.sections import Section
 from hftoolkit.recipe.yaml_file import Key, KeyPath, read_scalar, write_value
 
 Node = dict[str, Any]  # a part of the JSON schema
@@ -61,7 +61,7 @@ class Spot:
 
 
 @cache
-def recipe_schema(kind: type[Recipe]) -> Node:
+def recipe_schema(kind: type[Section]) -> Node:
     """Return the JSON schema of a kind of recipe, for reading only."""
     return kind.model_json_schema()
 
@@ -69,7 +69,7 @@ def recipe_schema(kind: type[Recipe]) -> Node:
 @cache
 def _definitions() -> dict[str, Node]:
     """Return the sections of all kinds by name; those of one name are one class."""
-    return {name: node for kind in RECIPES.values() for name, node in recipe_schema(kind)["$defs"].items()}
+    return {name: node for kind in ALL_RECIPES for name, node in recipe_schema(kind)["$defs"].items()}
 
 
 def resolve(node: Node) -> Node:
@@ -84,7 +84,7 @@ def variants(node: Node) -> dict[str, Node]:
     return {member["properties"][tag]["const"]: member for member in members}
 
 
-def explain(errors: Sequence[ErrorDetails], kind: type[Recipe], at_most: int) -> tuple[list[Problem], int]:
+def explain(errors: Sequence[ErrorDetails], kind: type[Section], at_most: int) -> tuple[list[Problem], int]:
     """Return one problem for each key that has errors, in pydantic's order, and how many were left out.
 
     Args:

@@ -1,0 +1,8 @@
+"""Reinforcement learning: DQN and its tabular ancestors. dqn.py is the algorithm; the rest is what it stands on."""
+
+from importlib.util import find_spec
+
+from hftoolkit.errors import EnvironmentFault
+
+if find_spec("gymnasium") is None:
+    raise EnvironmentFault("reinforcement learning needs gymnasium; type: pip install 'hftoolkit[rl]'")

@@ -1,0 +1,62 @@
+"""A trained policy on disk: safetensors and JSON, nothing that runs code when it is read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hftoolkit.errors import DataError
+from hftoolkit.recipe import Algorithm, Dqn, ReinforcementRecipe
+from hftoolkit.rl.dqn import DqnAgent, QPolicy
+from hftoolkit.rl.encoders import perception
+from hftoolkit.rl.evaluation import Policy
+from hftoolkit.rl.networks import build_network
+from hftoolkit.rl.tabular import TablePolicy, TabularAgent
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_policy(folder: Path, agent: DqnAgent | TabularAgent, recipe: ReinforcementRecipe) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into a new folder."""
+    folder.mkdir(parents=True)
+    config: dict[str, Any] = {
+        "algorithm": recipe.algorithm.model_dump(mode="json"),
+        "environment": recipe.environment.model_dump(mode="json"),
+        "num_actions": agent.environments.num_actions,
+    }
+    if isinstance(agent, DqnAgent):
+        example = agent.environments.observations[0]
+        config["observation"] = {"shape": list(example.shape), "dtype": str(example.dtype)}
+        # Copies, because the weights of an agent are views of one vector, which the format does not know.
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in agent.online.state_dict().items()}
+    else:
+        tensors = {"table": torch.from_numpy(agent.table.copy())}
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_policy(folder: Path) -> Policy:
+    """Return the greedy policy that ``save_policy`` wrote.
+
+    Raises:
+        DataError: a file is missing, damaged, or does not fit the other.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        algorithm: Algorithm = TypeAdapter[Algorithm](Algorithm).validate_python(config["algorithm"], strict=False)
+        tensors = load_file(folder / WEIGHTS)
+        if not isinstance(algorithm, Dqn):
+            return TablePolicy(tensors["table"].numpy())
+        seen = config["observation"]
+        example = torch.zeros(seen["shape"], dtype=getattr(torch, seen["dtype"])).numpy()
+        perceive = perception(algorithm.network, example)
+        network = build_network(algorithm, perceive(example[None])[0], config["num_actions"])
+        network.load_state_dict(tensors)
+        return QPolicy(network.eval(), perceive, torch.device("cpu"))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"the policy in {folder} cannot be read: {error}") from error

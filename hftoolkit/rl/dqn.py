@@ -1,0 +1,282 @@
+"""DQN, whole: how the agent acts, what it remembers, what it learns from, and when.
+
+Mnih et al. 2015, with Double DQN (van Hasselt et al. 2016), n-step returns (Sutton 1988), a dueling head (Wang et al.
+2016) and prioritized replay (Schaul et al. 2016), each a switch of the recipe. ``advance`` is the loop; read it first.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hftoolkit.errors import TrainingError
+from hftoolkit.recipe import Dqn, PixelObservations
+from hftoolkit.rl.encoders import Perception, perception
+from hftoolkit.rl.environments import Environments, Step
+from hftoolkit.rl.networks import RunningNormalizer, build_network, one_vector
+from hftoolkit.rl.replay import Replay, Transitions
+from hftoolkit.rl.schedules import epsilon, importance_exponent, rate
+from hftoolkit.rl.statistics import Statistics
+from hftoolkit.seeding import numpy_generator, seed_torch
+
+DIVERGED = 10.0  # mean values this many times beyond what rewards allow are no values any more
+
+
+class QPolicy:
+    """Takes the action of the highest value.
+
+    Args:
+        network: what is perceived of observations, (B, ...) -> action values, (B, A).
+        perceive: observations -> what the network sees of them; see ``Perception``.
+        device: where the network is.
+    """
+
+    def __init__(self, network: nn.Module, perceive: Perception, device: torch.device) -> None:
+        self._network, self._perceive, self._device = network, perceive, device
+
+    def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+        """Return the best action, (N,) int, for each observation, (N, ...), among those that masks, (N, A), allow."""
+        return self.choose(self._perceive(observations), masks)
+
+    def choose(self, seen: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+        """Return the same for what is perceived of the observations."""
+        with torch.inference_mode():
+            values = self._network(torch.from_numpy(seen).to(self._device))
+            allowed = None if masks is None else torch.from_numpy(masks).to(self._device)
+            best: np.ndarray = _allowed(values, allowed).argmax(dim=1).cpu().numpy()
+        return best
+
+
+class DqnAgent:
+    """An agent that learns while it acts.
+
+    Args:
+        section: the algorithm.
+        environments: where it acts; what it sees there decides the shape of its network.
+        pixels: how frames become observations; None for vectors.
+        seed: of weights, exploration and replay.
+        total_steps: environment steps after which its schedules end.
+        device: where the network is.
+
+    Attributes:
+        step: environment steps done, over all environments. All schedules count these.
+        updates: gradient steps done.
+        online: the network that acts and is trained.
+        policy: its greedy policy.
+    """
+
+    def __init__(
+        self,
+        section: Dqn,
+        environments: Environments,
+        *,
+        pixels: PixelObservations | None,
+        seed: int,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
+        self.section, self.environments, self.total_steps, self.device = section, environments, total_steps, device
+        self.step = self.updates = 0
+        seed_torch(seed, "network")
+        self._perceive = perception(section.network, environments.observations[0]).to(device)
+        self._seen = self._perceive(environments.observations)
+        self.online = build_network(section, self._seen[0], environments.num_actions).to(device)
+        self.target = copy.deepcopy(self.online)
+        self._weights, self._target_weights = one_vector(self.online), one_vector(self.target)
+        self.target.requires_grad_(False)
+        self.policy = QPolicy(self.online, self._perceive.forgetful(), device)
+        self._optimizer = torch.optim.Adam([self._weights], lr=section.learning_rate, fused=True)
+        self._generator = numpy_generator(seed, "agent")
+        self._statistics = Statistics()
+        self._largest_reward = 0.0
+        frames = self._seen if pixels is None else self._seen[:, -1]
+        self.replay = Replay(
+            section.replay_size,
+            environments.num_envs,
+            frame=frames[0],
+            stack=None if pixels is None else pixels.stack,
+            num_actions=None if environments.masks is None else environments.num_actions,
+            n_steps=section.n_steps,
+            discount=section.discount,
+            priority_exponent=section.priority_exponent if section.prioritized else None,
+        )
+
+    def advance(self) -> None:
+        """Act once in every environment, remember it, and do all updates that are due."""
+        seen, masks = self._seen, self.environments.masks
+        actions = self._explore(seen, masks)
+        outcome = self.environments.step(actions)
+        followed = dataclasses.replace(outcome, next_observations=self._perceive(outcome.next_observations))
+        self.replay.add(seen, masks, actions, followed)
+        self._seen = self._perceive(self.environments.observations)
+        self._take_note(seen, outcome)
+        before, self.step = self.step, self.step + self.environments.num_envs
+        if self.step < self.section.learning_starts:
+            return
+        for _ in range(self._times(self.section.update_every, before) * self.section.updates):
+            self.update()
+        if self._times(self.section.target_update_every, before):
+            self._update_target()
+
+    def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+        """Return the best actions, as ``QPolicy`` does."""
+        return self.policy.act(observations, masks)
+
+    def _explore(self, seen: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+        """Return greedy actions, and random ones with probability epsilon, decided for each environment by itself."""
+        number, num_actions = self.environments.num_envs, self.environments.num_actions
+        random = self._generator.random(number) < epsilon(self.section, self.step, self.total_steps)
+        if masks is None:
+            actions = self._generator.integers(0, num_actions, number)
+        else:
+            actions = (self._generator.random((number, num_actions)) + masks).argmax(axis=1)
+        return actions if random.all() else np.where(random, actions, self.policy.choose(seen, masks))
+
+    def targets(self, batch: Transitions) -> torch.Tensor:
+        """Return what the values of a batch should have been, (B,): the rewards of k steps and what follows is worth.
+
+        The target network gives that value, for the action that the online network (``double``) or it itself prefers.
+        ``batch.discounts`` is gamma to the power of k, and 0 after a termination, but not after a truncation.
+        """
+        with torch.no_grad():
+            following, masks = self._tensor(batch.next_observations), self._optional(batch.next_masks)
+            values = self.target(following)
+            preference = self.online(following) if self.section.double else values
+            best = _allowed(preference, masks).argmax(dim=1, keepdim=True)
+            target: torch.Tensor = self._tensor(batch.returns) + self._tensor(batch.discounts) * values.gather(
+                1, best
+            ).squeeze(1)
+        return target
+
+    def update(self) -> None:
+        """Do one gradient step towards the targets of remembered transitions.
+
+        Raises:
+            TrainingError: the gradient is not finite; the weights are as before.
+        """
+        beta = importance_exponent(self.section, self.step, self.total_steps)
+        batch = self.replay.sample(self.section.batch_size, self._generator, beta)
+        targets = self.targets(batch)
+        actions = self._tensor(batch.actions).unsqueeze(1)
+        values = self.online(self._tensor(batch.observations)).gather(1, actions).squeeze(1)  # (B,)
+        distance = functional.smooth_l1_loss if self.section.loss == "huber" else functional.mse_loss
+        if batch.weights is None:
+            loss = distance(values, targets)
+        else:
+            loss = (distance(values, targets, reduction="none") * self._tensor(batch.weights)).mean()
+        assert self._weights.grad is not None
+        self._weights.grad.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self._weights, self.section.max_gradient_norm).item()
+        if not np.isfinite(norm):
+            raise TrainingError(
+                f"step {self.step}: the gradient is not finite, and nothing was updated with it; "
+                "try a lower algorithm.learning_rate"
+            )
+        self._optimizer.param_groups[0]["lr"] = rate(self.section, self.step, self.total_steps)
+        self._optimizer.step()
+        self.updates += 1
+        if batch.weights is not None:
+            self.replay.set_priorities(batch.places, (values - targets).detach().cpu().numpy())
+        self._statistics.add(loss=loss.item(), mean_value=values.detach().mean().item(), gradient_norm=norm)
+
+    def _update_target(self) -> None:
+        with torch.no_grad():
+            self._target_weights.lerp_(self._weights, self.section.tau)
+            for kept, new in zip(self.target.buffers(), self.online.buffers(), strict=True):
+                kept.copy_(new)
+
+    def _times(self, every: int, before: int) -> int:
+        """Return how many multiples of ``every`` environment steps the last step passed."""
+        return self.step // every - before // every
+
+    def _take_note(self, seen: np.ndarray, outcome: Step) -> None:
+        for total_reward, length in outcome.finished:
+            self._statistics.add(episode_return=total_reward, episode_length=length)
+        self._largest_reward = max(self._largest_reward, float(np.abs(outcome.rewards).max()))
+        if isinstance(self.online.normalizer, RunningNormalizer):
+            self.online.normalizer.update(self._tensor(seen))
+
+    def report(self) -> dict[str, float]:
+        """Return means since the last report: returns and lengths of exploring episodes, loss, values, schedules.
+
+        Raises:
+            TrainingError: values are far beyond what the rewards so far allow.
+        """
+        means = self._statistics.take()
+        means["epsilon"] = epsilon(self.section, self.step, self.total_steps)
+        means["learning_rate"] = rate(self.section, self.step, self.total_steps)
+        value = abs(means.get("mean_value", 0.0))
+        if self.section.discount < 1:
+            most = self._largest_reward / (1 - self.section.discount)
+            if value > DIVERGED * most:
+                raise TrainingError(
+                    f"step {self.step}: the values diverge; their mean is {value:.3g}, and with rewards up to "
+                    f"{self._largest_reward:.3g} and discount {self.section.discount} no state is worth more than "
+                    f"{most:.3g}. Try a lower algorithm.learning_rate or a higher algorithm.target_update_every"
+                )
+        return means
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return all that decides what comes next, as arrays and plain values, for ``restore``."""
+        moments = self._optimizer.state[self._weights]
+        tensors = {"weights": self._weights.detach(), "target_weights": self._target_weights.detach()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
+        tensors |= {f"online.{name}": buffer for name, buffer in self.online.named_buffers()}
+        tensors |= {f"target.{name}": buffer for name, buffer in self.target.named_buffers()}
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        arrays |= {f"replay.{name}": array for name, array in self.replay.state().items()}
+        arrays |= {"observations": self.environments.observations, "seen": self._seen}
+        values = {
+            "step": self.step,
+            "updates": self.updates,
+            "largest_reward": self._largest_reward,
+            "generator": self._generator.bit_generator.state,
+            "environments": self.environments.state(),
+        }
+        return arrays, values
+
+    def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Take back what ``state`` gave, and go on as if nothing had happened.
+
+        Raises:
+            DataError: the environments do not come back to where they were.
+        """
+        self.environments.restore(values["environments"], arrays["observations"])
+        self._seen = arrays["seen"]
+        self._perceive.remember(arrays["observations"], self._seen)
+        with torch.no_grad():
+            self._weights.copy_(torch.from_numpy(arrays["weights"]))
+            self._target_weights.copy_(torch.from_numpy(arrays["target_weights"]))
+            for prefix, network in (("online", self.online), ("target", self.target)):
+                for name, buffer in network.named_buffers():
+                    buffer.copy_(torch.from_numpy(arrays[f"{prefix}.{name}"]))
+        moments = {
+            name.removeprefix("optimizer."): torch.from_numpy(array.copy()).to(self.device)
+            for name, array in arrays.items()
+            if name.startswith("optimizer.")
+        }
+        if moments:
+            self._optimizer.state[self._weights] = moments
+        self.replay.restore(
+            {name.removeprefix("replay."): array for name, array in arrays.items() if name.startswith("replay.")}
+        )
+        self._generator.bit_generator.state = values["generator"]
+        self.step, self.updates = values["step"], values["updates"]
+        self._largest_reward = values["largest_reward"]
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _optional(self, array: np.ndarray | None) -> torch.Tensor | None:
+        return None if array is None else self._tensor(array)
+
+
+def _allowed(values: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
+    """Return the values, (B, A), with forbidden actions at minus infinity."""
+    return values if masks is None else values.masked_fill(~masks, -torch.inf)

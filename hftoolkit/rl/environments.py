@@ -1,0 +1,271 @@
+"""Environments as the agents see them: made from a recipe, stepped together, and reset by us alone."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+from hftoolkit.recipe import Environment
+from hftoolkit.rl.pixels import Env, pixel_frames
+from hftoolkit.seeding import derive_seed
+
+_NUM_STATES = "hftoolkit.num_states"  # in an environment's metadata, which vector environments hand on
+
+
+def register(section: Environment, *, allow_code: bool) -> None:
+    """Import the module that registers the environment, if the recipe names one.
+
+    Raises:
+        RecipeError: running its code was not allowed.
+        EnvironmentFault: it cannot be imported.
+    """
+    if section.module is None:
+        return
+    if not allow_code:
+        raise RecipeError(
+            f"environment.module: {section.module} is Python code that would run here; read it, and if you trust it, "
+            "add --allow-code"
+        )
+    try:
+        importlib.import_module(section.module)
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"environment.module: {section.module} cannot be imported ({error}); run where it lies, or install it"
+        ) from error
+
+
+def make_environment(section: Environment, render_mode: str | None = None) -> Env:
+    """Return one environment with actions 0 to A - 1, whose observations are vectors of numbers or stacks of frames.
+
+    Args:
+        section: what the recipe says of it.
+        render_mode: ``rgb_array`` for videos, ``human`` for a window.
+
+    Raises:
+        RecipeError: there is no such id, an option is unknown, or its actions or observations do not suit.
+        EnvironmentFault: a package that it needs is missing.
+    """
+    if section.pixels is not None and section.pixels.origin == "render":
+        render_mode = render_mode or "rgb_array"
+    # An environment of one's own need not know how to draw.
+    drawing = {} if render_mode is None else {"render_mode": render_mode}
+    try:
+        env = gymnasium.make(
+            section.id,
+            **drawing,
+            max_episode_steps=section.max_episode_steps,
+            disable_env_checker=True,  # it warns, and takes a sixth of the time of a step
+            **section.options,
+        )
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise EnvironmentFault(f"environment.id: {section.id}: {error}") from error
+    except gymnasium.error.Error as error:
+        raise RecipeError(f"environment.id: {error}; an id of your own needs environment.module") from error
+    except TypeError as error:
+        raise RecipeError(f"environment.options: {section.id} does not take them: {error}") from error
+    env = _with_actions_from_zero(env, section.id)
+    return pixel_frames(env, section.pixels) if section.pixels is not None else _as_vector(env, section.id)
+
+
+def _with_actions_from_zero(env: Env, name: str) -> Env:
+    space = env.action_space
+    if not isinstance(space, spaces.Discrete):
+        raise RecipeError(f"environment.id: {name} has the actions {space}; a finite set of them (Discrete) is needed")
+    start = int(space.start)
+    if start == 0:
+        return env
+    shifted = spaces.Discrete(int(space.n))
+    return gymnasium.wrappers.TransformAction(env, lambda action: action + start, shifted)
+
+
+def _as_vector(env: Env, name: str) -> Env:
+    """Flatten whatever is not a vector yet; numbered states become one-hot vectors."""
+    space = env.observation_space
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3:
+        raise RecipeError(f"environment.id: {name} shows images of shape {space.shape}; add environment.pixels")
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return env
+    try:
+        flat = gymnasium.wrappers.FlattenObservation(env)
+    except NotImplementedError as error:
+        raise RecipeError(f"environment.id: {name} has observations without a fixed size: {space}") from error
+    if not isinstance(flat.observation_space, spaces.Box):
+        raise RecipeError(f"environment.id: {name} has observations without a fixed size: {space}")
+    if isinstance(space, spaces.Discrete):
+        flat.metadata = {**flat.metadata, _NUM_STATES: int(space.n)}
+    return flat
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of N environments gave.
+
+    Attributes:
+        rewards: (N,) float32.
+        terminated: (N,) bool: the episode reached its end, nothing follows.
+        truncated: (N,) bool: it was cut off; what would have followed still has value.
+        next_observations: (N, ...), of the last step of the episode also where the next one begins already.
+        next_masks: (N, A) bool, the actions allowed there; None where all always are.
+        finished: (return, length in steps) of each episode that ended.
+    """
+
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    next_observations: np.ndarray
+    next_masks: np.ndarray | None
+    finished: tuple[tuple[float, int], ...]
+
+
+@dataclass(slots=True)
+class _Episode:
+    """One running episode; its seed and actions are enough to come back to where it is."""
+
+    number: int = 0
+    actions: list[int] = field(default_factory=list)
+    total_reward: float = 0.0
+
+
+class Environments:
+    """N copies of an environment in lockstep.
+
+    gymnasium's vector environments reset themselves in the step after the end of an episode, which then ignores its
+    action. Here that is switched off, so that every step is a real one and every episode begins with a seed of its own.
+
+    Attributes:
+        observations: (N, ...), what the agent sees now.
+        masks: (N, A) bool, the actions allowed now; None where all always are.
+        num_states: S, where states are numbered (Discrete) and so observations are one-hot vectors; None elsewhere.
+    """
+
+    def __init__(self, section: Environment, *, seed: int) -> None:
+        self._vector = _vectorized(section)
+        self._seed = seed
+        self._episodes = [_Episode() for _ in range(section.num_envs)]
+        self.num_envs = section.num_envs
+        assert isinstance(self._vector.single_action_space, spaces.Discrete)
+        self.num_actions = int(self._vector.single_action_space.n)
+        self.observation_space = self._vector.single_observation_space
+        self.num_states: int | None = self._vector.metadata.get(_NUM_STATES)
+        self._dtype = observation_dtype(self.observation_space)
+        self.masks: np.ndarray | None = None
+        observations, infos = self._vector.reset(seed=self._episode_seeds())
+        self.observations = self._own(observations)
+        self.masks = self._masks(infos, np.ones(self.num_envs, dtype=bool))
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Take one action in each environment, (N,) int, and begin anew where the episode ended."""
+        observations, rewards, terminated, truncated, infos = self._vector.step(actions)
+        next_observations = self._own(observations)
+        next_masks = self._masks(infos, np.ones(self.num_envs, dtype=bool))
+        rewards, ended = rewards.astype(np.float32), terminated | truncated
+        for episode, action, reward in zip(self._episodes, actions.tolist(), rewards.tolist(), strict=True):
+            episode.actions.append(action)
+            episode.total_reward += reward
+        over = [self._episodes[index] for index in np.flatnonzero(ended)]
+        finished = tuple((episode.total_reward, len(episode.actions)) for episode in over)
+        self.observations, self.masks = next_observations, next_masks
+        # Termination wins where the time limit falls on the last step: there is nothing left to bootstrap from.
+        result = Step(rewards, terminated.copy(), truncated & ~terminated, next_observations, next_masks, finished)
+        if ended.any():
+            self._begin(ended)
+        return result
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``restore`` needs, as plain numbers."""
+        return {
+            "episodes": [
+                {"number": episode.number, "actions": episode.actions, "total_reward": episode.total_reward}
+                for episode in self._episodes
+            ]
+        }
+
+    def restore(self, state: Mapping[str, Any], observations: np.ndarray) -> None:
+        """Come back to a state by taking the same actions again from the same seeds.
+
+        Args:
+            state: from ``state``.
+            observations: (N, ...), what the agent saw in that state.
+
+        Raises:
+            DataError: the same actions lead elsewhere, so this environment depends on more than its seed.
+        """
+        self._episodes = [_Episode(**episode) for episode in state["episodes"]]
+        histories = [list(episode.actions) for episode in self._episodes]
+        longest = max(map(len, histories))
+        self._reset(np.ones(self.num_envs, dtype=bool))
+        for time in range(longest):
+            # Shorter episodes begin later, so that all arrive together; until then they do something, no matter what.
+            starts = np.array([longest - len(history) == time for history in histories])
+            if time > 0 and starts.any():
+                self._reset(starts)
+            actions = [history[time - longest] if time >= longest - len(history) else 0 for history in histories]
+            stepped, _, terminated, truncated, infos = self._vector.step(np.array(actions))
+            self.observations = self._own(stepped)
+            self.masks = self._masks(infos, np.ones(self.num_envs, dtype=bool))
+            waiting = np.array([time < longest - len(history) for history in histories])
+            if (early := (terminated | truncated) & waiting).any():
+                self._reset(early)
+        fresh = np.array([not history for history in histories])
+        if longest and fresh.any():
+            self._reset(fresh)
+        if not np.array_equal(self.observations, observations):
+            raise DataError(
+                "cannot resume: after the same actions from the same seed this environment is in another state, so it "
+                "depends on more than its seed; train again from the start"
+            )
+
+    def close(self) -> None:
+        """Free windows and processes."""
+        self._vector.close()
+
+    def _begin(self, ended: np.ndarray) -> None:
+        for index in np.flatnonzero(ended):
+            self._episodes[index] = _Episode(self._episodes[index].number + 1)
+        self._reset(ended)
+
+    def _reset(self, which: np.ndarray) -> None:
+        observations, infos = self._vector.reset(seed=self._episode_seeds(), options={"reset_mask": which})
+        self.observations = np.where(_broadcast(which, self.observations), self._own(observations), self.observations)
+        self.masks = self._masks(infos, which)
+
+    def _episode_seeds(self) -> Any:  # a list, which the annotation of VectorEnv.reset forgets
+        return [
+            derive_seed(self._seed, "environment", index, episode.number) % 2**31
+            for index, episode in enumerate(self._episodes)
+        ]
+
+    def _own(self, observations: Any) -> np.ndarray:
+        return np.array(observations, dtype=self._dtype)  # a copy: gymnasium writes the next one into the same memory
+
+    def _masks(self, infos: Mapping[str, Any], which: np.ndarray) -> np.ndarray | None:
+        """Return the masks with new rows for the environments in ``which``."""
+        if "action_mask" not in infos:
+            if self.masks is not None:
+                raise DataError("the environment stopped giving info['action_mask']; give it at every reset and step")
+            return None
+        masks = np.ones((self.num_envs, self.num_actions), dtype=bool) if self.masks is None else self.masks.copy()
+        masks[which] = np.asarray(infos["action_mask"])[which].astype(bool)
+        return masks
+
+
+def observation_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
+    """Return how observations are kept: uint8 stays, all else is float32."""
+    return np.dtype(np.uint8 if space.dtype == np.uint8 else np.float32)
+
+
+def _broadcast(flags: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return flags.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _vectorized(section: Environment) -> VectorEnv[Any, Any, Any]:
+    makers: Sequence[Any] = [lambda: make_environment(section)] * section.num_envs
+    if section.vectorization == "async":
+        return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+    return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)

@@ -1,0 +1,69 @@
+"""Proportional prioritized replay (Schaul et al. 2016): a sum tree in which a draw takes log2(n) vectorized steps."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+SMALLEST_ERROR = 1e-6  # added to every error, so that nothing is never drawn again
+
+
+class SumTree:
+    """Priorities of numbered places, and draws in proportion to them.
+
+    Args:
+        num_places: how many there are.
+        exponent: alpha; a place with error e has priority (|e| + 1e-6) ** alpha.
+    """
+
+    def __init__(self, num_places: int, exponent: float) -> None:
+        self._leaves = 1 << max(1, (num_places - 1).bit_length())
+        self._sums = np.zeros(2 * self._leaves)  # node i has the children 2i and 2i + 1; place p is node leaves + p
+        self._exponent = exponent
+        self._largest = 1.0
+
+    def add_row(self, new: np.ndarray, gone: np.ndarray) -> None:
+        """Give new places the largest priority so far, and places that are gone none."""
+        self._set(new, np.full(len(new), self._largest))
+        self._set(gone, np.zeros(len(gone)))
+
+    def update(self, places: np.ndarray, errors: np.ndarray) -> None:
+        """Set the priorities of places, (B,), from their temporal-difference errors, (B,)."""
+        priorities = (np.abs(errors.astype(np.float64)) + SMALLEST_ERROR) ** self._exponent
+        self._largest = max(self._largest, float(priorities.max()))
+        self._set(places, priorities)
+
+    def sample(
+        self, count: int, generator: np.random.Generator, importance_exponent: float, num_drawable: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw one place from each of ``count`` equal shares of the sum of priorities.
+
+        Returns:
+            places: (B,) int64.
+            weights: (B,) float32, (1 / (n * probability)) ** beta, divided by the largest of them.
+        """
+        targets = (np.arange(count) + generator.random(count)) * self._sums[1] / count
+        nodes = np.ones(count, np.int64)
+        while nodes[0] < self._leaves:
+            left = self._sums[2 * nodes]
+            # Rounding may leave a target just above the sum of a node; a child without priority is never taken.
+            right = (targets >= left) & (self._sums[2 * nodes + 1] > 0)
+            targets = np.where(right, targets - left, targets)
+            nodes = 2 * nodes + right
+        weights = (num_drawable * self._sums[nodes] / self._sums[1]) ** -importance_exponent
+        return nodes - self._leaves, (weights / weights.max()).astype(np.float32)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the priorities as arrays."""
+        return {"leaves": self._sums[self._leaves :], "largest": np.array(self._largest)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take back what ``state`` gave."""
+        self._largest = float(arrays["largest"])
+        self._set(np.arange(self._leaves), arrays["leaves"])
+
+    def _set(self, places: np.ndarray, priorities: np.ndarray) -> None:
+        nodes = places + self._leaves
+        self._sums[nodes] = priorities
+        while nodes.size and nodes[0] > 1:
+            nodes = np.unique(nodes // 2)
+            self._sums[nodes] = self._sums[2 * nodes] + self._sums[2 * nodes + 1]

@@ -1,0 +1,21 @@
+"""Running means of whatever an agent wants to report."""
+
+
+class Statistics:
+    """Sums by name; ``take`` returns their means and begins anew."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, **values: float) -> None:
+        """Count one value for each name."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """Return the mean of each name that was counted since the last time."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means

@@ -1,0 +1,134 @@
+"""What surrounds an agent while it learns: reports, the learning curve, checkpoints, interrupts."""
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from hftoolkit.checkpoint import Checkpoint, latest_checkpoint, load_weights, save_checkpoint
+from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Message
+from hftoolkit.errors import Interrupted
+from hftoolkit.interrupts import deferred_signals
+from hftoolkit.recipe import Interaction
+from hftoolkit.rl.evaluation import Episodes, Policy
+
+REPORTS = 100  # of a whole run
+
+
+class Agent(Policy, Protocol):
+    """An agent that learns while it acts."""
+
+    step: int  # environment steps done
+
+    def advance(self) -> None:
+        """Act once in every environment, and learn what is due."""
+        ...
+
+    def report(self) -> dict[str, float]:
+        """Return means since the last report."""
+        ...
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return all that decides what comes next: arrays, and values that JSON can hold."""
+        ...
+
+    def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Take back what ``state`` gave."""
+        ...
+
+
+@dataclass(slots=True)
+class Training:
+    """One agent's way to its last step.
+
+    Attributes:
+        agent: learns.
+        settings: how long, and when its state is saved.
+        curve_points: evaluations during training.
+        evaluate: plays the episodes of one of them.
+        checkpoints: where its state is saved.
+        emit: gets reports, evaluations and messages.
+        seconds: spent learning so far.
+        curve: (environment steps, mean return) of each evaluation so far.
+    """
+
+    agent: Agent
+    settings: Interaction
+    curve_points: int
+    evaluate: Callable[[], Episodes]
+    checkpoints: Path
+    emit: Emit
+    seconds: float = 0.0
+    curve: list[tuple[int, float]] | None = None
+
+    def run(self) -> None:
+        """Learn until the last step.
+
+        Raises:
+            TrainingError: values or gradients are not finite, or diverge.
+            Interrupted: SIGINT or SIGTERM arrived; the state was saved, and ``resume`` goes on from it.
+        """
+        self.curve = self.curve or []
+        with deferred_signals() as received:
+            while self.agent.step < self.settings.steps:
+                before, started = self.agent.step, time.perf_counter()
+                self.agent.advance()
+                self.seconds += time.perf_counter() - started
+                if self._passed(before, self.settings.steps / REPORTS):
+                    self._report()
+                if self.curve_points and self._passed(before, self.settings.steps / self.curve_points):
+                    self._evaluate()
+                if received or self._passed(before, self.settings.checkpoint_every):
+                    self._save()
+                if received:
+                    raise _interrupted(received[0], self.agent.step)
+            self._save()  # what follows can be interrupted, too
+
+    def resume(self) -> bool:
+        """Go back to the latest checkpoint; return False if there is none.
+
+        Raises:
+            DataError: it is damaged, or the environment cannot be brought back.
+        """
+        checkpoint = latest_checkpoint(self.checkpoints)
+        if checkpoint is None:
+            return False
+        arrays = {name: tensor.numpy() for name, tensor in load_weights(checkpoint.path).items()}
+        self.agent.restore(arrays, checkpoint.state["agent"])
+        self.seconds = checkpoint.state["seconds"]
+        self.curve = [(step, value) for step, value in checkpoint.state["curve"]]
+        self.emit(Message(f"resumed at step {self.agent.step} from {checkpoint.path}"))
+        return True
+
+    def _passed(self, before: int, every: float) -> bool:
+        return self.agent.step // every > before // every
+
+    def _report(self) -> None:
+        speed = self.agent.step / self.seconds
+        self.emit(AgentProgress(self.agent.step, self.settings.steps, self.agent.report(), speed))
+
+    def _evaluate(self) -> None:
+        assert self.curve is not None
+        mean = float(self.evaluate().returns.mean())
+        self.curve.append((self.agent.step, mean))
+        self.emit(Evaluated(self.agent.step, {"mean_return": mean}))
+
+    def _save(self) -> Checkpoint:
+        arrays, values = self.agent.state()
+        return save_checkpoint(
+            self.checkpoints,
+            step=self.agent.step,
+            weights={name: torch.from_numpy(array) for name, array in arrays.items()},
+            metrics={},
+            state={"agent": values, "seconds": self.seconds, "curve": self.curve},
+        )
+
+
+def _interrupted(signal_number: int, step: int) -> Interrupted:
+    name = signal.Signals(signal_number).name
+    return Interrupted(f"{name} at step {step}; everything was saved, and --resume goes on from there", signal_number)

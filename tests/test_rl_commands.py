@@ -1,0 +1,311 @@
+"""``hftoolkit rl`` as its users meet it: what a run leaves behind, resume, exit codes, messages."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Ended, hft
+from safetensors.torch import load_file
+
+from hftoolkit.rl.artifact import load_policy
+
+RECIPE = """\
+environment: {id: CartPole-v1, num_envs: 3}
+algorithm:
+  kind: dqn
+  network: {encoder: mlp, hidden_sizes: [16, 16]}
+  learning_starts: 30
+  batch_size: 8
+  replay_size: 500
+train: {steps: 600, checkpoint_every: 250}
+evaluation: {episodes: 4, curve_points: 3, curve_episodes: 2, bootstrap_samples: 100}
+"""
+TABLE_RECIPE = """\
+environment: {id: FrozenLake-v1, options: {is_slippery: false}}
+algorithm: {kind: q-learning, learning_rate: 0.5, epsilon_fraction: 1.0}
+train: {steps: 3000}
+evaluation: {episodes: 4, curve_points: 0, bootstrap_samples: 100}
+"""
+PATIENCE_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a DQN recipe and a tabular one."""
+    path = tmp_path_factory.mktemp("rl")
+    (path / "tiny.yaml").write_text(RECIPE)
+    (path / "lake.yaml").write_text(TABLE_RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A finished DQN run."""
+    return trained(folder / "tiny.yaml", folder / "run")
+
+
+def trained(recipe: Path, where: Path, *arguments: object) -> Path:
+    ended = hft("rl", "train", recipe, "--run-dir", where, *arguments)
+    assert ended.code == 0, ended.err
+    return where
+
+
+def refused(ended: Ended, code: int, *fragments: str) -> None:
+    assert ended.code == code, ended
+    assert ended.err.startswith("error: ") and "Traceback" not in ended.err
+    for fragment in fragments:
+        assert fragment in ended.err
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_finished_run_holds_its_policy_its_results_and_its_curve(run: Path):
+    assert {path.name for path in run.iterdir()} == {
+        *("recipe.yaml", "environment.json", "metrics.jsonl", "train.log", "status.json", "results.json"),
+        *("model", "report"),
+    }
+    assert {path.name for path in (run / "model").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert (run / "report" / "learning_curve.png").stat().st_size > 1000
+    results = read_json(run / "results.json")
+    assert results["task"] == "reinforcement-learning" and results["test"]["examples"] == 4
+    low, high = results["test"]["intervals"]["mean_return"]
+    assert low <= results["test"]["metrics"]["mean_return"] <= high
+    assert results["train"]["steps"] == 600 and results["train"]["seconds"] > 0
+    assert [step for step, _ in results["curve"]] == [201, 402, 600]
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "evaluation"] == [201, 402, 600]
+    assert {"loss", "epsilon", "learning_rate"} <= events[-2]["metrics"].keys()
+
+
+def test_the_random_baseline_is_random(run: Path):
+    baseline = read_json(run / "results.json")["baselines"]["random actions"]["metrics"]
+    assert 9 <= baseline["mean_return"] <= 60
+
+
+def test_evaluate_repeats_the_final_measurement_exactly(run: Path):
+    shown = hft("rl", "evaluate", run)
+    expected = read_json(run / "results.json")["test"]["metrics"]
+    assert shown.code == 0 and f"{expected['mean_return']:.1f} [" in shown.out
+    other = hft("rl", "evaluate", run, "--episodes", 2, "--seed", 7)
+    assert other.code == 0 and "2 greedy episodes" in other.out
+
+
+def test_play_writes_the_episodes_that_were_measured(run: Path, tmp_path: Path):
+    ended = hft("rl", "play", run, "--episodes", 2, "--video", tmp_path / "new" / "replay.gif")
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "new" / "replay.gif").read_bytes()[:4] == b"GIF8"
+    totals = [float(text) for text in re.findall(r"return (\S+)", ended.out)]
+    one = hft("rl", "evaluate", run, "--episodes", 2)
+    assert f"{np.mean(totals):.1f} [" in one.out
+    refused(hft("rl", "play", run, "--video", tmp_path / "new" / "replay.gif"), 2, "exists and is kept")
+    refused(hft("rl", "play", run, "--video", tmp_path / "replay.webm"), 2, ".mp4 or .gif")
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_the_snippet_in_the_card_gives_the_same_actions_without_hftoolkit(folder: Path, tmp_path: Path, dueling: bool):
+    run = trained(folder / "tiny.yaml", tmp_path / "run", "--set", f"algorithm.dueling={dueling}".lower())
+    card = (run / "model" / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    blocked = "import sys; sys.modules['hftoolkit'] = None\n"
+    looped = "\n".join(f"observation = {row.tolist()}\n{snippet}\nprint(action)" for row in observations)
+    ended = subprocess.run(
+        [sys.executable, "-c", blocked + looped], cwd=run / "model", capture_output=True, text=True, check=True
+    )
+    expected = load_policy(run / "model").act(observations, None)
+    assert list(map(int, ended.stdout.split())) == expected.tolist()
+    assert len(set(expected.tolist())) == 2
+
+
+def test_a_table_is_trained_saved_and_played_by_the_same_commands(folder: Path, tmp_path: Path):
+    run = trained(folder / "lake.yaml", tmp_path / "run")
+    assert read_json(run / "results.json")["test"]["metrics"]["mean_return"] == 1.0
+    assert weights(run)["table"].shape == (16, 4)
+    ended = hft("rl", "evaluate", run)
+    assert ended.code == 0 and "1.0 [1.0, 1.0]" in ended.out
+    card = (run / "model" / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    ended_snippet = subprocess.run(
+        [sys.executable, "-c", f"state = 14\n{snippet}\nprint(action)"],
+        cwd=run / "model",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(ended_snippet.stdout) == 2  # to the right, onto the goal
+
+
+def test_several_seeds_are_runs_of_their_own_and_are_summed_up(folder: Path, tmp_path: Path):
+    run = trained(folder / "tiny.yaml", tmp_path / "run", "--seeds", 3, "--set", "train.seed=5")
+    ones = [read_json(run / "seeds" / f"seed-{seed}" / "results.json") for seed in (5, 6, 7)]
+    means = np.array([one["test"]["metrics"]["mean_return"] for one in ones])
+    results = read_json(run / "results.json")
+    metrics = results["test"]["metrics"]
+    assert results["test"]["examples"] == 3 and list(results["seeds"]) == ["5", "6", "7"]
+    assert metrics["mean_return"] == pytest.approx(means.mean())
+    assert metrics["iqm_return"] == pytest.approx(means.mean())  # a quarter of three, rounded down, is nothing
+    assert (metrics["min_return"], metrics["max_return"]) == (means.min(), means.max())
+    low, high = results["test"]["intervals"]["iqm_return"]
+    assert means.min() <= low <= high <= means.max()
+    assert (run / "report" / "learning_curve.png").stat().st_size > 1000
+    assert not same_weights(run / "seeds" / "seed-5", run / "seeds" / "seed-6")
+    alone = trained(folder / "tiny.yaml", tmp_path / "alone", "--set", "train.seed=6")
+    assert same_weights(alone, run / "seeds" / "seed-6")
+    refused(hft("rl", "play", run, "--video", tmp_path / "x.gif"), 3, "several seeds", "seed-5")
+
+
+def test_equal_recipes_give_equal_weights(folder: Path, run: Path, tmp_path: Path):
+    assert same_weights(run, trained(folder / "tiny.yaml", tmp_path / "again"))
+
+
+def test_dry_run_leaves_nothing_behind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    ended = hft("rl", "train", folder / "tiny.yaml", "--dry-run")
+    assert ended.code == 0 and "nothing was written" in ended.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path, number: int, code: int):
+    longer = ("--set", "train.steps=6000")
+    whole = trained(folder / "tiny.yaml", tmp_path / "whole", *longer)
+    cut = tmp_path / "cut"
+    command = [sys.executable, "-m", "hftoolkit", "rl", "train", folder / "tiny.yaml", "--run-dir", cut, *longer]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_progress(cut, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == code, err
+    assert "--resume" in err and "Traceback" not in err
+    assert read_json(cut / "status.json")["state"] == "interrupted"
+    refused(hft("rl", "evaluate", cut), 3, "interrupted")
+    different = hft("rl", "train", folder / "tiny.yaml", "--run-dir", cut, "--resume")
+    refused(different, 2, "train.steps: 6000 -> 600")
+    ended = hft("rl", "train", folder / "tiny.yaml", "--run-dir", cut, "--resume", *longer)
+    assert ended.code == 0, ended.err
+    assert "resumed at step" in ended.out
+    assert same_weights(whole, cut)
+    results = [read_json(run / "results.json") for run in (whole, cut)]
+    assert results[0]["curve"] == results[1]["curve"] and results[0]["test"] == results[1]["test"]
+    steps = [[json.loads(line)["step"] for line in (run / "metrics.jsonl").open()] for run in (whole, cut)]
+    assert steps[0] == steps[1]
+    done = hft("rl", "train", folder / "tiny.yaml", "--run-dir", cut, "--resume", *longer)
+    refused(done, 2, "there is nothing to resume")
+
+
+def wait_for_progress(where: Path, process: subprocess.Popen[str]) -> None:
+    start = time.monotonic()
+    while not (where / "metrics.jsonl").exists() or '"loss"' not in (where / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - start < PATIENCE_SECONDS, "nothing was reported"
+        time.sleep(0.02)
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_weights(folder: Path, tmp_path: Path):
+    longer = ("--set", "train.steps=6000")
+    whole = trained(folder / "tiny.yaml", tmp_path / "whole", *longer)
+    cut = tmp_path / "cut"
+    command = [sys.executable, "-m", "hftoolkit", "rl", "train", folder / "tiny.yaml", "--run-dir", cut, *longer]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    start = time.monotonic()
+    while not list(cut.glob("checkpoints/step-*")):
+        assert process.poll() is None and time.monotonic() - start < PATIENCE_SECONDS, process.communicate()
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    ended = hft("rl", "train", folder / "tiny.yaml", "--run-dir", cut, "--resume", *longer)
+    assert ended.code == 0, ended.err
+    assert same_weights(whole, cut)
+
+
+def test_several_seeds_resume_where_they_stopped(folder: Path, tmp_path: Path):
+    two = trained(folder / "tiny.yaml", tmp_path / "two", "--seeds", 2)
+    (two / "status.json").write_text('{"state": "interrupted"}')
+    first = (two / "seeds" / "seed-0" / "results.json").stat().st_mtime_ns
+    assert hft("rl", "train", folder / "tiny.yaml", "--run-dir", two, "--seeds", 3, "--resume").code == 0
+    assert (two / "seeds" / "seed-0" / "results.json").stat().st_mtime_ns == first
+    assert list(read_json(two / "results.json")["seeds"]) == ["0", "1", "2"]
+
+
+def test_resume_without_a_run_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    refused(hft("rl", "train", folder / "tiny.yaml", "--resume"), 2, "no unfinished run of tiny")
+    refused(hft("rl", "train", folder / "tiny.yaml", "--resume", "--run-dir", "x"), 2, "there is no run in x")
+
+
+def test_commands_of_the_other_kind_name_the_right_one(folder: Path, run: Path, tmp_path: Path):
+    refused(hft("finetune", folder / "tiny.yaml"), 2, "hftoolkit rl train")
+    other = tmp_path / "sentiment.yaml"
+    other.write_text("task: {kind: text-classification}\n")
+    refused(hft("rl", "train", other), 2, "hftoolkit finetune")
+    refused(hft("evaluate", run), 3, "hftoolkit rl evaluate")
+    refused(hft("predict", run, "x.csv"), 3, "hftoolkit rl evaluate")
+
+
+def test_mistakes_in_a_recipe_are_told_at_once(folder: Path):
+    ended = hft(
+        *("rl", "train", folder / "tiny.yaml", "--set", "algorithm.doubel=true", "--set", "train.steps=0"),
+        *("--set", "algorithm.network.encoder=mpl", "--set", "environment.num_env=2"),
+    )
+    refused(ended, 2, "did you mean 'double'?", "at least 1", "did you mean 'mlp'?", "did you mean 'num_envs'?")
+
+
+def test_an_unknown_environment_is_refused_before_a_run_begins(folder: Path, tmp_path: Path):
+    where = tmp_path / "run"
+    ended = hft("rl", "train", folder / "tiny.yaml", "--run-dir", where, "--set", "environment.id=CartPol-v1")
+    refused(ended, 2, "CartPole")
+    assert hft("rl", "train", folder / "tiny.yaml", "--run-dir", where, "--set", "train.steps=40").code == 0
+
+
+def test_code_of_others_runs_only_where_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path(__file__).parent)
+    recipe = tmp_path / "road.yaml"
+    recipe.write_text(TABLE_RECIPE.replace("{id: FrozenLake-v1, options: {is_slippery: false}}", "{id: GridRoad-v0}"))
+    refused(hft("rl", "train", recipe, "--run-dir", tmp_path / "a"), 2, "GridRoad")
+    with_module = ("--set", "environment.module=grid_road")
+    refused(hft("rl", "train", recipe, "--run-dir", tmp_path / "b", *with_module), 2, "--allow-code")
+    missing = ("--set", "environment.module=grid_rod", "--allow-code")
+    refused(hft("rl", "train", recipe, "--run-dir", tmp_path / "c", *missing), 4, "grid_rod")
+    run = trained(recipe, tmp_path / "d", *with_module, "--allow-code")
+    refused(hft("rl", "evaluate", run), 2, "--allow-code")
+    assert hft("rl", "evaluate", run, "--allow-code").code == 0
+
+
+def test_a_damaged_policy_is_refused(run: Path, folder: Path, tmp_path: Path):
+    broken = trained(folder / "tiny.yaml", tmp_path / "run", "--set", "train.steps=40")
+    (broken / "model" / "model.safetensors").write_bytes(b"\0" * 100)
+    refused(hft("rl", "evaluate", broken), 3, "cannot be read")
+    (broken / "model" / "model.safetensors").write_bytes((run / "model" / "model.safetensors").read_bytes())
+    config = read_json(broken / "model" / "config.json")
+    config["num_actions"] = 5
+    (broken / "model" / "config.json").write_text(json.dumps(config))
+    refused(hft("rl", "evaluate", broken), 3, "cannot be read")
+
+
+def test_values_that_diverge_end_the_run_with_exit_code_5(folder: Path, tmp_path: Path):
+    ended = hft(
+        *("rl", "train", folder / "tiny.yaml", "--run-dir", tmp_path / "run", "--set", "algorithm.learning_rate=10"),
+        *("--set", "train.steps=3000", "--set", "algorithm.schedule=constant"),
+    )
+    refused(ended, 5, "algorithm.learning_rate")
+    assert read_json(tmp_path / "run" / "status.json")["state"] == "failed"

@@ -125,7 +125,8 @@ def test_the_snippet_in_the_card_gives_the_same_actions_without_hftoolkit(folder
     run = trained(folder / "tiny.yaml", tmp_path / "run", "--set", f"algorithm.dueling={dueling}".lower())
     card = (run / "model" / "README.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    scale = (2.4, 3.0, 0.2, 3.0)  # as far as position, speed, angle and angular speed go
+    observations = (np.random.default_rng(0).normal(size=(20, 4)) * scale).astype(np.float32)
     blocked = "import sys; sys.modules['hftoolkit'] = None\n"
     looped = "\n".join(f"observation = {row.tolist()}\n{snippet}\nprint(action)" for row in observations)
     ended = subprocess.run(

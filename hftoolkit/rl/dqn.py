@@ -116,11 +116,11 @@ class DqnAgent:
         self._seen = self._perceive(self.environments.observations)
         self._take_note(seen, outcome)
         before, self.step = self.step, self.step + self.environments.num_envs
-        if self.step < self.section.learning_starts:
-            return
+        # Many environments may pass several multiples at once, some of them before learning starts.
+        before = max(before, self.section.learning_starts - 1)
         for _ in range(self._times(self.section.update_every, before) * self.section.updates):
             self.update()
-        if self._times(self.section.target_update_every, before):
+        for _ in range(self._times(self.section.target_update_every, before)):
             self._update_target()
 
     def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
@@ -157,7 +157,7 @@ class DqnAgent:
         """Do one gradient step towards the targets of remembered transitions.
 
         Raises:
-            TrainingError: the gradient is not finite; the weights are as before.
+            TrainingError: the loss or its gradient is not finite; the weights are as before.
         """
         beta = importance_exponent(self.section, self.step, self.total_steps)
         batch = self.replay.sample(self.section.batch_size, self._generator, beta)
@@ -173,10 +173,11 @@ class DqnAgent:
         self._weights.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._weights, self.section.max_gradient_norm).item()
-        if not np.isfinite(norm):
+        # Both, because the gradient of the Huber loss of an infinite error is finite.
+        if not np.isfinite(norm) or not np.isfinite(loss.item()):
             raise TrainingError(
-                f"step {self.step}: the gradient is not finite, and nothing was updated with it; "
-                "try a lower algorithm.learning_rate"
+                f"step {self.step}: the loss or its gradient is not finite, and nothing was updated with it; "
+                "try a lower algorithm.learning_rate, or see whether a reward is no finite number"
             )
         self._optimizer.param_groups[0]["lr"] = rate(self.section, self.step, self.total_steps)
         self._optimizer.step()
@@ -213,11 +214,12 @@ class DqnAgent:
         means["learning_rate"] = rate(self.section, self.step, self.total_steps)
         value = abs(means.get("mean_value", 0.0))
         if self.section.discount < 1:
-            most = self._largest_reward / (1 - self.section.discount)
+            largest = max(1.0, self._largest_reward)  # values begin at random, also where every reward so far was 0
+            most = largest / (1 - self.section.discount)
             if value > DIVERGED * most:
                 raise TrainingError(
                     f"step {self.step}: the values diverge; their mean is {value:.3g}, and with rewards up to "
-                    f"{self._largest_reward:.3g} and discount {self.section.discount} no state is worth more than "
+                    f"{largest:.3g} and discount {self.section.discount} no state is worth more than "
                     f"{most:.3g}. Try a lower algorithm.learning_rate or a higher algorithm.target_update_every"
                 )
         return means
@@ -231,7 +233,7 @@ class DqnAgent:
         tensors |= {f"target.{name}": buffer for name, buffer in self.target.named_buffers()}
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         arrays |= {f"replay.{name}": array for name, array in self.replay.state().items()}
-        arrays |= {"observations": self.environments.observations, "seen": self._seen}
+        arrays |= {"observations": self.environments.observations, "seen": self._seen.copy()}
         values = {
             "step": self.step,
             "updates": self.updates,

@@ -200,26 +200,26 @@ class Environments:
         histories = [list(episode.actions) for episode in self._episodes]
         longest = max(map(len, histories))
         self._reset(np.ones(self.num_envs, dtype=bool))
+        begins = longest - np.array([len(history) for history in histories])
         for time in range(longest):
-            # Shorter episodes begin later, so that all arrive together; until then they do something, no matter what.
-            starts = np.array([longest - len(history) == time for history in histories])
-            if time > 0 and starts.any():
-                self._reset(starts)
-            actions = [history[time - longest] if time >= longest - len(history) else 0 for history in histories]
-            stepped, _, terminated, truncated, infos = self._vector.step(np.array(actions))
+            # Shorter episodes begin later, so that all arrive together; until then they do anything that is allowed.
+            if time > 0 and (begins == time).any():
+                self._reset(begins == time)
+            actions = np.zeros(self.num_envs, np.int64) if self.masks is None else self.masks.argmax(axis=1)
+            for index in np.flatnonzero(begins <= time).tolist():
+                actions[index] = histories[index][time - longest]
+            stepped, _, terminated, truncated, infos = self._vector.step(actions)
             self.observations = self._own(stepped)
             self.masks = self._masks(infos, np.ones(self.num_envs, dtype=bool))
-            waiting = np.array([time < longest - len(history) for history in histories])
-            if (early := (terminated | truncated) & waiting).any():
-                self._reset(early)
-        fresh = np.array([not history for history in histories])
-        if longest and fresh.any():
-            self._reset(fresh)
+            ended = terminated | truncated
+            if (ended & (begins <= time)).any():
+                raise _elsewhere()
+            if ended.any():
+                self._reset(ended)
+        if longest and (begins == longest).any():
+            self._reset(begins == longest)
         if not np.array_equal(self.observations, observations):
-            raise DataError(
-                "cannot resume: after the same actions from the same seed this environment is in another state, so it "
-                "depends on more than its seed; train again from the start"
-            )
+            raise _elsewhere()
 
     def close(self) -> None:
         """Free windows and processes."""
@@ -256,8 +256,16 @@ class Environments:
 
 
 def observation_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
-    """Return how observations are kept: uint8 stays, all else is float32."""
-    return np.dtype(np.uint8 if space.dtype == np.uint8 else np.float32)
+    """Return how observations are kept: images stay uint8, all else is float32."""
+    is_image = space.dtype == np.uint8 and len(space.shape or ()) > 1
+    return np.dtype(np.uint8 if is_image else np.float32)
+
+
+def _elsewhere() -> DataError:
+    return DataError(
+        "cannot resume: after the same actions from the same seed this environment is in another state, so it "
+        "depends on more than its seed; train again from the start"
+    )
 
 
 def _broadcast(flags: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -42,7 +42,8 @@ def record_video(policy: Policy, make: Callable[[], Env], path: Path, *, episode
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer: Any
-        with imageio.get_writer(path, fps=rate) as writer:
+        speed = {"duration": 1000 / rate} if path.suffix == ".gif" else {"fps": rate}  # milliseconds a frame
+        with imageio.get_writer(path, **speed) as writer:
             return watch(policy, env, episodes=episodes, seed=seed, look=lambda: writer.append_data(env.render()))
     except OSError as error:
         raise EnvironmentFault(f"cannot write {path}: {error}") from error

@@ -52,7 +52,10 @@ def main() -> None:
         order = ("sb3", "hftoolkit")[:: 1 if number % 2 == 0 else -1]
         rates = {side: measured(side) for side in order}
         ratios.append(rates["hftoolkit"] / rates["sb3"])
-        print(f"round {number}: SB3 {rates['sb3']:.0f}, hftoolkit {rates['hftoolkit']:.0f} environment steps/s", flush=True)
+        print(
+            f"round {number}: SB3 {rates['sb3']:.0f}, hftoolkit {rates['hftoolkit']:.0f} environment steps/s",
+            flush=True,
+        )
     print(f"ratio: median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 

@@ -92,9 +92,7 @@ def test_every_knob_is_read_outside_the_recipe_package() -> None:
         if isinstance(node, ast.MatchClass)
         for name in node.kwd_attrs
     }
-    knobs = {
-        name for recipe in ALL_RECIPES for section in section_classes(recipe) for name in section.model_fields
-    }
+    knobs = {name for recipe in ALL_RECIPES for section in section_classes(recipe) for name in section.model_fields}
     assert len(knobs) > 40
     assert not knobs - read
 

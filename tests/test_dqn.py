@@ -296,7 +296,11 @@ def test_updates_are_those_of_plain_torch(knobs: dict[str, Any], masked: bool) -
     algorithm = section(max_gradient_norm=0.7, discount=0.9, **knobs)
     agent = agent_in("Meadow", algorithm, masked=masked)
     plain, batches, betas, errors = PlainDqn(agent), [], [], []
-    sample = agent.replay.sample
+    sample, set_priorities, weighted = agent.replay.sample, agent.replay.set_priorities, 0
+
+    def note(places: np.ndarray, error: np.ndarray) -> None:
+        errors.append(error)
+        set_priorities(places, error)
 
     def record(count: int, generator: np.random.Generator, beta: float) -> Transitions:
         betas.append(beta)
@@ -305,12 +309,13 @@ def test_updates_are_those_of_plain_torch(knobs: dict[str, Any], masked: bool) -
 
     with (
         mock.patch.object(agent.replay, "sample", record),
-        mock.patch.object(agent.replay, "set_priorities", lambda places, error: errors.append(error)),
+        mock.patch.object(agent.replay, "set_priorities", note),
     ):
         for _ in range(40):
             agent.advance()
             for number, batch in enumerate(batches):
                 assert (batch.weights is not None) == algorithm.prioritized
+                weighted += batch.weights is not None and np.ptp(batch.weights) > 0.1
                 wanted = plain.update(batch, agent.step)
                 if algorithm.prioritized:
                     np.testing.assert_allclose(np.abs(errors[number]), wanted.abs(), atol=1e-5)
@@ -321,6 +326,7 @@ def test_updates_are_those_of_plain_torch(knobs: dict[str, Any], masked: bool) -
             torch.testing.assert_close(weights_of(agent.online), weights_of(plain.online), atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(weights_of(agent.target), weights_of(plain.target), atol=1e-6, rtol=1e-6)
     assert agent.updates == 28 * algorithm.updates and 0 < plain.clipped
+    assert weighted > 20 or not algorithm.prioritized
 
 
 def test_prioritized_updates_leave_the_new_errors_as_priorities() -> None:
@@ -665,6 +671,16 @@ def test_a_reward_that_is_no_number_stops_training_before_it_is_learnt(
 
 def test_a_gradient_that_overflows_stops_training_before_it_is_learnt() -> None:
     agent = agent_in("Meadow", section(loss="mse", batch_size=32), broken_after=20, broken="1e38")
+    assert_stops_before_weights_change(agent, "not finite")
+
+
+def test_a_gradient_that_is_no_number_stops_training_though_the_loss_is_one() -> None:
+    agent = agent_in("Meadow", section())
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient if agent.updates < 10 else gradient * torch.inf
+
+    agent.online.head.weight.register_hook(spoil)
     assert_stops_before_weights_change(agent, "not finite")
 
 

@@ -5,4 +5,6 @@ from importlib.util import find_spec
 from hftoolkit.errors import EnvironmentFault
 
 if find_spec("gymnasium") is None:
-    raise EnvironmentFault("reinforcement learning needs gymnasium; type: pip install 'hftoolkit[rl]'")
+    raise EnvironmentFault(
+        "rl needs gymnasium; type: pip install 'hftoolkit[rl]' (in a clone: bash scripts/install.sh rl)"
+    )

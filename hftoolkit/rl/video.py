@@ -36,7 +36,9 @@ def record_video(policy: Policy, make: Callable[[], Env], path: Path, *, episode
     try:
         import imageio.v2 as imageio
     except ImportError as error:
-        raise EnvironmentFault("videos need imageio; type: pip install 'hftoolkit[rl]'") from error
+        raise EnvironmentFault(
+            "videos need imageio; type: pip install 'hftoolkit[rl]' (in a clone: bash scripts/install.sh rl)"
+        ) from error
     env = make()
     rate = env.metadata.get("render_fps", DEFAULT_FRAMES_PER_SECOND)
     try:

@@ -65,5 +65,5 @@ class SumTree:
         nodes = places + self._leaves
         self._sums[nodes] = priorities
         while nodes.size and nodes[0] > 1:
-            nodes = np.unique(nodes // 2)
+            nodes = nodes // 2  # brothers meet here and do the same twice, which is quicker than to find them
             self._sums[nodes] = self._sums[2 * nodes] + self._sums[2 * nodes + 1]

@@ -304,7 +304,7 @@ def test_places_are_drawn_in_proportion_to_their_priorities_and_never_without_on
         set_priority(tree, place, priorities[place])
     generator = np.random.default_rng(0)
     # One at a time, because the shares of one call make their draws more even than chance.
-    draws = np.concatenate([tree.sample(1, generator, 1.0, 5)[0] for _ in range(8000)])
+    draws = np.concatenate([tree.sample(1, generator, 1.0)[0] for _ in range(8000)])
     counts = np.bincount(draws, minlength=len(priorities))
     assert not counts[priorities == 0].any()
     wanted = priorities[priorities > 0] / priorities.sum() * len(draws)
@@ -316,7 +316,7 @@ def test_one_call_takes_one_place_from_each_equal_share_of_the_priorities() -> N
     for place, priority in enumerate((1.0, 2.0, 4.0, 1.0)):
         set_priority(tree, place, priority)
     for seed in range(50):
-        places, _ = tree.sample(8, np.random.default_rng(seed), 1.0, 4)
+        places, _ = tree.sample(8, np.random.default_rng(seed), 1.0)
         np.testing.assert_array_equal(places, [0, 1, 1, 2, 2, 2, 2, 3])
 
 
@@ -336,7 +336,7 @@ def test_draws_at_the_very_edges_never_find_a_place_without_priority() -> None:
         set_priority(tree, place, float(generator.random()) * 1e-3 + 0.1)
     for value in (0.0, np.nextafter(1, 0)):
         for count in (1, 3, 7, 1000):
-            places, weights = tree.sample(count, Edges(value), 1.0, 3)  # type: ignore[arg-type]
+            places, weights = tree.sample(count, Edges(value), 1.0)  # type: ignore[arg-type]
             assert set(places.tolist()) <= {1, 2, 5} and np.isfinite(weights).all()
 
 
@@ -346,7 +346,7 @@ def test_importance_weights_are_the_inverse_probabilities_to_the_power_of_beta(b
     tree = SumTree(len(priorities), 1.0)
     for place, priority in enumerate(priorities.tolist()):
         set_priority(tree, place, priority)
-    places, weights = tree.sample(64, np.random.default_rng(0), beta, len(priorities))
+    places, weights = tree.sample(64, np.random.default_rng(0), beta)
     probabilities = priorities / priorities.sum()
     wanted = (1 / (len(priorities) * probabilities[places])) ** beta
     assert len(set(places.tolist())) == 5

@@ -1,8 +1,11 @@
 """Environments as the agents see them: made from a recipe, stepped together, and reset by us alone."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+import multiprocessing
+import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -272,8 +275,17 @@ def _broadcast(flags: np.ndarray, like: np.ndarray) -> np.ndarray:
     return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def _make_in_worker(section: Environment) -> Env:
+    """Make an environment in a process of its own, which Ctrl-C does not stop before the agent is saved."""
+    if multiprocessing.parent_process() is not None:  # gymnasium also makes one here, to look at its spaces
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        register(section, allow_code=True)  # it was allowed; a process that was not forked has not imported it yet
+    return make_environment(section)
+
+
 def _vectorized(section: Environment) -> VectorEnv[Any, Any, Any]:
-    makers: Sequence[Any] = [lambda: make_environment(section)] * section.num_envs
     if section.vectorization == "async":
-        return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+        in_workers = [partial(_make_in_worker, section)] * section.num_envs
+        return AsyncVectorEnv(in_workers, autoreset_mode=AutoresetMode.DISABLED)
+    makers = [partial(make_environment, section)] * section.num_envs
     return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)

@@ -33,13 +33,13 @@ class SumTree:
         self._set(places, priorities)
 
     def sample(
-        self, count: int, generator: np.random.Generator, importance_exponent: float, num_drawable: int
+        self, count: int, generator: np.random.Generator, importance_exponent: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw one place from each of ``count`` equal shares of the sum of priorities.
 
         Returns:
             places: (B,) int64.
-            weights: (B,) float32, (1 / (n * probability)) ** beta, divided by the largest of them.
+            weights: (B,) float32, probability ** -beta, divided by the largest of them.
         """
         targets = (np.arange(count) + generator.random(count)) * self._sums[1] / count
         nodes = np.ones(count, np.int64)
@@ -49,7 +49,7 @@ class SumTree:
             right = (targets >= left) & (self._sums[2 * nodes + 1] > 0)
             targets = np.where(right, targets - left, targets)
             nodes = 2 * nodes + right
-        weights = (num_drawable * self._sums[nodes] / self._sums[1]) ** -importance_exponent
+        weights = (self._sums[nodes] / self._sums[1]) ** -importance_exponent
         return nodes - self._leaves, (weights / weights.max()).astype(np.float32)
 
     def state(self) -> dict[str, np.ndarray]:

@@ -130,7 +130,7 @@ class Replay:
             ranks = generator.integers(self._first(), self._size, count)  # 0: the oldest row
             rows = (self._head - self._size + ranks) % self._rows
             return self._transitions(rows, generator.integers(0, self._num_envs, count), None)
-        places, weights = self._priorities.sample(count, generator, importance_exponent, len(self))
+        places, weights = self._priorities.sample(count, generator, importance_exponent)
         return self._transitions(places // self._num_envs, places % self._num_envs, weights)
 
     def set_priorities(self, places: np.ndarray, errors: np.ndarray) -> None:

@@ -223,8 +223,11 @@ def _policy_use(recipe: ReinforcementRecipe) -> str:
     algorithm = recipe.algorithm
     if not isinstance(algorithm, Dqn):
         return _TABLE_USE
-    is_plain = isinstance(algorithm.network, MlpNetwork) and not algorithm.normalize_observations
-    return (_DUELING_USE if algorithm.dueling else _MLP_USE) if is_plain else _OTHER_USE
+    if not isinstance(algorithm.network, MlpNetwork):
+        return _OTHER_USE
+    normalize = _NORMALIZE if algorithm.normalize_observations else ""
+    actions = "[:-1]  # the last output is the state value, which changes no choice" if algorithm.dueling else ""
+    return _MLP_USE.format(normalize=normalize, actions=actions)
 
 
 _TABLE_USE = """```python
@@ -239,18 +242,22 @@ from safetensors.torch import load_file
 from torch import nn, tensor
 
 weights = load_file("model.safetensors")
+names = {{key.rpartition(".")[0] for key in weights if key.endswith(".weight")}}  # encoder.0, encoder.2, ..., head
 layers = []
-for name in sorted({key.rpartition(".")[0] for key in weights}):  # encoder.0, encoder.2, ..., head
-    layer = nn.utils.skip_init(nn.Linear, *weights[f"{name}.weight"].shape[::-1])
-    layer.load_state_dict({"weight": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]})
+for name in sorted(names, key=lambda name: (name == "head", len(name), name)):
+    layer = nn.utils.skip_init(nn.Linear, *weights[f"{{name}}.weight"].shape[::-1])
+    layer.load_state_dict({{"weight": weights[f"{{name}}.weight"], "bias": weights[f"{{name}}.bias"]}})
     layers += [layer, nn.ReLU()]
 network = nn.Sequential(*layers[:-1])
-action = network(tensor(observation)).argmax().item()
+
+seen = tensor(observation)
+{normalize}values = network(seen){actions}
+action = values.argmax().item()
 ```"""
 
-_DUELING_USE = _MLP_USE.replace("network(tensor(observation))", "network(tensor(observation))[:-1]").replace(
-    "```python", "The last output is the state value, which changes no choice.\n\n```python"
-)
+_NORMALIZE = """mean, variance = weights["normalizer.mean"], weights["normalizer.variance"]
+seen = ((seen - mean) / (variance + 1e-8).sqrt()).clamp(-10, 10)
+"""
 
 _OTHER_USE = """```python
 from pathlib import Path

@@ -82,7 +82,7 @@ def rehearse(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: b
     with _agent(recipe) as agent:
         agent.advance()
         if isinstance(agent, DqnAgent):
-            agent.update()
+            agent.learn(1)
         return float(_play(recipe, agent, episodes=1, seed=recipe.evaluation.seed).returns[0])
 
 

@@ -343,7 +343,7 @@ def test_prioritized_updates_leave_the_new_errors_as_priorities() -> None:
         values = agent.online
         before = {name: tensor.clone() for name, tensor in values.state_dict().items()}
         with torch.enable_grad():
-            agent.update()
+            agent.learn(1)
         values.load_state_dict(before)
         (batch,) = batches
         taken = values(torch.from_numpy(batch.observations))[range(8), batch.actions.tolist()]
@@ -416,9 +416,9 @@ def test_updates_and_schedules_count_environment_steps(num_envs: int) -> None:
     algorithm = section(updates=2, target_update_every=20, epsilon_fraction=0.5, epsilon_end=0.1)
     agent = agent_in("Meadow", algorithm, num_envs=num_envs, total_steps=120)
     updated_at, synced_at = [], []
-    update, sync = agent.update, agent._update_target
+    update, sync = agent._update, agent._update_target
     with (
-        mock.patch.object(agent, "update", lambda: (updated_at.append(agent.step), update())),
+        mock.patch.object(agent, "_update", lambda batch: (updated_at.append(agent.step), update(batch))),
         mock.patch.object(agent, "_update_target", lambda: (synced_at.append(agent.step), sync())),
     ):
         while agent.step < 60:

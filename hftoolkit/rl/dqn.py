@@ -118,8 +118,7 @@ class DqnAgent:
         before, self.step = self.step, self.step + self.environments.num_envs
         # Many environments may pass several multiples at once, some of them before learning starts.
         before = max(before, self.section.learning_starts - 1)
-        for _ in range(self._times(self.section.update_every, before) * self.section.updates):
-            self.update()
+        self.learn(self._times(self.section.update_every, before) * self.section.updates)
         for _ in range(self._times(self.section.target_update_every, before)):
             self._update_target()
 
@@ -153,14 +152,18 @@ class DqnAgent:
             ).squeeze(1)
         return target
 
-    def update(self) -> None:
-        """Do one gradient step towards the targets of remembered transitions.
+    def learn(self, updates: int) -> None:
+        """Do so many gradient steps, each towards the targets of other remembered transitions."""
+        beta = importance_exponent(self.section, self.step, self.total_steps)
+        for batch in self.replay.batches(updates, self.section.batch_size, self._generator, beta):
+            self._update(batch)
+
+    def _update(self, batch: Transitions) -> None:
+        """Do one gradient step towards the targets of a batch.
 
         Raises:
             TrainingError: the loss or its gradient is not finite; the weights are as before.
         """
-        beta = importance_exponent(self.section, self.step, self.total_steps)
-        batch = self.replay.sample(self.section.batch_size, self._generator, beta)
         targets = self.targets(batch)
         actions = self._tensor(batch.actions).unsqueeze(1)
         values = self.online(self._tensor(batch.observations)).gather(1, actions).squeeze(1)  # (B,)
@@ -169,16 +172,19 @@ class DqnAgent:
             loss = distance(values, targets)
         else:
             loss = (distance(values, targets, reduction="none") * self._tensor(batch.weights)).mean()
-        assert self._weights.grad is not None
-        self._weights.grad.zero_()
+        gradient = self._weights.grad
+        assert gradient is not None
+        gradient.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._weights, self.section.max_gradient_norm).item()
+        norm = gradient.norm().item()
         # Both, because the gradient of the Huber loss of an infinite error is finite.
         if not np.isfinite(norm) or not np.isfinite(loss.item()):
             raise TrainingError(
                 f"step {self.step}: the loss or its gradient is not finite, and nothing was updated with it; "
                 "try a lower algorithm.learning_rate, or see whether a reward is no finite number"
             )
+        if norm > self.section.max_gradient_norm:
+            gradient.mul_(self.section.max_gradient_norm / norm)
         self._optimizer.param_groups[0]["lr"] = rate(self.section, self.step, self.total_steps)
         self._optimizer.step()
         self.updates += 1

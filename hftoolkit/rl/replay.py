@@ -5,7 +5,7 @@ Row ``t`` of the ring holds what N environments saw and did in one step. The obs
 kept aside.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,9 @@ class Transitions:
     next_masks: np.ndarray | None
     weights: np.ndarray | None
     places: np.ndarray
+
+
+MAX_AT_ONCE = 1024  # transitions that are put together; of four frames of 84 x 84, 58 MB
 
 
 class Replay:
@@ -132,6 +135,16 @@ class Replay:
             return self._transitions(rows, generator.integers(0, self._num_envs, count), None)
         places, weights = self._priorities.sample(count, generator, importance_exponent)
         return self._transitions(places // self._num_envs, places % self._num_envs, weights)
+
+    def batches(
+        self, number: int, count: int, generator: np.random.Generator, importance_exponent: float = 1.0
+    ) -> Iterator[Transitions]:
+        """Draw batches one after the other, each of ``count``; without priorities, many are put together in one go."""
+        at_once = 1 if self._priorities is not None else max(1, MAX_AT_ONCE // count)
+        for begin in range(0, number, at_once):
+            drawn = self.sample(min(at_once, number - begin) * count, generator, importance_exponent)
+            for start in range(0, len(drawn.actions), count):
+                yield _part(drawn, slice(start, start + count))
 
     def set_priorities(self, places: np.ndarray, errors: np.ndarray) -> None:
         """Give drawn transitions the priority of their new temporal-difference errors, (B,)."""
@@ -246,3 +259,16 @@ class Replay:
         for index in np.flatnonzero(self._truncated[row]).tolist():
             self._final_frames.pop((row, index), None)
             self._final_masks.pop((row, index), None)
+
+
+def _part(drawn: Transitions, which: slice) -> Transitions:
+    return Transitions(
+        observations=drawn.observations[which],
+        actions=drawn.actions[which],
+        returns=drawn.returns[which],
+        discounts=drawn.discounts[which],
+        next_observations=drawn.next_observations[which],
+        next_masks=None if drawn.next_masks is None else drawn.next_masks[which],
+        weights=None if drawn.weights is None else drawn.weights[which],
+        places=drawn.places[which],
+    )

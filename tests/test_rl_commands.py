@@ -16,6 +16,7 @@ from conftest import Ended, hft
 from safetensors.torch import load_file
 
 from hftoolkit.rl.artifact import load_policy
+from hftoolkit.rl.dqn import QPolicy
 
 RECIPE = """\
 environment: {id: CartPole-v1, num_envs: 3}
@@ -122,20 +123,29 @@ def test_play_writes_the_episodes_that_were_measured(run: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("switch", ["dueling", "normalize_observations", "double"])
 def test_the_snippet_in_the_card_gives_the_same_actions_without_hftoolkit(folder: Path, tmp_path: Path, switch: str):
-    layers = "algorithm.network.hidden_sizes=[8, 8, 8, 8, 8, 8]"  # so many that their numbers have two digits
+    layers = "algorithm.network.hidden_sizes=[16, 16, 16, 16, 16, 16]"  # so many that their numbers have two digits
     settings = ("--set", f"algorithm.{switch}=true", "--set", "train.steps=3000", "--set", layers)
     run = trained(folder / "tiny.yaml", tmp_path / "run", *settings)
     card = (run / "model" / "README.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     blocked = "import sys; sys.modules['hftoolkit'] = None\n"
-    looped = "\n".join(f"observation = {row.tolist()}\n{snippet}\nprint(action)" for row in observations)
+    looped = "\n".join(
+        f"observation = {row.tolist()}\n{snippet}\nprint(action, *values.tolist())" for row in observations
+    )
     ended = subprocess.run(
         [sys.executable, "-c", blocked + looped], cwd=run / "model", capture_output=True, text=True, check=True
     )
-    expected = load_policy(run / "model").act(observations, None)
-    assert list(map(int, ended.stdout.split())) == expected.tolist()
-    assert len(set(expected.tolist())) == 2
+    printed = np.array([line.split() for line in ended.stdout.splitlines()], float)
+    policy = load_policy(run / "model")
+    assert isinstance(policy, QPolicy)
+    with torch.no_grad():
+        values = policy._network(torch.from_numpy(observations)).numpy()
+    assert printed[:, 0].tolist() == values.argmax(axis=1).tolist()
+    # What a dueling network adds to all actions alike is left out of the snippet.
+    advantages, expected = (table - table.mean(axis=1, keepdims=True) for table in (printed[:, 1:], values))
+    np.testing.assert_allclose(advantages, expected, atol=1e-4)
+    assert np.ptp(expected) > 1e-3
 
 
 def test_a_table_is_trained_saved_and_played_by_the_same_commands(folder: Path, tmp_path: Path):

@@ -63,7 +63,7 @@ def train(
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
-    register(recipe.environment, allow_code=allow_code)
+    _prepare(recipe, allow_code=allow_code)
     run = RunDir.unfinished(name, run_dir) if resume else RunDir.create(name, run_dir)
     if resume:
         _refuse_another_recipe(recipe, run)
@@ -78,7 +78,7 @@ def rehearse(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: b
     """Make the agent, act, update once and play one evaluation episode; write nothing; return that episode's return."""
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
-    register(recipe.environment, allow_code=allow_code)
+    _prepare(recipe, allow_code=allow_code)
     with _agent(recipe) as agent:
         agent.advance()
         if isinstance(agent, DqnAgent):
@@ -107,7 +107,7 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
     make = partial(make_environment, recipe.environment)
     if video is not None:
         check_video(video)
-    elif sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+    elif not _has_display():
         raise EnvironmentFault("there is no display for a window; add --video FILE.mp4 or FILE.gif")
     first = recipe.evaluation.seed if seed is None else seed
     if video is None:
@@ -175,6 +175,13 @@ def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emi
         listen(_results_table(results))
 
 
+def _prepare(recipe: ReinforcementRecipe, *, allow_code: bool) -> None:
+    """Make the environment known, and keep what draws it from looking for a display where there is none."""
+    if not _has_display():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    register(recipe.environment, allow_code=allow_code)
+
+
 @contextmanager
 def _agent(recipe: ReinforcementRecipe) -> Iterator[Agent]:
     """Make environments and agent, and close the environments afterwards; small networks get one processor."""
@@ -189,6 +196,10 @@ def _agent(recipe: ReinforcementRecipe) -> Iterator[Agent]:
     finally:
         torch.set_num_threads(threads)
         environments.close()
+
+
+def _has_display() -> bool:
+    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
 
 
 def _build(recipe: ReinforcementRecipe, environments: Environments, device: torch.device) -> Agent:
@@ -292,7 +303,7 @@ def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]
         if seeds:
             raise DataError(f"{folder} holds several seeds; name one of them, for example {run.seeds / seeds[0]}")
         raise DataError(f"{folder} has no policy; its run is {read_json(run.status).get('state')}")
-    register(recipe.environment, allow_code=allow_code)
+    _prepare(recipe, allow_code=allow_code)
     return recipe, load_policy(run.model)
 
 

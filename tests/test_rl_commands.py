@@ -1,5 +1,6 @@
 """``hftoolkit rl`` as its users meet it: what a run leaves behind, resume, exit codes, messages."""
 
+import errno
 import json
 import re
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import torch
 from conftest import Ended, hft
 from safetensors.torch import load_file
 
+from hftoolkit import run_rl
 from hftoolkit.rl.artifact import load_policy
 from hftoolkit.rl.dqn import QPolicy
 
@@ -321,3 +324,40 @@ def test_values_that_diverge_end_the_run_with_exit_code_5(folder: Path, tmp_path
     )
     refused(ended, 5, "algorithm.learning_rate")
     assert read_json(tmp_path / "run" / "status.json")["state"] == "failed"
+
+
+PIXELS = """\
+environment:
+  id: CartPole-v1
+  num_envs: 2
+  pixels: {origin: render, size: 36, stack: 2, frame_skip: 2}
+algorithm:
+  kind: dqn
+  network: NETWORK
+  learning_starts: 10
+  batch_size: 4
+  replay_size: 60
+train: {steps: 60, checkpoint_every: 30}
+evaluation: {episodes: 2, curve_points: 0, bootstrap_samples: 100}
+"""
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        "{encoder: nature-cnn, hidden_sizes: [16]}",
+        "{encoder: timm, architecture: test_resnet, frozen: false, hidden_sizes: [16]}",
+    ],
+)
+def test_an_agent_that_sees_pixels_is_trained_resumed_saved_and_played(network: str, tmp_path: Path):
+    recipe = tmp_path / "pixels.yaml"
+    recipe.write_text(PIXELS.replace("NETWORK", network))
+    run = trained(recipe, tmp_path / "run")
+    shown = hft("rl", "evaluate", run)
+    expected = read_json(run / "results.json")["test"]["metrics"]["mean_return"]
+    assert shown.code == 0 and f"{expected:.1f} [" in shown.out
+    assert hft("rl", "play", run, "--video", tmp_path / "replay.gif").code == 0
+    with mock.patch.object(run_rl, "_check_saved", side_effect=OSError(errno.ENOSPC, "full")):
+        refused(hft("rl", "train", recipe, "--run-dir", tmp_path / "cut"), 4, "disk is full")
+    assert hft("rl", "train", recipe, "--run-dir", tmp_path / "cut", "--resume").code == 0
+    assert same_weights(run, tmp_path / "cut")

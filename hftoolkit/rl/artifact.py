@@ -1,6 +1,7 @@
 """A trained policy on disk: safetensors and JSON, nothing that runs code when it is read."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ CONFIG = "config.json"
 
 
 def save_policy(folder: Path, agent: DqnAgent | TabularAgent, recipe: ReinforcementRecipe) -> None:
-    """Write ``model.safetensors`` and ``config.json`` into a new folder."""
+    """Write ``model.safetensors`` and ``config.json``, in place of what an interrupted run may have left there."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config: dict[str, Any] = {
         "algorithm": recipe.algorithm.model_dump(mode="json"),

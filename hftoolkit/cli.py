@@ -182,6 +182,8 @@ def rl_train(
     from hftoolkit.render import render_events
 
     with render_events() as emit:
+        if dry_run and resume:
+            raise RecipeError("--dry-run starts nothing that --resume could go on with; leave out one")
         if dry_run:
             value = run_rl.rehearse(parsed, run_dir=run_dir, allow_code=allow_code)
             typer.echo(f"the recipe is good: one update ran, one episode returned {value:g}; nothing was written")

@@ -14,6 +14,7 @@ PACKAGES = (
     "accelerate",
     "evaluate",
     "timm",
+    "gymnasium",
     "tokenizers",
     "safetensors",
     "huggingface-hub",

@@ -239,7 +239,7 @@ action = table[state].argmax()
 
 _MLP_USE = """```python
 from safetensors.torch import load_file
-from torch import nn, tensor
+from torch import float32, nn, tensor
 
 weights = load_file("model.safetensors")
 names = {{key.rpartition(".")[0] for key in weights if key.endswith(".weight")}}  # encoder.0, encoder.2, ..., head
@@ -250,7 +250,7 @@ for name in sorted(names, key=lambda name: (name == "head", len(name), name)):
     layers += [layer, nn.ReLU()]
 network = nn.Sequential(*layers[:-1])
 
-seen = tensor(observation)
+seen = tensor(observation, dtype=float32)
 {normalize}values = network(seen){actions}
 action = values.argmax().item()
 ```"""

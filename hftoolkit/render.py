@@ -60,7 +60,7 @@ class _Renderer:
             if self._bar is None:
                 self._bar = self._progress.add_task(numbers, total=event.total_steps)
             self._progress.update(self._bar, completed=event.step, description=numbers)
-        elif event.step * PLAIN_LINES // event.total_steps > self._lines:
+        elif event.step * PLAIN_LINES // event.total_steps != self._lines:
             self._lines = event.step * PLAIN_LINES // event.total_steps
             self._console.print(f"step {event.step}/{event.total_steps}  {numbers}")
 

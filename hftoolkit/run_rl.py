@@ -14,7 +14,7 @@ import torch
 
 from hftoolkit.contracts import Emit, Message, Table
 from hftoolkit.environment import describe_environment
-from hftoolkit.errors import ArtifactError, DataError, EnvironmentFault, RecipeError
+from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.hub import write_policy_card
 from hftoolkit.metrics.returns import return_intervals, return_metrics, seed_metrics
 from hftoolkit.recipe import (
@@ -27,7 +27,7 @@ from hftoolkit.recipe import (
     load_reinforcement_recipe,
 )
 from hftoolkit.report import write_learning_curve_png
-from hftoolkit.rl.artifact import load_policy, save_policy
+from hftoolkit.rl.artifact import check_saved, load_policy, save_policy
 from hftoolkit.rl.dqn import DqnAgent
 from hftoolkit.rl.environments import Environments, make_environment, register
 from hftoolkit.rl.evaluation import Episodes, Policy, RandomPolicy, evaluate_policy
@@ -66,7 +66,7 @@ def train(
     _prepare(recipe, allow_code=allow_code)
     run = RunDir.unfinished(name, run_dir) if resume else RunDir.create(name, run_dir)
     if resume:
-        _refuse_another_recipe(recipe, run)
+        _refuse_another_recipe(recipe, run, seeds)
     if seeds == 1:
         _train_one(recipe, run, emit)
     else:
@@ -121,35 +121,39 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
 
 def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     """Train one agent in a run directory, from where it was left."""
-    listen = run.recording(emit)
-    with recorded(run), _agent(recipe) as agent:
+    with recorded(run):
         run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
         write_json(run.environment, describe_environment())
-        training = Training(
-            agent=agent,
-            settings=recipe.train,
-            curve_points=recipe.evaluation.curve_points,
-            evaluate=partial(
-                _play, recipe, agent, episodes=recipe.evaluation.curve_episodes, seed=recipe.evaluation.seed + 1
-            ),
-            checkpoints=run.checkpoints,
-            emit=listen,
-        )
-        if training.resume():
-            run.forget_after(agent.step)
-        training.run()
-        played = _play(recipe, agent, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
-        save_policy(run.model, agent, recipe)
-        _check_saved(run.model, agent)
-        results = _results(recipe, agent, training, played)
-        write_json(run.results, results)
-        if training.curve:
-            run.report.mkdir(exist_ok=True)
-            curves = {str(recipe.train.seed): training.curve}
-            write_learning_curve_png(curves, recipe.environment.id, run.learning_curve)
-        write_policy_card(run, recipe, results)
-        shutil.rmtree(run.checkpoints)  # the replay memory is large, and nothing goes on from here
-        listen(_results_table(results))
+        with _agent(recipe) as agent:
+            _learn_and_measure(recipe, agent, run, run.recording(emit))
+    shutil.rmtree(run.checkpoints, ignore_errors=True)  # the replay memory is large, and nothing goes on from here
+
+
+def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, listen: Emit) -> None:
+    training = Training(
+        agent=agent,
+        settings=recipe.train,
+        curve_points=recipe.evaluation.curve_points,
+        evaluate=partial(
+            _play, recipe, agent, episodes=recipe.evaluation.curve_episodes, seed=recipe.evaluation.seed + 1
+        ),
+        checkpoints=run.checkpoints,
+        emit=listen,
+    )
+    training.resume()
+    run.forget_after(agent.step)
+    training.run()
+    played = _play(recipe, agent, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
+    results = _results(recipe, agent, training, played)
+    write_json(run.results, results)
+    save_policy(run.model, agent, recipe)
+    check_saved(run.model, agent)
+    if training.curve:
+        run.report.mkdir(exist_ok=True)
+        curves = {str(recipe.train.seed): training.curve}
+        write_learning_curve_png(curves, recipe.environment.id, run.learning_curve)
+    write_policy_card(run, recipe, results)
+    listen(_results_table(results))
 
 
 def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emit) -> None:
@@ -180,6 +184,7 @@ def _prepare(recipe: ReinforcementRecipe, *, allow_code: bool) -> None:
     if not _has_display():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     register(recipe.environment, allow_code=allow_code)
+    make_environment(recipe.environment).close()  # what is wrong with it is told before a run begins
 
 
 @contextmanager
@@ -214,13 +219,6 @@ def _build(recipe: ReinforcementRecipe, environments: Environments, device: torc
 
 def _play(recipe: ReinforcementRecipe, policy: Policy, *, episodes: int, seed: int) -> Episodes:
     return evaluate_policy(policy, partial(make_environment, recipe.environment), episodes=episodes, seed=seed)
-
-
-def _check_saved(folder: Path, agent: Agent) -> None:
-    """Raise ArtifactError unless what was written acts like what was trained."""
-    seen, masks = agent.environments.observations, agent.environments.masks
-    if not np.array_equal(load_policy(folder).act(seen, masks), agent.act(seen, masks)):
-        raise ArtifactError(f"the policy read back from {folder} takes other actions; everything is kept on disk")
 
 
 def _results(recipe: ReinforcementRecipe, agent: Agent, training: Training, played: Episodes) -> dict[str, Any]:
@@ -303,11 +301,17 @@ def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]
         if seeds:
             raise DataError(f"{folder} holds several seeds; name one of them, for example {run.seeds / seeds[0]}")
         raise DataError(f"{folder} has no policy; its run is {read_json(run.status).get('state')}")
+    if not run.is_done():
+        raise DataError(f"the run {folder} is {read_json(run.status).get('state')}; name one that is done")
     _prepare(recipe, allow_code=allow_code)
     return recipe, load_policy(run.model)
 
 
-def _refuse_another_recipe(recipe: ReinforcementRecipe, run: RunDir) -> None:
+def _refuse_another_recipe(recipe: ReinforcementRecipe, run: RunDir, seeds: int) -> None:
+    if run.seeds.is_dir() and seeds == 1:
+        raise RecipeError(f"{run.root} holds several seeds; say how many with --seeds")
+    if run.checkpoints.is_dir() and seeds > 1:
+        raise RecipeError(f"{run.root} is a run of one seed; leave out --seeds")
     changed = differences(load_reinforcement_recipe(run.recipe), recipe)
     if changed:
         raise RecipeError(f"cannot resume {run.root} with another recipe:\n  " + "\n  ".join(changed))

@@ -1,7 +1,7 @@
 """The run directory: sole owner of its file names, written before the model exists.
 
 runs/NAME/  recipe.yaml environment.json data.json labels.json metrics.jsonl train.log status.json results.json
-            checkpoints/step-000500/  model/  model/adapter/  report/  predictions/
+            checkpoints/step-000500/  model/  model/adapter/  report/  predictions/  seeds/seed-0/
 """
 
 import errno
@@ -170,6 +170,7 @@ class RunDir:
         """Drop from ``metrics.jsonl`` what a run that resumes at ``step`` will do again."""
         if not self.metrics.is_file():
             return
+        # A line without its end was cut off by a kill.
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         self.metrics.write_text("".join(kept), encoding="utf-8")

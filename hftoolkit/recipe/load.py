@@ -218,7 +218,7 @@ def _fill_empty_sections(data: dict[Key, Any], schema: Node) -> None:
 
 
 def dump_recipe(recipe: AnyRecipe) -> str:
-    """Return YAML with every knob written out, which ``load_recipe`` reads back to an equal recipe."""
+    """Return YAML with every knob written out, which the loader of its kind reads back to an equal recipe."""
     return write_yaml(recipe.model_dump())
 
 

@@ -199,6 +199,15 @@ class ReinforcementRecipe(Section):
     evaluation: PolicyEvaluation = Field(default_factory=PolicyEvaluation, description="How it is measured.")
 
     @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if isinstance(self.algorithm, Dqn) and self.algorithm.learning_starts >= self.train.steps:
+            raise ValueError(
+                f"algorithm.learning_starts: {self.algorithm.learning_starts} must be less than train.steps "
+                f"({self.train.steps}), or nothing is ever learnt"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _encoder_fits_the_observation(self) -> Self:
         if not isinstance(self.algorithm, Dqn):
             if self.environment.pixels is not None:

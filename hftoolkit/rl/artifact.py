@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hftoolkit.errors import DataError
+from hftoolkit.errors import ArtifactError, DataError
 from hftoolkit.recipe import Algorithm, Dqn, ReinforcementRecipe
 from hftoolkit.rl.dqn import DqnAgent, QPolicy
 from hftoolkit.rl.encoders import perception
@@ -34,12 +34,23 @@ def save_policy(folder: Path, agent: DqnAgent | TabularAgent, recipe: Reinforcem
     if isinstance(agent, DqnAgent):
         example = agent.environments.observations[0]
         config["observation"] = {"shape": list(example.shape), "dtype": str(example.dtype)}
-        # Copies, because the weights of an agent are views of one vector, which the format does not know.
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in agent.online.state_dict().items()}
-    else:
-        tensors = {"table": torch.from_numpy(agent.table.copy())}
-    save_file(tensors, folder / WEIGHTS)
+    save_file(_tensors(agent), folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def check_saved(folder: Path, agent: DqnAgent | TabularAgent) -> None:
+    """Raise ArtifactError unless what was written is read back as the weights of the agent, and makes a policy."""
+    load_policy(folder)
+    written, held = load_file(folder / WEIGHTS), _tensors(agent)
+    if written.keys() != held.keys() or not all(torch.equal(written[name], held[name]) for name in held):
+        raise ArtifactError(f"the weights read back from {folder} are not those that were trained")
+
+
+def _tensors(agent: DqnAgent | TabularAgent) -> dict[str, torch.Tensor]:
+    if isinstance(agent, DqnAgent):
+        # Copies, because the weights of an agent are views of one vector, which the format does not know.
+        return {name: tensor.detach().cpu().clone() for name, tensor in agent.online.state_dict().items()}
+    return {"table": torch.from_numpy(agent.table.copy())}
 
 
 def load_policy(folder: Path) -> Policy:
@@ -60,5 +71,5 @@ def load_policy(folder: Path) -> Policy:
         network = build_network(algorithm, perceive(example[None])[0], config["num_actions"])
         network.load_state_dict(tensors)
         return QPolicy(network.eval(), perceive, torch.device("cpu"))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise DataError(f"the policy in {folder} cannot be read: {error}") from error

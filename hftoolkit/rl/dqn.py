@@ -200,7 +200,7 @@ class DqnAgent:
 
     def _times(self, every: int, before: int) -> int:
         """Return how many multiples of ``every`` environment steps the last step passed."""
-        return self.step // every - before // every
+        return max(0, self.step // every - before // every)
 
     def _take_note(self, seen: np.ndarray, outcome: Step) -> None:
         for total_reward, length in outcome.finished:

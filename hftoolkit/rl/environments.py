@@ -70,8 +70,12 @@ def make_environment(section: Environment, render_mode: str | None = None) -> En
         raise EnvironmentFault(f"environment.id: {section.id}: {error}") from error
     except gymnasium.error.Error as error:
         raise RecipeError(f"environment.id: {error}; an id of your own needs environment.module") from error
-    except TypeError as error:
+    except (TypeError, ValueError, KeyError, AssertionError) as error:
+        if not section.options:
+            raise
         raise RecipeError(f"environment.options: {section.id} does not take them: {error}") from error
+    if env.spec is None or env.spec.max_episode_steps is None:
+        raise RecipeError(f"environment.max_episode_steps: {section.id} has no time limit of its own; give one")
     env = _with_actions_from_zero(env, section.id)
     return pixel_frames(env, section.pixels) if section.pixels is not None else _as_vector(env, section.id)
 

@@ -3,14 +3,14 @@
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from hftoolkit.checkpoint import Checkpoint, latest_checkpoint, load_weights, save_checkpoint
+from hftoolkit.checkpoint import latest_checkpoint, load_weights, save_checkpoint
 from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Message
 from hftoolkit.errors import Interrupted
 from hftoolkit.interrupts import deferred_signals
@@ -64,7 +64,7 @@ class Training:
     checkpoints: Path
     emit: Emit
     seconds: float = 0.0
-    curve: list[tuple[int, float]] | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
 
     def run(self) -> None:
         """Learn until the last step.
@@ -73,21 +73,23 @@ class Training:
             TrainingError: values or gradients are not finite, or diverge.
             Interrupted: SIGINT or SIGTERM arrived; the state was saved, and ``resume`` goes on from it.
         """
-        self.curve = self.curve or []
         with deferred_signals() as received:
             while self.agent.step < self.settings.steps:
                 before, started = self.agent.step, time.perf_counter()
                 self.agent.advance()
                 self.seconds += time.perf_counter() - started
-                if self._passed(before, self.settings.steps / REPORTS):
+                if self._passed(before, REPORTS):
                     self._report()
-                if self.curve_points and self._passed(before, self.settings.steps / self.curve_points):
+                if self._passed(before, self.curve_points):
                     self._evaluate()
-                if received or self._passed(before, self.settings.checkpoint_every):
+                every = self.settings.checkpoint_every
+                if received or self.agent.step // every > before // every:
                     self._save()
                 if received:
                     raise _interrupted(received[0], self.agent.step)
             self._save()  # what follows can be interrupted, too
+            if received:
+                raise _interrupted(received[0], self.agent.step)
 
     def resume(self) -> bool:
         """Go back to the latest checkpoint; return False if there is none.
@@ -105,22 +107,22 @@ class Training:
         self.emit(Message(f"resumed at step {self.agent.step} from {checkpoint.path}"))
         return True
 
-    def _passed(self, before: int, every: float) -> bool:
-        return self.agent.step // every > before // every
+    def _passed(self, before: int, times: int) -> bool:
+        """Return whether one of so many points, evenly spaced over the run, lies in the last step."""
+        return self.agent.step * times // self.settings.steps > before * times // self.settings.steps
 
     def _report(self) -> None:
         speed = self.agent.step / self.seconds
         self.emit(AgentProgress(self.agent.step, self.settings.steps, self.agent.report(), speed))
 
     def _evaluate(self) -> None:
-        assert self.curve is not None
         mean = float(self.evaluate().returns.mean())
         self.curve.append((self.agent.step, mean))
         self.emit(Evaluated(self.agent.step, {"mean_return": mean}))
 
-    def _save(self) -> Checkpoint:
+    def _save(self) -> None:
         arrays, values = self.agent.state()
-        return save_checkpoint(
+        save_checkpoint(
             self.checkpoints,
             step=self.agent.step,
             weights={name: torch.from_numpy(array) for name, array in arrays.items()},
@@ -131,4 +133,7 @@ class Training:
 
 def _interrupted(signal_number: int, step: int) -> Interrupted:
     name = signal.Signals(signal_number).name
-    return Interrupted(f"{name} at step {step}; everything was saved, and --resume goes on from there", signal_number)
+    return Interrupted(
+        f"{name} at step {step}; everything was saved, and the same command with --resume goes on from there",
+        signal_number,
+    )

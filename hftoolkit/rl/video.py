@@ -47,8 +47,11 @@ def record_video(policy: Policy, make: Callable[[], Env], path: Path, *, episode
         speed = {"duration": 1000 / rate} if path.suffix == ".gif" else {"fps": rate}  # milliseconds a frame
         with imageio.get_writer(path, **speed) as writer:
             return watch(policy, env, episodes=episodes, seed=seed, look=lambda: writer.append_data(env.render()))
-    except OSError as error:
-        raise EnvironmentFault(f"cannot write {path}: {error}") from error
+    except BaseException as error:
+        path.unlink(missing_ok=True)  # half a video would stand in the way of the next one
+        if isinstance(error, OSError):
+            raise EnvironmentFault(f"cannot write {path}: {error}") from error
+        raise
     finally:
         env.close()
 

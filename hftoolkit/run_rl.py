@@ -29,7 +29,7 @@ from hftoolkit.recipe import (
 from hftoolkit.report import write_learning_curve_png
 from hftoolkit.rl.artifact import check_saved, load_policy, save_policy
 from hftoolkit.rl.dqn import DqnAgent
-from hftoolkit.rl.environments import Environments, make_environment, register
+from hftoolkit.rl.environments import Environments, check_environment, make_environment, register
 from hftoolkit.rl.evaluation import Episodes, Policy, RandomPolicy, evaluate_policy
 from hftoolkit.rl.tabular import TabularAgent
 from hftoolkit.rl.training import Training
@@ -184,7 +184,7 @@ def _prepare(recipe: ReinforcementRecipe, *, allow_code: bool) -> None:
     if not _has_display():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     register(recipe.environment, allow_code=allow_code)
-    make_environment(recipe.environment).close()  # what is wrong with it is told before a run begins
+    check_environment(recipe.environment)
 
 
 @contextmanager

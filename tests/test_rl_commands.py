@@ -262,6 +262,30 @@ def test_several_seeds_resume_where_they_stopped(folder: Path, tmp_path: Path):
     assert list(read_json(two / "results.json")["seeds"]) == ["0", "1", "2"]
 
 
+def test_resume_minds_whether_a_run_has_several_seeds(folder: Path, tmp_path: Path):
+    several = trained(folder / "tiny.yaml", tmp_path / "several", "--seeds", 2, "--set", "train.steps=60")
+    (several / "status.json").write_text('{"state": "interrupted"}')
+    again = ("rl", "train", folder / "tiny.yaml", "--resume", "--set", "train.steps=60", "--run-dir")
+    refused(hft(*again, several), 2, "several seeds", "--seeds")
+    one = tmp_path / "one"
+    with mock.patch.object(run_rl, "check_saved", side_effect=KeyboardInterrupt):
+        assert hft("rl", "train", folder / "tiny.yaml", "--run-dir", one, "--set", "train.steps=60").code == 130
+    refused(hft(*again, one, "--seeds", 2), 2, "leave out --seeds")
+    refused(hft("rl", "evaluate", one), 3, "interrupted")
+    assert hft(*again, one).code == 0
+
+
+def test_an_environment_without_a_time_limit_needs_one(folder: Path, tmp_path: Path):
+    endless = ("--set", "environment.id=CliffWalking-v1", "--set", "environment.options={}")
+    where = ("--run-dir", tmp_path / "run")
+    refused(hft("rl", "train", folder / "lake.yaml", *where, *endless), 2, "max_episode_steps")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_too_short_to_learn_is_refused(folder: Path):
+    refused(hft("rl", "train", folder / "tiny.yaml", "--set", "train.steps=30"), 2, "learning_starts", "train.steps")
+
+
 def test_resume_without_a_run_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     refused(hft("rl", "train", folder / "tiny.yaml", "--resume"), 2, "no unfinished run of tiny")
@@ -357,7 +381,7 @@ def test_an_agent_that_sees_pixels_is_trained_resumed_saved_and_played(network: 
     expected = read_json(run / "results.json")["test"]["metrics"]["mean_return"]
     assert shown.code == 0 and f"{expected:.1f} [" in shown.out
     assert hft("rl", "play", run, "--video", tmp_path / "replay.gif").code == 0
-    with mock.patch.object(run_rl, "_check_saved", side_effect=OSError(errno.ENOSPC, "full")):
+    with mock.patch.object(run_rl, "check_saved", side_effect=OSError(errno.ENOSPC, "full")):
         refused(hft("rl", "train", recipe, "--run-dir", tmp_path / "cut"), 4, "disk is full")
     assert hft("rl", "train", recipe, "--run-dir", tmp_path / "cut", "--resume").code == 0
     assert same_weights(run, tmp_path / "cut")

@@ -74,10 +74,20 @@ def make_environment(section: Environment, render_mode: str | None = None) -> En
         if not section.options:
             raise
         raise RecipeError(f"environment.options: {section.id} does not take them: {error}") from error
-    if env.spec is None or env.spec.max_episode_steps is None:
-        raise RecipeError(f"environment.max_episode_steps: {section.id} has no time limit of its own; give one")
     env = _with_actions_from_zero(env, section.id)
     return pixel_frames(env, section.pixels) if section.pixels is not None else _as_vector(env, section.id)
+
+
+def check_environment(section: Environment) -> None:
+    """Make the environment once, and raise what ``make_environment`` raises.
+
+    Raises:
+        RecipeError: its episodes have no time limit, so that a policy which walks in circles would play for ever.
+    """
+    env = make_environment(section)
+    env.close()
+    if env.spec is None or env.spec.max_episode_steps is None:
+        raise RecipeError(f"environment.max_episode_steps: {section.id} has no time limit of its own; give one")
 
 
 def _with_actions_from_zero(env: Env, name: str) -> Env:

@@ -215,7 +215,7 @@ def _policy_body(recipe: ReinforcementRecipe, results: Mapping[str, Any]) -> str
 
 def _return_cell(measured: Mapping[str, Any]) -> str:
     low, high = measured["intervals"]["mean_return"]
-    return f"{measured['metrics']['mean_return']:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{measured['metrics']['mean_return']:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def _policy_use(recipe: ReinforcementRecipe) -> str:

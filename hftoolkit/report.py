@@ -144,6 +144,11 @@ def write_reliability_png(probabilities: np.ndarray, targets: np.ndarray, path: 
     figure.savefig(path, format="png")
 
 
+def return_text(value: float) -> str:
+    """Return a return of an episode as tables show it: one decimal, three below 10."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
 def write_learning_curve_png(curves: Mapping[str, Sequence[tuple[int, float]]], title: str, path: Path) -> None:
     """Draw the mean greedy return over the environment steps: one thin line a seed, and the interquartile mean of all.
 

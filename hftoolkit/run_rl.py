@@ -26,7 +26,7 @@ from hftoolkit.recipe import (
     is_reinforcement_recipe,
     load_reinforcement_recipe,
 )
-from hftoolkit.report import write_learning_curve_png
+from hftoolkit.report import return_text, write_learning_curve_png
 from hftoolkit.rl.artifact import check_saved, load_policy, save_policy
 from hftoolkit.rl.dqn import DqnAgent
 from hftoolkit.rl.environments import Environments, check_environment, make_environment, register
@@ -284,11 +284,11 @@ def _table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
 def _cell(measured: dict[str, Any], metric: str) -> str:
     if metric not in measured["metrics"]:
         return "-"
-    value = f"{measured['metrics'][metric]:.1f}"
+    value = return_text(measured["metrics"][metric])
     if metric not in measured["intervals"]:
         return value
-    low, high = measured["intervals"][metric]
-    return f"{value} [{low:.1f}, {high:.1f}]"
+    low, high = map(return_text, measured["intervals"][metric])
+    return f"{value} [{low}, {high}]"
 
 
 def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]:

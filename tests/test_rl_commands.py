@@ -18,6 +18,7 @@ from conftest import Ended, hft
 from safetensors.torch import load_file
 
 from hftoolkit import run_rl
+from hftoolkit.report import return_text
 from hftoolkit.rl.artifact import load_policy
 from hftoolkit.rl.dqn import QPolicy
 
@@ -108,7 +109,7 @@ def test_the_random_baseline_is_random(run: Path):
 def test_evaluate_repeats_the_final_measurement_exactly(run: Path):
     shown = hft("rl", "evaluate", run)
     expected = read_json(run / "results.json")["test"]["metrics"]
-    assert shown.code == 0 and f"{expected['mean_return']:.1f} [" in shown.out
+    assert shown.code == 0 and f"{return_text(expected['mean_return'])} [" in shown.out
     other = hft("rl", "evaluate", run, "--episodes", 2, "--seed", 7)
     assert other.code == 0 and "2 greedy episodes" in other.out
 
@@ -119,7 +120,7 @@ def test_play_writes_the_episodes_that_were_measured(run: Path, tmp_path: Path):
     assert (tmp_path / "new" / "replay.gif").read_bytes()[:4] == b"GIF8"
     totals = [float(text) for text in re.findall(r"return (\S+)", ended.out)]
     one = hft("rl", "evaluate", run, "--episodes", 2)
-    assert f"{np.mean(totals):.1f} [" in one.out
+    assert f"{return_text(float(np.mean(totals)))} [" in one.out
     refused(hft("rl", "play", run, "--video", tmp_path / "new" / "replay.gif"), 2, "exists and is kept")
     refused(hft("rl", "play", run, "--video", tmp_path / "replay.webm"), 2, ".mp4 or .gif")
 
@@ -156,7 +157,7 @@ def test_a_table_is_trained_saved_and_played_by_the_same_commands(folder: Path, 
     assert read_json(run / "results.json")["test"]["metrics"]["mean_return"] == 1.0
     assert weights(run)["table"].shape == (16, 4)
     ended = hft("rl", "evaluate", run)
-    assert ended.code == 0 and "1.0 [1.0, 1.0]" in ended.out
+    assert ended.code == 0 and "1.000 [1.000, 1.000]" in ended.out
     card = (run / "model" / "README.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     ended_snippet = subprocess.run(
@@ -379,7 +380,7 @@ def test_an_agent_that_sees_pixels_is_trained_resumed_saved_and_played(network: 
     run = trained(recipe, tmp_path / "run")
     shown = hft("rl", "evaluate", run)
     expected = read_json(run / "results.json")["test"]["metrics"]["mean_return"]
-    assert shown.code == 0 and f"{expected:.1f} [" in shown.out
+    assert shown.code == 0 and f"{return_text(expected)} [" in shown.out
     assert hft("rl", "play", run, "--video", tmp_path / "replay.gif").code == 0
     with mock.patch.object(run_rl, "check_saved", side_effect=OSError(errno.ENOSPC, "full")):
         refused(hft("rl", "train", recipe, "--run-dir", tmp_path / "cut"), 4, "disk is full")

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from hftoolkit.errors import DataError
 from hftoolkit.rl.environments import observation_dtype
 from hftoolkit.rl.pixels import Env
 from hftoolkit.seeding import derive_seed, numpy_generator
@@ -39,11 +40,20 @@ def evaluate_policy(policy: Policy, make: Callable[[], Env], *, episodes: int, s
         seed: episode i begins with a seed made of this and i.
     """
     slots = [_Slot(make()) for _ in range(min(episodes, MAX_AT_ONCE))]
+    try:
+        return _play(policy, slots, episodes, seed)
+    finally:
+        for slot in slots:
+            slot.env.close()
+
+
+def _play(policy: Policy, slots: list["_Slot"], episodes: int, seed: int) -> Episodes:
+    """Play episodes in turn in whichever slot is free."""
     returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
     waiting = iter(range(episodes))
     playing = [slot for slot in slots if slot.begin(next(waiting, None), seed)]
     while playing:
-        masks = None if playing[0].mask is None else np.stack([slot.mask for slot in playing if slot.mask is not None])
+        masks = None if playing[0].mask is None else np.stack([_mask(slot) for slot in playing])
         actions = policy.act(np.stack([slot.observation for slot in playing]), masks)
         for slot, action in zip(playing, actions.tolist(), strict=True):
             reward, ended = slot.step(action)
@@ -52,9 +62,13 @@ def evaluate_policy(policy: Policy, make: Callable[[], Env], *, episodes: int, s
             if ended:
                 slot.begin(next(waiting, None), seed)
         playing = [slot for slot in playing if slot.is_playing]
-    for slot in slots:
-        slot.env.close()
     return Episodes(returns, lengths)
+
+
+def _mask(slot: "_Slot") -> np.ndarray:
+    if slot.mask is None:
+        raise DataError("the environment stopped giving info['action_mask']; give it at every reset and step")
+    return slot.mask
 
 
 def watch(policy: Policy, env: Env, *, episodes: int, seed: int, look: Callable[[], None]) -> list[float]:

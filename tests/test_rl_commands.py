@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -319,6 +320,8 @@ def test_an_unknown_environment_is_refused_before_a_run_begins(folder: Path, tmp
 
 def test_code_of_others_runs_only_where_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(Path(__file__).parent)
+    monkeypatch.delitem(gymnasium.registry, "GridRoad-v0", raising=False)  # other tests may have imported it
+    monkeypatch.delitem(sys.modules, "grid_road", raising=False)
     recipe = tmp_path / "road.yaml"
     recipe.write_text(TABLE_RECIPE.replace("{id: FrozenLake-v1, options: {is_slippery: false}}", "{id: GridRoad-v0}"))
     refused(hft("rl", "train", recipe, "--run-dir", tmp_path / "a"), 2, "GridRoad")

@@ -1,5 +1,5 @@
 """Weights on disk during training: written beside, hashed, then swapped into place, so that a kill leaves the old
-checkpoint or the new one. Only trained weights are kept; the frozen ones are in the backbone.
+checkpoint or the new one. Of a fine-tuned model only trained weights are kept; the frozen ones are in the backbone.
 """
 
 import hashlib

@@ -180,6 +180,7 @@ def rl_train(
     _import_from_here(allow_code)
     from hftoolkit import run_rl
     from hftoolkit.render import render_events
+    from hftoolkit.rundir import RunDir
 
     with render_events() as emit:
         if dry_run and resume:
@@ -192,7 +193,7 @@ def rl_train(
             parsed, name=recipe.stem, run_dir=run_dir, seeds=seeds, resume=resume, allow_code=allow_code, emit=emit
         )
     typer.echo(f"\nresults   {where / 'results.json'}\nreport    {where / 'report'}")
-    shown = where if seeds == 1 else where / "seeds" / f"seed-{parsed.train.seed}"
+    shown = where if seeds == 1 else RunDir(where).seed(parsed.train.seed).root
     typer.echo(f"watch it  hftoolkit rl play {shlex.quote(str(shown))} --video replay.mp4")
 
 

@@ -119,7 +119,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The validation split was evaluated after ``step``."""
+    """The validation split, or a policy, was evaluated after ``step``."""
 
     step: int
     metrics: Metrics

@@ -122,8 +122,7 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
 def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     """Train one agent in a run directory, from where it was left."""
     with recorded(run):
-        run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
-        write_json(run.environment, describe_environment())
+        _write_origin(recipe, run)
         with _agent(recipe) as agent:
             _learn_and_measure(recipe, agent, run, run.recording(emit))
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # the replay memory is large, and nothing goes on from here
@@ -148,10 +147,7 @@ def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, l
     write_json(run.results, results)
     save_policy(run.model, agent, recipe)
     check_saved(run.model, agent)
-    if training.curve:
-        run.report.mkdir(exist_ok=True)
-        curves = {str(recipe.train.seed): training.curve}
-        write_learning_curve_png(curves, recipe.environment.id, run.learning_curve)
+    _draw_curves(recipe, run, {str(recipe.train.seed): results})
     write_policy_card(run, recipe, results)
     listen(_results_table(results))
 
@@ -160,8 +156,7 @@ def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emi
     """Train one agent after the other, and report over all."""
     listen = run.recording(emit)
     with recorded(run):
-        run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
-        write_json(run.environment, describe_environment())
+        _write_origin(recipe, run)
         found: dict[str, dict[str, Any]] = {}
         for number in range(recipe.train.seed, recipe.train.seed + seeds):
             one = run.seed(number)
@@ -172,11 +167,22 @@ def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emi
             found[str(number)] = read_json(one.results)
         results = _results_over_seeds(recipe, found)
         write_json(run.results, results)
-        curves = {name: each["curve"] for name, each in found.items() if each["curve"]}
-        if curves:
-            run.report.mkdir(exist_ok=True)
-            write_learning_curve_png(curves, recipe.environment.id, run.learning_curve)
+        _draw_curves(recipe, run, found)
         listen(_results_table(results))
+
+
+def _write_origin(recipe: ReinforcementRecipe, run: RunDir) -> None:
+    """Write what the run comes from, before there is an agent."""
+    run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+    write_json(run.environment, describe_environment())
+
+
+def _draw_curves(recipe: ReinforcementRecipe, run: RunDir, found: dict[str, dict[str, Any]]) -> None:
+    """Draw the learning curves of seeds, from their results by name, if they were evaluated on the way."""
+    curves = {name: results["curve"] for name, results in found.items() if results["curve"]}
+    if curves:
+        run.report.mkdir(exist_ok=True)
+        write_learning_curve_png(curves, recipe.environment.id, run.learning_curve)
 
 
 def _prepare(recipe: ReinforcementRecipe, *, allow_code: bool) -> None:

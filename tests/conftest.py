@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import random
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -53,6 +55,18 @@ def hft(*arguments: object, stdin: bytes = b"") -> Ended:
     code = ended.value.code or 0
     assert isinstance(code, int)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def refused(ended: Ended, code: int, *fragments: str) -> None:
+    """Assert a clean refusal: the exit code, one message on stderr that holds the fragments, and no traceback."""
+    assert ended.code == code, ended
+    assert ended.err.startswith("error: ") and "Traceback" not in ended.err
+    for fragment in fragments:
+        assert fragment in ended.err
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,10 @@ import zipfile
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import CLASSES, RECIPE, Ended, hft, review_rows
+from conftest import CLASSES, RECIPE, Ended, hft, read_json, refused, review_rows
 from safetensors.torch import load_file
 
 from hftoolkit import __version__, checkpoint, cli, run
@@ -40,18 +39,6 @@ def contents(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in folder.rglob("*")
     }
-
-
-def refused(ended: Ended, code: int, *fragments: str) -> None:
-    """Assert a clean refusal: the exit code, one message on stderr that holds the fragments, and no traceback."""
-    assert ended.code == code, ended
-    assert ended.err.startswith("error: ") and "Traceback" not in ended.err
-    for fragment in fragments:
-        assert fragment in ended.err
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 # --- finetune -------------------------------------------------------------------------------------------------------

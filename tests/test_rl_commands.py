@@ -8,14 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import Ended, hft
+from conftest import hft, read_json, refused
 from safetensors.torch import load_file
 
 from hftoolkit import run_rl
@@ -62,17 +61,6 @@ def trained(recipe: Path, where: Path, *arguments: object) -> Path:
     ended = hft("rl", "train", recipe, "--run-dir", where, *arguments)
     assert ended.code == 0, ended.err
     return where
-
-
-def refused(ended: Ended, code: int, *fragments: str) -> None:
-    assert ended.code == code, ended
-    assert ended.err.startswith("error: ") and "Traceback" not in ended.err
-    for fragment in fragments:
-        assert fragment in ended.err
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from hftoolkit.errors import EnvironmentFault
 
+INSTALL = "type: pip install 'hftoolkit[rl]' (in a clone: bash scripts/install.sh rl)"
+
 if find_spec("gymnasium") is None:
-    raise EnvironmentFault(
-        "rl needs gymnasium; type: pip install 'hftoolkit[rl]' (in a clone: bash scripts/install.sh rl)"
-    )
+    raise EnvironmentFault(f"rl needs gymnasium; {INSTALL}")

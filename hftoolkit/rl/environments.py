@@ -265,7 +265,7 @@ class Environments:
         """Return the masks with new rows for the environments in ``which``."""
         if "action_mask" not in infos:
             if self.masks is not None:
-                raise DataError("the environment stopped giving info['action_mask']; give it at every reset and step")
+                raise missing_mask()
             return None
         masks = np.ones((self.num_envs, self.num_actions), dtype=bool) if self.masks is None else self.masks.copy()
         masks[which] = np.asarray(infos["action_mask"])[which].astype(bool)
@@ -276,6 +276,11 @@ def observation_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
     """Return how observations are kept: images stay uint8, all else is float32."""
     is_image = space.dtype == np.uint8 and len(space.shape or ()) > 1
     return np.dtype(np.uint8 if is_image else np.float32)
+
+
+def missing_mask() -> DataError:
+    """Return the error of an environment that masked actions before and does not any more."""
+    return DataError("the environment stopped giving info['action_mask']; give it at every reset and step")
 
 
 def _elsewhere() -> DataError:

@@ -6,8 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hftoolkit.errors import DataError
-from hftoolkit.rl.environments import observation_dtype
+from hftoolkit.rl.environments import missing_mask, observation_dtype
 from hftoolkit.rl.pixels import Env
 from hftoolkit.seeding import derive_seed, numpy_generator
 
@@ -67,7 +66,7 @@ def _play(policy: Policy, slots: list["_Slot"], episodes: int, seed: int) -> Epi
 
 def _mask(slot: "_Slot") -> np.ndarray:
     if slot.mask is None:
-        raise DataError("the environment stopped giving info['action_mask']; give it at every reset and step")
+        raise missing_mask()
     return slot.mask
 
 

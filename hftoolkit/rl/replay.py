@@ -6,7 +6,8 @@ kept aside.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -262,13 +263,6 @@ class Replay:
 
 
 def _part(drawn: Transitions, which: slice) -> Transitions:
-    return Transitions(
-        observations=drawn.observations[which],
-        actions=drawn.actions[which],
-        returns=drawn.returns[which],
-        discounts=drawn.discounts[which],
-        next_observations=drawn.next_observations[which],
-        next_masks=None if drawn.next_masks is None else drawn.next_masks[which],
-        weights=None if drawn.weights is None else drawn.weights[which],
-        places=drawn.places[which],
-    )
+    columns = {each.name: getattr(drawn, each.name) for each in fields(drawn)}
+    cut: dict[str, Any] = {name: None if column is None else column[which] for name, column in columns.items()}
+    return Transitions(**cut)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hftoolkit.errors import EnvironmentFault, RecipeError
+from hftoolkit.rl import INSTALL
 from hftoolkit.rl.evaluation import Policy, watch
 from hftoolkit.rl.pixels import Env
 
@@ -36,9 +37,7 @@ def record_video(policy: Policy, make: Callable[[], Env], path: Path, *, episode
     try:
         import imageio.v2 as imageio
     except ImportError as error:
-        raise EnvironmentFault(
-            "videos need imageio; type: pip install 'hftoolkit[rl]' (in a clone: bash scripts/install.sh rl)"
-        ) from error
+        raise EnvironmentFault(f"videos need imageio; {INSTALL}") from error
     env = make()
     rate = env.metadata.get("render_fps", DEFAULT_FRAMES_PER_SECOND)
     try:

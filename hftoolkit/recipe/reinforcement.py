@@ -100,6 +100,13 @@ class Dqn(Exploration):
     """Deep Q-network (Mnih et al. 2015), with the improvements that Rainbow collected (Hessel et al. 2018)."""
 
     kind: Literal["dqn"] = Field(description="Deep Q-network.")
+    repeat_exponent: float | None = Field(
+        None,
+        gt=1,
+        le=10,
+        description="Take a random action k times in a row with probability proportional to k to the power of minus "
+        "this (Dabney et al. 2021), which explores further; 2 is usual. Default: once.",
+    )
     network: Network = Field(default_factory=MlpNetwork, description="From observation to action values.")
     dueling: bool = Field(False, description="Separate state value and advantages (Wang et al. 2016).")
     double: bool = Field(True, description="The online network chooses the next action (van Hasselt et al. 2016).")

@@ -115,7 +115,7 @@ def test_play_writes_the_episodes_that_were_measured(run: Path, tmp_path: Path):
     refused(hft("rl", "play", run, "--video", tmp_path / "replay.webm"), 2, ".mp4 or .gif")
 
 
-@pytest.mark.parametrize("switch", ["dueling", "normalize_observations", "double"])
+@pytest.mark.parametrize("switch", ["dueling", "normalize_observations", "double", "network.layer_norm"])
 def test_the_snippet_in_the_card_gives_the_same_actions_without_hftoolkit(folder: Path, tmp_path: Path, switch: str):
     layers = "algorithm.network.hidden_sizes=[16, 16, 16, 16, 16, 16]"  # so many that their numbers have two digits
     settings = ("--set", f"algorithm.{switch}=true", "--set", "train.steps=3000", "--set", layers)

@@ -45,21 +45,30 @@ class Environment(Section):
     pixels: PixelObservations | None = Field(None, description="Learn from images. Default: the observation as it is.")
 
 
-class MlpNetwork(Section):
+class HiddenLayers(Section):
+    """What lies between encoder and action values."""
+
+    layer_norm: bool = Field(
+        False,
+        description="Layer normalization before each ReLU, which steadies many updates a step (Gallici et al. 2025).",
+    )
+
+
+class MlpNetwork(HiddenLayers):
     """Fully connected layers on a vector of numbers."""
 
     encoder: Literal["mlp"] = Field("mlp", description="Fully connected layers.")
     hidden_sizes: Sizes = Field((256, 256), min_length=1, description="Units of each hidden layer.")
 
 
-class NatureCnn(Section):
+class NatureCnn(HiddenLayers):
     """The convolutional network of Mnih et al. 2015 on stacked frames."""
 
     encoder: Literal["nature-cnn"] = Field(description="Three convolutions (Mnih et al. 2015).")
     hidden_sizes: Sizes = Field((512,), min_length=1, description="Units of each hidden layer after the convolutions.")
 
 
-class TimmEncoder(Section):
+class TimmEncoder(HiddenLayers):
     """An image backbone of timm on each frame; the features of stacked frames are joined."""
 
     encoder: Literal["timm"] = Field(description="A timm backbone without its classifier.")

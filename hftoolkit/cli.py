@@ -186,7 +186,7 @@ def rl_train(
         if dry_run and resume:
             raise RecipeError("--dry-run starts nothing that --resume could go on with; leave out one")
         if dry_run:
-            value = run_rl.rehearse(parsed, run_dir=run_dir, allow_code=allow_code)
+            value = run_rl.rehearse(parsed, run_dir=run_dir, allow_code=allow_code, emit=emit)
             typer.echo(f"the recipe is good: one update ran, one episode returned {value:g}; nothing was written")
             return
         where = run_rl.train(
@@ -240,6 +240,20 @@ def _import_from_here(allow_code: bool) -> None:
     """Let environment.module lie in the current folder, as with ``python -m``."""
     if allow_code and "" not in sys.path:
         sys.path.insert(0, "")
+
+
+@app.command()
+def push(
+    run_folder: RunFolder,
+    repository: Annotated[str, typer.Argument(metavar="USER/REPO", help="A Hub repository; made if there is none.")],
+    public: Annotated[bool, typer.Option("--public", help="Everybody sees the model. Default: a private one.")] = False,
+) -> None:
+    """Push the model of a finished run, with its card, to the Hugging Face Hub."""
+    from hftoolkit import hub
+    from hftoolkit.render import render_events
+
+    with render_events() as emit:
+        hub.push(run_folder, repository, private=not public, emit=emit)
 
 
 @app.command()

@@ -72,6 +72,7 @@ def _common(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show library logs, and the traceback of errors.")] = False,
 ) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.ERROR)
+    logging.getLogger("httpcore2").setLevel(logging.INFO)  # it logs headers, and the Hub sends tokens in some
 
 
 @app.command()

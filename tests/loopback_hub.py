@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -23,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from conftest import Ended
 
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_SECONDS = 300
+FAST = """
+import time
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(seconds / 100)
+from hftoolkit.cli import main
+main()
+"""
 ATTRIBUTES = b"*.bin filter=lfs diff=lfs merge=lfs -text\n*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 XET_TOKEN = "xet-canary-0d1c7a"  # what the Hub hands out for its store: a secret of its own
 Headers = dict[str, str]
@@ -148,22 +159,9 @@ class LoopbackHub:
             hub.server.shutdown()
             hub.server.server_close()
 
-    def environment(self, home: Path, token: str | None, xet: bool) -> dict[str, str]:
-        """Return the environment of a client with a home of its own."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        own = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "0" if xet else "1"}
-        return kept | own | ({"HF_TOKEN": token} if token else {})
-
     def fail(self, pattern: str, **what: Any) -> None:
         """Make a fault that comes after those made before."""
         self.faults.append(Fault(pattern, **what))
-
-    def reset(self) -> None:
-        """Forget repositories, faults and requests."""
-        self.repositories.clear()
-        self.large.clear()
-        self.faults.clear()
-        self.requests.clear()
 
     def fault(self, request: Request) -> Fault | None:
         """Use up one of the faults that match."""
@@ -475,26 +473,19 @@ def _entry(path: str, blob: Blob) -> dict[str, Any]:
 def card_errors(content: str) -> Iterator[str]:
     """Yield what the Hub would say of the metadata of a card."""
     parts = content.split("---\n")
-    if len(parts) < 3 or parts[0]:
-        return
     try:
-        metadata = yaml.safe_load(parts[1])
+        metadata = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else {}
     except yaml.YAMLError as error:
         yield f"the metadata are no YAML: {error}"
         return
-    if not isinstance(metadata, dict):
-        yield "the metadata are no mapping"
-        return
     for name, kind in {"license": str, "pipeline_tag": str, "library_name": str, "tags": list}.items():
-        if name in metadata and not isinstance(metadata[name], kind):
+        if not isinstance(metadata.get(name, kind()), kind):
             yield f'"{name}" must be a {kind.__name__}'
-    for model in metadata.get("model-index", []):
-        for result in model["results"]:
-            if not all(result["dataset"].get(name) for name in ("name", "type")) or not result["task"].get("type"):
-                yield '"model-index" needs the task type, and the type and name of the data set'
-            for metric in result["metrics"]:
-                if not metric.get("type") or "value" not in metric:
-                    yield '"model-index" needs the type and value of each metric'
+    for result in (result for model in metadata.get("model-index", []) for result in model["results"]):
+        if not all((result["task"].get("type"), result["dataset"].get("name"), result["dataset"].get("type"))):
+            yield '"model-index" needs the task type, and the type and name of the data set'
+        if not all(metric.get("type") and "value" in metric for metric in result["metrics"]):
+            yield '"model-index" needs the type and value of each metric'
 
 
 def xet_hashes(store: Path) -> dict[str, str]:
@@ -517,8 +508,65 @@ def _merkle_hex(raw: bytes) -> str:
     return "".join(f"{part:016x}" for part in struct.unpack("<4Q", raw))
 
 
-def run_client(command: list[str], environment: dict[str, str], folder: Path, seconds: float = 300) -> Any:
-    """Run a client to its end."""
-    return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False
-    )
+@dataclass
+class Client:
+    """A machine with a home of its own that talks to the loopback Hub through the command line."""
+
+    hub: LoopbackHub
+    folder: Path
+    token: str | None
+    xet: bool = False
+    said: list[str] = field(default_factory=list)  # all that its commands printed
+
+    def environment(self, **more: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        own = {"HF_ENDPOINT": self.hub.endpoint, "HF_HOME": str(self.folder / "home"), "PYTHONPATH": str(ROOT)}
+        own |= {"HF_HUB_DISABLE_XET": str(int(not self.xet)), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return kept | own | ({"HF_TOKEN": self.token} if self.token else {}) | more
+
+    def start(self, *arguments: object, **environment: str) -> "subprocess.Popen[str]":
+        """Start ``hftoolkit``, with waits a hundredth as long."""
+        command = [sys.executable, "-c", FAST, *map(str, arguments)]
+        return subprocess.Popen(
+            command,
+            env=self.environment(**environment),
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self, process: "subprocess.Popen[str]") -> Ended:
+        """Wait for a command and return how it ended."""
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+        self.said += [out, err]
+        return Ended(process.returncode, out, err)
+
+    def run(self, *arguments: object, **environment: str) -> Ended:
+        """Run ``hftoolkit`` to its end."""
+        return self.end(self.start(*arguments, **environment))
+
+    def python(self, code: str) -> str:
+        """Run code in a fresh process where hftoolkit cannot be imported; return what it prints."""
+        guarded = f"import sys; sys.modules['hftoolkit'] = None\n{code}"
+        ended = subprocess.run(
+            [sys.executable, "-c", guarded],
+            env=self.environment(),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.said += [ended.stdout, ended.stderr]
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    def leaks(self) -> list[str]:
+        """Return where the token, or that of the xet store, is and should not be."""
+        secrets = [secret for secret in (self.token, XET_TOKEN) if secret]
+        texts = {f"output {number}": text.encode() for number, text in enumerate(self.said)}
+        texts |= {str(path): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+        for number, request in enumerate(self.hub.requests):
+            headers = {name: value for name, value in request.headers.items() if name != "authorization"}
+            texts[f"request {number}, {request}"] = request.body + f"{request}{headers}".encode()
+        return [name for name, text in texts.items() if any(secret.encode() in text for secret in secrets)]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants, get_session
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session
+from huggingface_hub.errors import BadRequestError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, hf_raise_for_status
 from huggingface_hub.utils.logging import set_verbosity_error
 
 from hftoolkit.contracts import Emit, Message
@@ -74,8 +74,8 @@ def push(folder: Path, repository: str, *, private: bool, emit: Emit) -> str:
         commit = patiently(upload.converge, emit)
         upload.verify(commit)
     address = f"{constants.ENDPOINT}/{repository}"
-    emit(Message(f"pushed  {address} ({visibility(private)}, commit {commit[:12]})"))
-    emit(Message(f"load it {_how_to_load(run, repository)}"))
+    emit(Message(f"hub       {address} ({visibility(private)}, commit {commit[:12]})"))
+    emit(Message(f"load it   {_how_to_load(run, repository)}"))
     return address
 
 
@@ -100,7 +100,7 @@ class _Upload:
         head: str = self._api.model_info(self._repository).sha
         remote = self._remote(head)
         if not self._differing(remote):
-            self._emit(Message(f"{self._repository} holds exactly these {len(self._local)} files"))
+            self._emit(Message(f"{self._repository} holds exactly this model, {len(self._local)} files"))
             return head
         if self._parent not in (None, head):
             raise EnvironmentFault(
@@ -177,19 +177,17 @@ def _digest(path: Path) -> Digest:
 
 
 def _validate(card: Path) -> None:
-    """Let the Hub check the metadata of the card before anything is made or sent.
+    """Let the Hub check the metadata of the card, as it is on disk, before anything is made or sent.
 
     Raises:
         DataError: it refuses them.
     """
+    content = {"repoType": "model", "content": card.read_text(encoding="utf-8")}
     try:
-        ModelCard(card.read_text(encoding="utf-8")).validate()
-    except HfHubHTTPError:
-        raise
-    except ValueError as error:
-        raise DataError(
-            f"the Hub does not take the metadata of {card}: {error}; correct them and push again"
-        ) from error
+        hf_raise_for_status(get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json=content))
+    except BadRequestError as error:
+        said = error.server_message or "no reason given"
+        raise DataError(f"the Hub does not take the metadata of {card}: {said}; correct them and push again") from error
 
 
 def _quieten() -> None:

@@ -29,24 +29,23 @@ def announce(repository: str, *, private: bool, create: bool, emit: Emit) -> Non
 
 
 def ready(repository: str, *, private: bool, create: bool) -> bool:
-    """Return whether the repository existed before; make it if it did not, and check that we may write."""
+    """Return whether the repository existed; make it if it did not, and check who sees it and that we may write."""
     if constants.HF_HUB_OFFLINE:
         raise errors.OfflineModeIsEnabled
     api = HfApi()
     user = api.whoami()
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise EnvironmentFault("the Hub token may only read; make one that may write, and type `hf auth login`")
-    try:
-        info = api.model_info(repository)
-    except errors.RepositoryNotFoundError:
+    exists = api.repo_exists(repository)
+    if not exists:
         _refuse_foreign_owner(repository, user)
-        if create:
-            api.create_repo(repository, private=private, exist_ok=True)
-        return False
-    if info.private != private:
+        if not create:
+            return False
+        api.create_repo(repository, private=private, exist_ok=True)
+    if api.model_info(repository).private != private:
         raise RecipeError(_other_visibility(repository, private))
     api.auth_check(repository, write=True)
-    return True
+    return bool(exists)
 
 
 def visibility(private: bool) -> str:

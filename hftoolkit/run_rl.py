@@ -127,15 +127,16 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
 
 def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     """Train one agent in a run directory, from where it was left."""
+    listen = run.recording(emit)
     with recorded(run):
         _write_origin(recipe, run)
         if recipe.hub is not None:
-            announce(recipe.hub.repo, private=recipe.hub.private, create=True, emit=emit)
+            announce(recipe.hub.repo, private=recipe.hub.private, create=True, emit=listen)
         with _agent(recipe) as agent:
-            _learn_and_measure(recipe, agent, run, run.recording(emit))
+            _learn_and_measure(recipe, agent, run, listen)
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # the replay memory is large, and nothing goes on from here
     if recipe.hub is not None:
-        push(run.root, recipe.hub.repo, private=recipe.hub.private, emit=emit)
+        push(run.root, recipe.hub.repo, private=recipe.hub.private, emit=listen)
 
 
 def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, listen: Emit) -> None:

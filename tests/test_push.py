@@ -11,8 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import RECIPE, hft, read_json, refused, review_rows
+from huggingface_hub import get_session
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from hypothesis import example, given
+from hypothesis import strategies as st
 from loopback_hub import Account, Client, LoopbackHub, Repository, card_errors, small
 from PIL import Image
+
+from hftoolkit.hub.faults import patiently
+from hftoolkit.recipe import check_repository
 
 TOKEN = "hf_canary_3f9a51"
 POLICY_RECIPE = """\
@@ -164,6 +172,7 @@ def test_files_of_an_older_push_go_in_the_same_commit(client: Client, tiny_run: 
 # --- what loads it --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("client", [pytest.param("lfs", marks=pytest.mark.faults), "xet"], indirect=True)
 def test_plain_libraries_load_what_was_pushed_by_its_id(
     client: Client, lora_run: Path, picture_run: Path, policy_run: Path
 ):
@@ -244,10 +253,9 @@ def test_a_pushed_model_is_a_backbone_again_and_the_recipe_pushes_what_comes_out
 def test_a_missing_permission_stops_a_run_before_its_model_and_data_are_touched(client: Client):
     recipe = RECIPE.format(table="no/table", backbone="no/model") + "hub: {repo: grace/reviews}\n"
     (client.folder / "r.yaml").write_text(recipe)
-    for options in (["--dry-run"], []):
-        ended = client.run("finetune", "r.yaml", *options)
-        refused(ended, 4, "hub.repo grace/reviews", "ada/reviews, lab/reviews", "leave out the section hub")
-        assert not any("no/" in str(request) for request in client.hub.requests)
+    ended = client.run("finetune", "r.yaml")
+    refused(ended, 4, "hub.repo grace/reviews", "ada/reviews, lab/reviews", "leave out the section hub")
+    assert not any("no/" in str(request) for request in client.hub.requests)
     assert client.hub.repositories == {}
     assert read_json(client.folder / "runs" / "r" / "status.json")["exit_code"] == 4
 
@@ -285,6 +293,26 @@ def test_one_repository_does_not_take_the_policies_of_several_seeds(tmp_path: Pa
 )
 def test_a_repository_id_is_checked_before_anything_else(name: str, tmp_path: Path):
     refused(hft("push", tmp_path, "--", name), 2, repr(name), "OWNER/NAME")
+
+
+@given(st.text("aZ0_-./\u00e9", max_size=12) | st.from_regex(r"\A[a-c.-]{1,4}/[a-c.-]{1,4}(\.git)?\Z"))
+@example("a" * 96 + "/" + "b" * 96)
+@example("a" * 97 + "/b")
+def test_repository_ids_are_those_of_the_hub_with_an_owner(name: str):
+    try:
+        validate_repo_id(name)
+        expected = name.count("/") == 1
+    except HFValidationError:
+        expected = False
+    try:
+        found = check_repository(name) == name
+    except ValueError:
+        found = False
+    assert found == expected
+
+
+def test_no_answer_is_waited_for_without_end():
+    assert patiently(lambda: get_session().timeout.read, lambda event: None) == 600
 
 
 @lfs_only

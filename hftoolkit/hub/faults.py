@@ -1,13 +1,14 @@
 """What can go wrong between here and the Hub: what passes by itself, and what to tell about the rest."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import httpx2  # the client inside huggingface_hub, whose errors come through
-from huggingface_hub import errors
+from huggingface_hub import errors, get_session
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.errors import EnvironmentFault
@@ -16,10 +17,13 @@ from hftoolkit.sources import without_secrets
 FIRST_WAITS_SECONDS = (1.0, 2.0, 4.0)  # before anything was sent: without a network, say so soon
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 LONGEST_WAIT_SECONDS = 600.0  # the Hub counts requests in windows of five minutes
+LONGEST_ANSWER = httpx2.Timeout(600.0, connect=30.0)  # seconds; huggingface_hub would wait for ever
 # 409: another operation holds the repository; 412: its head moved, and the next attempt looks at what is there.
 PASSING = {408, 409, 412, 429}
-# hf_xet raises RuntimeError; ValueError is an answer that huggingface_hub cannot read, or a refusal of large files.
+# huggingface_hub puts RuntimeError around a failed LFS upload, and raises ValueError for an answer it cannot read and
+# for large files that are refused; hf_xet raises ConnectionError.
 HUB_ERRORS = (httpx2.HTTPError, OSError, RuntimeError, ValueError)
+XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3}) ")
 
 T = TypeVar("T")
 
@@ -33,6 +37,7 @@ def patiently(step: Callable[[], T], emit: Emit, waits: Sequence[float] = WAITS_
         waits: seconds before each further attempt; the Hub may ask for more.
     """
     for wait in waits:
+        get_session().timeout = LONGEST_ANSWER
         try:
             return step()
         except HUB_ERRORS as error:
@@ -62,28 +67,27 @@ def hub_faults(what: str, advice: str) -> Iterator[None]:
 
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status behind an error, if the Hub answered at all."""
-    answers = (each for each in _chain(error) if isinstance(each, errors.HfHubHTTPError | httpx2.HTTPStatusError))
-    return next((int(answer.response.status_code) for answer in answers), None)
+    for each in _chain(error):
+        if isinstance(each, errors.HfHubHTTPError | httpx2.HTTPStatusError):
+            return int(each.response.status_code)
+    told = XET_STATUS.search(str(error))
+    return int(told[1]) if told else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     link: BaseException | None = error
     while link is not None:
         yield link
-        link = link.__cause__ or link.__context__
+        link = link.__cause__
 
 
 def _passes(error: BaseException) -> bool:
-    if isinstance(error, errors.LocalTokenNotFoundError | errors.OfflineModeIsEnabled):
+    if isinstance(error, ConnectionError):  # the network is switched off, or hf_xet, which tried for minutes, gave up
         return False
     code = _status(error)
     if code is not None:
         return code in PASSING or code >= 500
-    if any(isinstance(each, httpx2.TransportError) for each in _chain(error)):
-        return True
-    if any(isinstance(each, OSError) for each in _chain(error)):  # of this machine: a file that is gone
-        return False
-    return isinstance(error, RuntimeError | json.JSONDecodeError)
+    return any(isinstance(each, httpx2.TransportError | json.JSONDecodeError) for each in _chain(error))
 
 
 def _asked_wait(error: BaseException) -> float:
@@ -99,9 +103,10 @@ def _reason(error: BaseException) -> str:
     """Return what happened, in half a sentence without addresses."""
     code = _status(error)
     if code is None:
-        root = next((each for each in _chain(error) if isinstance(each, httpx2.TransportError)), error)
-        first = (str(root) or type(root).__name__).splitlines()[0]
-        return f"the connection to the Hub failed ({without_secrets(first)})"
+        links = list(_chain(error))
+        lost = any(isinstance(each, httpx2.TransportError | ConnectionError) for each in links)
+        first = (str(links[-1]) or type(links[-1]).__name__).splitlines()[0]
+        return f"{'the connection to the Hub failed' if lost else 'the upload stopped'} ({without_secrets(first)})"
     said = next((each.server_message for each in _chain(error) if isinstance(each, errors.HfHubHTTPError)), None)
     return f"the Hub answered {code}" + (f" ({without_secrets(said.splitlines()[0])})" if said else "")
 
@@ -120,7 +125,8 @@ def _explain(error: BaseException) -> str:
             return f"{_reason(error)}: the token may not write there; make one that may, or name a repository of yours"
         case 404:
             return f"{_reason(error)}: there is no such repository for this account; name one of yours"
-        case None:
-            return f"{_reason(error)}; check network, proxy and HF_ENDPOINT"
-        case _:
-            return _reason(error)
+    if isinstance(error, ConnectionError):
+        return f"{_reason(error)}; check network and proxy, or set HF_HUB_DISABLE_XET=1 to upload without hf_xet"
+    if isinstance(error, httpx2.TransportError):
+        return f"{_reason(error)}; check network, proxy and HF_ENDPOINT"
+    return _reason(error)

@@ -11,7 +11,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session
 from huggingface_hub.errors import BadRequestError
 from huggingface_hub.hf_api import RepoFile
@@ -27,7 +26,6 @@ from hftoolkit.rundir import RunDir
 
 CARD = "README.md"
 KEPT = {".gitattributes"}  # the Hub's own, and it says which files are large
-ANSWER_SECONDS, CONNECT_SECONDS = 600.0, 30.0  # huggingface_hub would wait for ever
 logger = logging.getLogger(__name__)
 
 
@@ -96,7 +94,6 @@ class _Upload:
         Raises:
             EnvironmentFault: somebody else committed since the first attempt.
         """
-        get_session().timeout = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
         head: str = self._api.model_info(self._repository).sha
         remote = self._remote(head)
         if not self._differing(remote):

@@ -222,17 +222,6 @@ class LoopbackHub:
         entries = [*folders, *files]
         return Answer([entry for entry in entries if recursive or "/" not in entry["path"].removeprefix(prefix)])
 
-    def paths_info(self, request: Request, key: str, revision: str) -> Answer:
-        tree = self._tree(self._readable(request, key), revision)
-        body = request.body.decode()
-        asked = json.loads(body)["paths"] if body.startswith("{") else urllib.parse.parse_qs(body).get("paths", [])
-        return Answer([_entry(path, tree[path]) for path in asked if path in tree])
-
-    def refs(self, request: Request, key: str) -> Answer:
-        head = self._readable(request, key).commits[-1]
-        branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": head}
-        return Answer({"branches": [branch], "converts": [], "tags": []})
-
     def auth_check(self, request: Request, key: str) -> Answer:
         self._writable(request, key)
         return Answer({})
@@ -430,8 +419,6 @@ ROUTES = (
     ("POST /api/validate-yaml", "validate_yaml"),
     (rf"GET {API}(?:/revision/(?P<revision>[^/]+))?", "info"),
     (rf"GET {API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", "tree"),
-    (rf"POST {API}/paths-info/(?P<revision>[^/]+)", "paths_info"),
-    (rf"GET {API}/refs", "refs"),
     (rf"GET {API}/auth-check/write", "auth_check"),
     (rf"POST {API}/preupload/(?P<revision>[^/]+)", "preupload"),
     (rf"GET {API}/xet-(?P<kind>read|write)-token/(?P<revision>[^/]+)", "xet_token"),

@@ -61,11 +61,11 @@ def push(folder: Path, repository: str, *, private: bool, emit: Emit) -> str:
         raise RecipeError(str(error)) from error
     run = RunDir.open(folder)
     run.refuse_unfinished()
-    local = _digests(run.model)
     _quieten()
     again = shlex.join(["hftoolkit", "push", str(folder), repository, *([] if private else ["--public"])])
     advice = f"The model is complete in {run.model}; to try again, type: {again}"
     with hub_faults(f"cannot push {run.model} to {repository}", advice):
+        local = _digests(run.model)
         patiently(lambda: _validate(run.model / CARD), emit, FIRST_WAITS_SECONDS)
         patiently(lambda: ready(repository, private=private, create=True), emit, FIRST_WAITS_SECONDS)
         upload = _Upload(run.model, repository, local, emit)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from huggingface_hub import HfApi, constants, errors
+from huggingface_hub import HfApi
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.errors import EnvironmentFault, RecipeError
@@ -30,8 +30,6 @@ def announce(repository: str, *, private: bool, create: bool, emit: Emit) -> Non
 
 def ready(repository: str, *, private: bool, create: bool) -> bool:
     """Return whether the repository existed; make it if it did not, and check who sees it and that we may write."""
-    if constants.HF_HUB_OFFLINE:
-        raise errors.OfflineModeIsEnabled
     api = HfApi()
     user = api.whoami()
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":

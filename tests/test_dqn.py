@@ -526,9 +526,31 @@ def test_epsilon_0_is_greedy_and_epsilon_1_is_uniform() -> None:
     np.testing.assert_allclose(shares, 1 / 3, atol=0.05)
 
 
+def test_a_random_action_is_repeated_to_the_end_of_its_episode_at_most() -> None:
+    algorithm = section(epsilon_start=1.0, epsilon_end=1.0, repeat_exponent=1.01)  # nearly every draw is long
+    agent = agent_in("Meadow", algorithm, num_envs=8)
+    done, ended, step = [], [], agent.environments.step
+
+    def record(actions: np.ndarray) -> Step:
+        outcome = step(actions)
+        done.append(actions)
+        ended.append(outcome.terminated | outcome.truncated)
+        return outcome
+
+    with mock.patch.object(agent.environments, "step", record):
+        for _ in range(300):
+            agent.advance()
+    same, over = np.array(done[1:]) == np.array(done[:-1]), np.array(ended[:-1])
+    assert over.sum() > 200
+    assert same[~over].mean() > 0.9
+    assert same[over].mean() == pytest.approx(1 / 3, abs=0.1)
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 1.0])
-def test_forbidden_actions_are_never_taken(epsilon: float) -> None:
-    agent = agent_in("Meadow", section(epsilon_start=epsilon, epsilon_end=epsilon), num_envs=8, masked=True)
+@pytest.mark.parametrize("repeat_exponent", [None, 1.5])
+def test_forbidden_actions_are_never_taken(epsilon: float, repeat_exponent: float | None) -> None:
+    algorithm = section(epsilon_start=epsilon, epsilon_end=epsilon, repeat_exponent=repeat_exponent)
+    agent = agent_in("Meadow", algorithm, num_envs=8, masked=True)
     forbade = 0
     for _ in range(60):
         masks = agent.environments.masks
@@ -629,7 +651,14 @@ def training(agent: DqnAgent, folder: Path, steps: int) -> Training:
     "knobs",
     [
         {},
-        {"prioritized": True, "dueling": True, "normalize_observations": True, "double": False, "tau": 0.1},
+        {
+            "prioritized": True,
+            "dueling": True,
+            "normalize_observations": True,
+            "double": False,
+            "tau": 0.1,
+            "repeat_exponent": 1.5,
+        },
     ],
     ids=["plain", "everything"],
 )

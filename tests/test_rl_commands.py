@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -114,7 +115,7 @@ def test_play_writes_the_episodes_that_were_measured(run: Path, tmp_path: Path):
     refused(hft("rl", "play", run, "--video", tmp_path / "replay.webm"), 2, ".mp4 or .gif")
 
 
-@pytest.mark.parametrize("switch", ["dueling", "normalize_observations", "double"])
+@pytest.mark.parametrize("switch", ["dueling", "normalize_observations", "double", "network.layer_norm"])
 def test_the_snippet_in_the_card_gives_the_same_actions_without_hftoolkit(folder: Path, tmp_path: Path, switch: str):
     layers = "algorithm.network.hidden_sizes=[16, 16, 16, 16, 16, 16]"  # so many that their numbers have two digits
     settings = ("--set", f"algorithm.{switch}=true", "--set", "train.steps=3000", "--set", layers)
@@ -215,6 +216,21 @@ def test_an_interrupted_run_resumes_to_the_same_weights(folder: Path, tmp_path: 
     assert steps[0] == steps[1]
     done = hft("rl", "train", folder / "tiny.yaml", "--run-dir", cut, "--resume", *longer)
     refused(done, 2, "there is nothing to resume")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_of_a_run_loses_nothing(folder: Path, tmp_path: Path, number: int, code: int):
+    """As Ctrl-C in a terminal and most job schedulers send it, here to environments in processes of their own."""
+    cut, longer = tmp_path / "cut", ("--set", "train.steps=6000", "--set", "environment.vectorization=async")
+    command = [sys.executable, "-m", "hftoolkit", "rl", "train", folder / "tiny.yaml", "--run-dir", cut, *longer]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for_progress(cut, process)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)  # also waits for the workers, which share its stderr
+    assert process.returncode == code, err
+    assert "everything was saved" in err and "Traceback" not in err
 
 
 def wait_for_progress(where: Path, process: subprocess.Popen[str]) -> None:

@@ -88,9 +88,20 @@ def test_frames_too_small_for_the_convolutions_are_refused() -> None:
         nature_cnn(frames(4, 35, 35))
 
 
+def test_layers_are_normalized_before_each_relu() -> None:
+    torch.manual_seed(0)
+    encoder, rows = mlp((3, 7, 5), layer_norm=True), torch.randn(4, 3)
+    wanted = rows
+    for linear in (encoder[0], encoder[3]):
+        wanted = wanted @ linear.weight.T + linear.bias
+        centred = wanted - wanted.mean(dim=1, keepdim=True)
+        wanted = (centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()).clamp(min=0)
+    torch.testing.assert_close(encoder(rows), wanted)
+
+
 def dueling(num_actions: int) -> QNetwork:
     torch.manual_seed(0)
-    return QNetwork(mlp((3, 7)), 7, num_actions, dueling=True, normalizer=nn.Identity())
+    return QNetwork(mlp((3, 7), layer_norm=False), 7, num_actions, dueling=True, normalizer=nn.Identity())
 
 
 def test_a_dueling_head_adds_the_state_value_to_advantages_without_their_mean() -> None:

@@ -226,8 +226,10 @@ def _policy_use(recipe: ReinforcementRecipe) -> str:
     if not isinstance(algorithm.network, MlpNetwork):
         return _OTHER_USE
     normalize = _NORMALIZE if algorithm.normalize_observations else ""
-    actions = "[:-1]  # the last output is the state value, which changes no choice" if algorithm.dueling else ""
-    return _MLP_USE.format(normalize=normalize, actions=actions)
+    actions = _ACTIONS if algorithm.dueling else ""
+    normed = algorithm.network.layer_norm
+    functions, layer = ("layer_norm, linear, relu", _NORMED_LAYER) if normed else ("linear, relu", _LAYER)
+    return _MLP_USE.format(functions=functions, normalize=normalize, layer=layer, actions=actions)
 
 
 _TABLE_USE = """```python
@@ -239,24 +241,32 @@ action = table[state].argmax()
 
 _MLP_USE = """```python
 from safetensors.torch import load_file
-from torch import float32, nn, tensor
+from torch import float32, tensor
+from torch.nn.functional import {functions}
 
 weights = load_file("model.safetensors")
 names = {{key.rpartition(".")[0] for key in weights if key.endswith(".weight")}}  # encoder.0, encoder.2, ..., head
-layers = []
-for name in sorted(names, key=lambda name: (name == "head", len(name), name)):
-    layer = nn.utils.skip_init(nn.Linear, *weights[f"{{name}}.weight"].shape[::-1])
-    layer.load_state_dict({{"weight": weights[f"{{name}}.weight"], "bias": weights[f"{{name}}.bias"]}})
-    layers += [layer, nn.ReLU()]
-network = nn.Sequential(*layers[:-1])
-
-seen = tensor(observation, dtype=float32)
-{normalize}values = network(seen){actions}
-action = values.argmax().item()
+values = tensor(observation, dtype=float32)
+{normalize}for name in sorted(names, key=lambda name: (name == "head", len(name), name)):
+    weight, bias = weights[f"{{name}}.weight"], weights[f"{{name}}.bias"]
+{layer}
+{actions}action = values.argmax().item()
 ```"""
 
 _NORMALIZE = """mean, variance = weights["normalizer.mean"], weights["normalizer.variance"]
-seen = ((seen - mean) / (variance + 1e-8).sqrt()).clamp(-10, 10)
+values = ((values - mean) / (variance + 1e-8).sqrt()).clamp(-10, 10)
+"""
+
+_LAYER = """    values = linear(values, weight, bias)
+    if name != "head":
+        values = relu(values)"""
+
+_NORMED_LAYER = """    if weight.ndim == 2:
+        values = linear(values, weight, bias)
+    else:
+        values = relu(layer_norm(values, weight.shape, weight, bias))"""
+
+_ACTIONS = """values = values[:-1]  # the last one is the state value, which changes no choice
 """
 
 _OTHER_USE = """```python

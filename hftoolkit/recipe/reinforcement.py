@@ -45,21 +45,30 @@ class Environment(Section):
     pixels: PixelObservations | None = Field(None, description="Learn from images. Default: the observation as it is.")
 
 
-class MlpNetwork(Section):
+class HiddenLayers(Section):
+    """What lies between encoder and action values."""
+
+    layer_norm: bool = Field(
+        False,
+        description="Layer normalization before each ReLU, which steadies many updates a step (Gallici et al. 2025).",
+    )
+
+
+class MlpNetwork(HiddenLayers):
     """Fully connected layers on a vector of numbers."""
 
     encoder: Literal["mlp"] = Field("mlp", description="Fully connected layers.")
     hidden_sizes: Sizes = Field((256, 256), min_length=1, description="Units of each hidden layer.")
 
 
-class NatureCnn(Section):
+class NatureCnn(HiddenLayers):
     """The convolutional network of Mnih et al. 2015 on stacked frames."""
 
     encoder: Literal["nature-cnn"] = Field(description="Three convolutions (Mnih et al. 2015).")
     hidden_sizes: Sizes = Field((512,), min_length=1, description="Units of each hidden layer after the convolutions.")
 
 
-class TimmEncoder(Section):
+class TimmEncoder(HiddenLayers):
     """An image backbone of timm on each frame; the features of stacked frames are joined."""
 
     encoder: Literal["timm"] = Field(description="A timm backbone without its classifier.")
@@ -100,6 +109,13 @@ class Dqn(Exploration):
     """Deep Q-network (Mnih et al. 2015), with the improvements that Rainbow collected (Hessel et al. 2018)."""
 
     kind: Literal["dqn"] = Field(description="Deep Q-network.")
+    repeat_exponent: float | None = Field(
+        None,
+        gt=1,
+        le=10,
+        description="Take a random action k times in a row with probability proportional to k to the power of minus "
+        "this (Dabney et al. 2021), which explores further; 2 is usual. Default: once.",
+    )
     network: Network = Field(default_factory=MlpNetwork, description="From observation to action values.")
     dueling: bool = Field(False, description="Separate state value and advantages (Wang et al. 2016).")
     double: bool = Field(True, description="The online network chooses the next action (van Hasselt et al. 2016).")

@@ -18,6 +18,7 @@ from hftoolkit.errors import TrainingError
 from hftoolkit.recipe import Dqn, PixelObservations
 from hftoolkit.rl.encoders import Perception, perception
 from hftoolkit.rl.environments import Environments, Step
+from hftoolkit.rl.exploration import Exploration
 from hftoolkit.rl.networks import RunningNormalizer, build_network, one_vector
 from hftoolkit.rl.replay import Replay, Transitions
 from hftoolkit.rl.schedules import epsilon, importance_exponent, rate
@@ -92,6 +93,12 @@ class DqnAgent:
         self.policy = QPolicy(self.online, self._perceive.forgetful(), device)
         self._optimizer = torch.optim.Adam([self._weights], lr=section.learning_rate, fused=True)
         self._generator = numpy_generator(seed, "agent")
+        self._exploration = Exploration(
+            environments.num_envs,
+            environments.num_actions,
+            self._generator,
+            repeat_exponent=section.repeat_exponent,
+        )
         self._statistics = Statistics()
         self._largest_reward = 0.0
         frames = self._seen if pixels is None else self._seen[:, -1]
@@ -113,6 +120,7 @@ class DqnAgent:
         outcome = self.environments.step(actions)
         followed = dataclasses.replace(outcome, next_observations=self._perceive(outcome.next_observations))
         self.replay.add(seen, masks, actions, followed)
+        self._exploration.stop(outcome.terminated | outcome.truncated)
         self._seen = self._perceive(self.environments.observations)
         self._take_note(seen, outcome)
         before, self.step = self.step, self.step + self.environments.num_envs
@@ -128,12 +136,7 @@ class DqnAgent:
 
     def _explore(self, seen: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
         """Return greedy actions, and random ones with probability epsilon, decided for each environment by itself."""
-        number, num_actions = self.environments.num_envs, self.environments.num_actions
-        random = self._generator.random(number) < epsilon(self.section, self.step, self.total_steps)
-        if masks is None:
-            actions = self._generator.integers(0, num_actions, number)
-        else:
-            actions = (self._generator.random((number, num_actions)) + masks).argmax(axis=1)
+        actions, random = self._exploration.draw(epsilon(self.section, self.step, self.total_steps), masks)
         return actions if random.all() else np.where(random, actions, self.policy.choose(seen, masks))
 
     def targets(self, batch: Transitions) -> torch.Tensor:
@@ -239,6 +242,7 @@ class DqnAgent:
         tensors |= {f"target.{name}": buffer for name, buffer in self.target.named_buffers()}
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         arrays |= {f"replay.{name}": array for name, array in self.replay.state().items()}
+        arrays |= {f"exploration.{name}": array for name, array in self._exploration.state().items()}
         arrays |= {"observations": self.environments.observations, "seen": self._seen.copy()}
         values = {
             "step": self.step,
@@ -265,15 +269,12 @@ class DqnAgent:
                 for name, buffer in network.named_buffers():
                     buffer.copy_(torch.from_numpy(arrays[f"{prefix}.{name}"]))
         moments = {
-            name.removeprefix("optimizer."): torch.from_numpy(array.copy()).to(self.device)
-            for name, array in arrays.items()
-            if name.startswith("optimizer.")
+            name: torch.from_numpy(array.copy()).to(self.device) for name, array in _under("optimizer", arrays).items()
         }
         if moments:
             self._optimizer.state[self._weights] = moments
-        self.replay.restore(
-            {name.removeprefix("replay."): array for name, array in arrays.items() if name.startswith("replay.")}
-        )
+        self.replay.restore(_under("replay", arrays))
+        self._exploration.restore(_under("exploration", arrays))
         self._generator.bit_generator.state = values["generator"]
         self.step, self.updates = values["step"], values["updates"]
         self._largest_reward = values["largest_reward"]
@@ -288,3 +289,8 @@ class DqnAgent:
 def _allowed(values: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
     """Return the values, (B, A), with forbidden actions at minus infinity."""
     return values if masks is None else values.masked_fill(~masks, -torch.inf)
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays whose names begin with the prefix and a dot, without it."""
+    return {name.removeprefix(f"{prefix}."): array for name, array in arrays.items() if name.startswith(f"{prefix}.")}

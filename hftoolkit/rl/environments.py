@@ -295,9 +295,13 @@ def _broadcast(flags: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def _make_in_worker(section: Environment) -> Env:
-    """Make an environment in a process of its own, which Ctrl-C does not stop before the agent is saved."""
+    """Make an environment in a process of its own, which no signal to the whole group stops before the agent is saved.
+
+    It ends with the agent: by command, and where that is killed, because the pipe closes.
+    """
     if multiprocessing.parent_process() is not None:  # gymnasium also makes one here, to look at its spaces
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         register(section, allow_code=True)  # it was allowed; a process that was not forked has not imported it yet
     return make_environment(section)
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from hftoolkit.rl.environments import missing_mask, observation_dtype
+from hftoolkit.rl.exploration import allowed_at_random
 from hftoolkit.rl.pixels import Env
 from hftoolkit.seeding import derive_seed, numpy_generator
 
@@ -107,9 +108,8 @@ class RandomPolicy:
 
     def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
         """Return random actions, (N,) int."""
-        lots = self._generator.random((len(observations), self._num_actions))
-        actions: np.ndarray = (lots if masks is None else lots + masks).argmax(axis=1)
-        return actions
+        allowed = np.ones((len(observations), self._num_actions), bool) if masks is None else masks
+        return allowed_at_random(allowed, self._generator)
 
 
 class _Slot:

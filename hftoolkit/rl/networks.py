@@ -88,18 +88,21 @@ def build_network(section: Dqn, observation: np.ndarray, num_actions: int) -> QN
             base, size = nn.Sequential(nn.Flatten()), observation.size
         case TimmEncoder() as timm_section:
             base, size = timm_encoder(timm_section, observation)
-    encoder = nn.Sequential(*base, *mlp((size, *section.network.hidden_sizes)))
+    encoder = nn.Sequential(*base, *mlp((size, *section.network.hidden_sizes), layer_norm=section.network.layer_norm))
     normalizer = RunningNormalizer(observation.size) if section.normalize_observations else nn.Identity()
     return QNetwork(
         encoder, section.network.hidden_sizes[-1], num_actions, dueling=section.dueling, normalizer=normalizer
     )
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Return linear layers of these sizes, each with a ReLU after it."""
+def mlp(sizes: Sequence[int], *, layer_norm: bool) -> nn.Sequential:
+    """Return linear layers of these sizes, each with a ReLU after it, and layer normalization between if wanted."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        layers.append(nn.Linear(inputs, outputs))
+        if layer_norm:
+            layers.append(nn.LayerNorm(outputs))
+        layers.append(nn.ReLU())
     return nn.Sequential(*layers)
 
 

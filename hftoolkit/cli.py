@@ -72,6 +72,7 @@ def _common(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show library logs, and the traceback of errors.")] = False,
 ) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.ERROR)
+    logging.getLogger("httpcore2").setLevel(logging.INFO)  # it logs headers, and the Hub sends tokens in some
 
 
 @app.command()
@@ -186,7 +187,7 @@ def rl_train(
         if dry_run and resume:
             raise RecipeError("--dry-run starts nothing that --resume could go on with; leave out one")
         if dry_run:
-            value = run_rl.rehearse(parsed, run_dir=run_dir, allow_code=allow_code)
+            value = run_rl.rehearse(parsed, run_dir=run_dir, allow_code=allow_code, emit=emit)
             typer.echo(f"the recipe is good: one update ran, one episode returned {value:g}; nothing was written")
             return
         where = run_rl.train(
@@ -240,6 +241,20 @@ def _import_from_here(allow_code: bool) -> None:
     """Let environment.module lie in the current folder, as with ``python -m``."""
     if allow_code and "" not in sys.path:
         sys.path.insert(0, "")
+
+
+@app.command()
+def push(
+    run_folder: RunFolder,
+    repository: Annotated[str, typer.Argument(metavar="USER/REPO", help="A Hub repository; made if there is none.")],
+    public: Annotated[bool, typer.Option("--public", help="Everybody sees the model. Default: a private one.")] = False,
+) -> None:
+    """Push the model of a finished run, with its card, to the Hugging Face Hub."""
+    from hftoolkit import hub
+    from hftoolkit.render import render_events
+
+    with render_events() as emit:
+        hub.push(run_folder, repository, private=not public, emit=emit)
 
 
 @app.command()

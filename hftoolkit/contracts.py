@@ -1,14 +1,18 @@
-"""Types that cross layers. What a task promises the trainer, and what both report to the outside."""
+"""Types that cross layers. What a task promises the trainer, and what both report to the outside. Loads no torch."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import nn
 
-Batch = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Batch = dict[str, "torch.Tensor"]
 Metrics = dict[str, float]
 Emit = Callable[["Event"], None]
 

@@ -11,7 +11,7 @@ import torch
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.environment import describe_environment
 from hftoolkit.export import GateReport, GateRows, export_model
-from hftoolkit.hub import hub_id, write_card
+from hftoolkit.hub import announce, hub_id, push, write_card
 from hftoolkit.job import Job, prepare, train
 from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference
 from hftoolkit.metrics.classification import classification_metrics, confusion_matrix
@@ -56,6 +56,8 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> 
     with recorded(run):
         run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
         write_json(run.environment, describe_environment())
+        if recipe.hub is not None:
+            announce(recipe.hub.repo, private=recipe.hub.private, create=True, emit=listen)
         job = prepare(recipe, listen)
         write_json(run.data, job.task.summary)
         write_json(run.labels, job.task.labels.to_json())
@@ -71,6 +73,8 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> 
         if isinstance(job.task, ImageClassificationTask):
             _picture_report(run, job.task, job.tuned.model, test)
         write_card(run, recipe, results, job.task.summary, hub_id(recipe, job.weights))
+    if recipe.hub is not None:  # after the run is done, so that a push that fails takes nothing from it
+        push(run.root, recipe.hub.repo, private=recipe.hub.private, emit=listen)
     return run.root
 
 
@@ -78,6 +82,8 @@ def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
+    if recipe.hub is not None:
+        announce(recipe.hub.repo, private=recipe.hub.private, create=False, emit=emit)
     job = prepare(recipe, emit)
     with job.probe(recipe, emit):
         return one_step(

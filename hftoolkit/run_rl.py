@@ -15,7 +15,7 @@ import torch
 from hftoolkit.contracts import Emit, Message, Table
 from hftoolkit.environment import describe_environment
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
-from hftoolkit.hub import write_policy_card
+from hftoolkit.hub import announce, push, write_policy_card
 from hftoolkit.metrics.returns import return_intervals, return_metrics, seed_metrics
 from hftoolkit.recipe import (
     Dqn,
@@ -63,6 +63,10 @@ def train(
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
+    if recipe.hub is not None and seeds > 1:
+        raise RecipeError(
+            "hub.repo holds one policy; leave out the section hub, and push the seed of your choice later"
+        )
     _prepare(recipe, allow_code=allow_code)
     run = RunDir.unfinished(name, run_dir) if resume else RunDir.create(name, run_dir)
     if resume:
@@ -74,10 +78,12 @@ def train(
     return run.root
 
 
-def rehearse(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bool) -> float:
+def rehearse(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bool, emit: Emit) -> float:
     """Make the agent, act, update once and play one evaluation episode; write nothing; return that episode's return."""
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
+    if recipe.hub is not None:
+        announce(recipe.hub.repo, private=recipe.hub.private, create=False, emit=emit)
     _prepare(recipe, allow_code=allow_code)
     with _agent(recipe) as agent:
         agent.advance()
@@ -121,11 +127,16 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
 
 def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     """Train one agent in a run directory, from where it was left."""
+    listen = run.recording(emit)
     with recorded(run):
         _write_origin(recipe, run)
+        if recipe.hub is not None:
+            announce(recipe.hub.repo, private=recipe.hub.private, create=True, emit=listen)
         with _agent(recipe) as agent:
-            _learn_and_measure(recipe, agent, run, run.recording(emit))
+            _learn_and_measure(recipe, agent, run, listen)
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # the replay memory is large, and nothing goes on from here
+    if recipe.hub is not None:
+        push(run.root, recipe.hub.repo, private=recipe.hub.private, emit=listen)
 
 
 def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, listen: Emit) -> None:
@@ -302,13 +313,7 @@ def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]
     if not is_reinforcement_recipe(run.recipe):
         raise DataError(f"{folder} is no reinforcement-learning run; type: hftoolkit evaluate {folder}")
     recipe = load_reinforcement_recipe(run.recipe)
-    if not run.model.is_dir():
-        seeds = sorted(path.name for path in run.seeds.glob("*")) if run.seeds.is_dir() else []
-        if seeds:
-            raise DataError(f"{folder} holds several seeds; name one of them, for example {run.seeds / seeds[0]}")
-        raise DataError(f"{folder} has no policy; its run is {read_json(run.status).get('state')}")
-    if not run.is_done():
-        raise DataError(f"the run {folder} is {read_json(run.status).get('state')}; name one that is done")
+    run.refuse_unfinished()
     _prepare(recipe, allow_code=allow_code)
     return recipe, load_policy(run.model)
 

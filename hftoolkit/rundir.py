@@ -166,6 +166,16 @@ class RunDir:
         """Return whether the run ended well."""
         return self.status.is_file() and read_json(self.status).get("state") == "done"
 
+    def refuse_unfinished(self) -> None:
+        """Raise DataError unless the run ended well and has a model of its own."""
+        seeds = sorted(self.seeds.glob("*"))
+        if seeds:
+            raise DataError(f"{self.root} holds several seeds; name one of them, for example {seeds[0]}")
+        status = read_json(self.status)
+        if status.get("state") != "done":
+            why = f" ({status['reason']})" if status.get("reason") else ""
+            raise DataError(f"the run {self.root} is {status.get('state')}{why}; name one that is done")
+
     def forget_after(self, step: int) -> None:
         """Drop from ``metrics.jsonl`` what a run that resumes at ``step`` will do again."""
         if not self.metrics.is_file():

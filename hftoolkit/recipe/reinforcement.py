@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hftoolkit.recipe.sections import Section, Sha256
+from hftoolkit.recipe.sections import Hub, Section, Sha256
 
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(strict=False)]
 
@@ -213,6 +213,7 @@ class ReinforcementRecipe(Section):
     algorithm: Algorithm = Field(description="How it learns.")
     train: Interaction = Field(default_factory=Interaction, description="How long it learns.")
     evaluation: PolicyEvaluation = Field(default_factory=PolicyEvaluation, description="How it is measured.")
+    hub: Hub | None = Field(None, description="Where the policy is pushed when the run is done. Default: nowhere.")
 
     @model_validator(mode="after")
     def _learns(self) -> Self:

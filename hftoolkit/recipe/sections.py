@@ -3,9 +3,10 @@
 A component gets its own section or plain keyword arguments, never the whole recipe.
 """
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -14,6 +15,8 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 TEXT_METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss")
 LOWER_IS_BETTER = ("ece", "loss")
+HUB_NAME = r"(?![-.])[A-Za-z0-9._-]{1,96}(?<![-.])"
+REPOSITORY = re.compile(rf"{HUB_NAME}/{HUB_NAME}")
 
 
 class Section(BaseModel):
@@ -216,6 +219,29 @@ class Evaluation(Section):
     baselines: bool = Field(True, description="Fit and report majority and TF-IDF baselines on the same split.")
 
 
+def check_repository(name: str) -> str:
+    """Return a repository id that the Hub takes, OWNER/NAME.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not REPOSITORY.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
+        raise ValueError(
+            f"{name!r} is no Hub repository; write OWNER/NAME, the owner being your user name or organization: "
+            "letters, digits, '_', '-' and '.', but no '--' or '..', and no '-', '.' or '.git' at an end"
+        )
+    return name
+
+
+class Hub(Section):
+    """Where the model is pushed when the run is done; without this section, nowhere."""
+
+    repo: Annotated[str, AfterValidator(check_repository)] = Field(
+        description="Hub repository, OWNER/NAME. It is checked before training, and made if it does not exist."
+    )
+    private: bool = Field(True, description="Whether only the owner sees the repository.")
+
+
 class Recipe(Section):
     """One fine-tuning run, complete. Each kind of task has its own."""
 
@@ -225,6 +251,7 @@ class Recipe(Section):
     tuning: Tuning = Field(default_factory=FullTuning, description="Which weights are trained.")
     train: Train = Field(default_factory=Train, description="The optimization.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="How results are measured.")
+    hub: Hub | None = Field(None, description="Where the model is pushed when the run is done. Default: nowhere.")
 
     @model_validator(mode="after")
     def _all_layers_join(self) -> Self:

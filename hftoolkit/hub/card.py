@@ -1,4 +1,4 @@
-"""The model card, from the evidence of a run. Publishing will live here too."""
+"""The model card, from the evidence of a run."""
 
 from collections.abc import Mapping
 from typing import Any

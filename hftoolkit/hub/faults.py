@@ -1,0 +1,132 @@
+"""What can go wrong between here and the Hub: what passes by itself, and what to tell about the rest."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import httpx2  # the client inside huggingface_hub, whose errors come through
+from huggingface_hub import errors, get_session
+
+from hftoolkit.contracts import Emit, Message
+from hftoolkit.errors import EnvironmentFault
+from hftoolkit.sources import without_secrets
+
+FIRST_WAITS_SECONDS = (1.0, 2.0, 4.0)  # before anything was sent: without a network, say so soon
+WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+LONGEST_WAIT_SECONDS = 600.0  # the Hub counts requests in windows of five minutes
+LONGEST_ANSWER = httpx2.Timeout(600.0, connect=30.0)  # seconds; huggingface_hub would wait for ever
+# 409: another operation holds the repository; 412: its head moved, and the next attempt looks at what is there.
+PASSING = {408, 409, 412, 429}
+# huggingface_hub puts RuntimeError around a failed LFS upload, and raises ValueError for an answer it cannot read and
+# for large files that are refused; hf_xet raises ConnectionError.
+HUB_ERRORS = (httpx2.HTTPError, OSError, RuntimeError, ValueError)
+XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3}) ")
+
+T = TypeVar("T")
+
+
+def patiently(step: Callable[[], T], emit: Emit, waits: Sequence[float] = WAITS_SECONDS) -> T:
+    """Return what ``step`` returns; after an error that passes by itself, wait and call it again.
+
+    Args:
+        step: may be called several times.
+        emit: gets a warning before each wait.
+        waits: seconds before each further attempt; the Hub may ask for more.
+    """
+    for wait in waits:
+        get_session().timeout = LONGEST_ANSWER
+        try:
+            return step()
+        except HUB_ERRORS as error:
+            seconds = max(wait, _asked_wait(error))
+            if not _passes(error) or seconds > LONGEST_WAIT_SECONDS:
+                raise
+            emit(Message(f"{_reason(error)}; trying again in {seconds:.0f} s", "warning"))
+        time.sleep(seconds)
+    return step()
+
+
+@contextmanager
+def hub_faults(what: str, advice: str) -> Iterator[None]:
+    """Turn errors of the Hub and of the way there into one EnvironmentFault.
+
+    Args:
+        what: what was tried.
+        advice: how the user goes on when the cause is gone.
+    """
+    try:
+        yield
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(f"{what}: {fault}. {advice}") from fault
+    except HUB_ERRORS as error:
+        raise EnvironmentFault(f"{what}: {_explain(error)}. {advice}") from error
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error, if the Hub answered at all."""
+    for each in _chain(error):
+        if isinstance(each, errors.HfHubHTTPError | httpx2.HTTPStatusError):
+            return int(each.response.status_code)
+    told = XET_STATUS.search(str(error))
+    return int(told[1]) if told else None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, ConnectionError):  # the network is switched off, or hf_xet, which tried for minutes, gave up
+        return False
+    code = _status(error)
+    if code is not None:
+        return code in PASSING or code >= 500
+    return any(isinstance(each, httpx2.TransportError | json.JSONDecodeError) for each in _chain(error))
+
+
+def _asked_wait(error: BaseException) -> float:
+    """Return the seconds of Retry-After, or 0."""
+    for each in _chain(error):
+        if isinstance(each, errors.HfHubHTTPError):
+            asked = each.response.headers.get("Retry-After", "")
+            return float(asked) if asked.isdigit() else 0.0
+    return 0.0
+
+
+def _reason(error: BaseException) -> str:
+    """Return what happened, in half a sentence without addresses."""
+    code = _status(error)
+    if code is None:
+        links = list(_chain(error))
+        lost = any(isinstance(each, httpx2.TransportError | ConnectionError) for each in links)
+        first = (str(links[-1]) or type(links[-1]).__name__).splitlines()[0]
+        return f"{'the connection to the Hub failed' if lost else 'the upload stopped'} ({without_secrets(first)})"
+    said = next((each.server_message for each in _chain(error) if isinstance(each, errors.HfHubHTTPError)), None)
+    return f"the Hub answered {code}" + (f" ({without_secrets(said.splitlines()[0])})" if said else "")
+
+
+def _explain(error: BaseException) -> str:
+    """Return what happened and what to do."""
+    match error:
+        case errors.LocalTokenNotFoundError():
+            return "there is no Hub token on this machine; type `hf auth login`, or set HF_TOKEN"
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set; unset it"
+    match _status(error):
+        case 401:
+            return f"{_reason(error)}: the token is wrong or has expired; type `hf auth login`, or correct HF_TOKEN"
+        case 403:
+            return f"{_reason(error)}: the token may not write there; make one that may, or name a repository of yours"
+        case 404:
+            return f"{_reason(error)}: there is no such repository for this account; name one of yours"
+    if isinstance(error, ConnectionError):
+        return f"{_reason(error)}; check network and proxy, or set HF_HUB_DISABLE_XET=1 to upload without hf_xet"
+    if isinstance(error, httpx2.TransportError):
+        return f"{_reason(error)}; check network, proxy and HF_ENDPOINT"
+    return _reason(error)

@@ -79,6 +79,14 @@ def finetune(
     recipe: RecipeFile,
     set_: Overrides = None,
     run_dir: RunDirectory = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the unfinished run, exactly. With a larger train.epochs, go on with a finished one: the "
+            "learning rate is from there on that of a run of so many epochs.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and do one real step; leave nothing behind.")
     ] = False,
@@ -87,6 +95,7 @@ def finetune(
     from hftoolkit.recipe import load_recipe
 
     parsed = load_recipe(recipe, set_ or [])
+    _refuse_both(dry_run, resume)
     from hftoolkit import run
     from hftoolkit.render import render_events
 
@@ -95,7 +104,7 @@ def finetune(
             loss = run.rehearse(parsed, run_dir=run_dir, emit=emit)
             typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
             return
-        where = run.finetune(parsed, name=recipe.stem, run_dir=run_dir, emit=emit)
+        where = run.finetune(parsed, name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
     typer.echo(f"\nmodel     {where / 'model'}\nresults   {where / 'results.json'}\nreport    {where / 'report'}")
     typer.echo(f"use it    hftoolkit predict {shlex.quote(str(where))} INPUT")
 
@@ -177,14 +186,13 @@ def rl_train(
     from hftoolkit.recipe import load_reinforcement_recipe
 
     parsed = load_reinforcement_recipe(recipe, set_ or [])
+    _refuse_both(dry_run, resume)
     _import_from_here(allow_code)
     from hftoolkit import run_rl
     from hftoolkit.render import render_events
     from hftoolkit.rundir import RunDir
 
     with render_events() as emit:
-        if dry_run and resume:
-            raise RecipeError("--dry-run starts nothing that --resume could go on with; leave out one")
         if dry_run:
             value = run_rl.rehearse(parsed, run_dir=run_dir, allow_code=allow_code)
             typer.echo(f"the recipe is good: one update ran, one episode returned {value:g}; nothing was written")
@@ -234,6 +242,11 @@ def rl_play(
 
     with render_events() as emit:
         run_rl.play(run_folder, episodes=episodes, seed=seed, video=video, allow_code=allow_code, emit=emit)
+
+
+def _refuse_both(dry_run: bool, resume: bool) -> None:
+    if dry_run and resume:
+        raise RecipeError("--dry-run starts nothing that --resume could go on with; leave out one")
 
 
 def _import_from_here(allow_code: bool) -> None:

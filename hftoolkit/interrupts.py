@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from hftoolkit.errors import Interrupted
+
 
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
@@ -26,3 +28,12 @@ def deferred_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def interrupted(signal_number: int, step: int) -> Interrupted:
+    """Return what to raise once the state after a step is on disk."""
+    name = signal.Signals(signal_number).name
+    return Interrupted(
+        f"{name} at step {step}; everything was saved, and the same command with --resume goes on from there",
+        signal_number,
+    )

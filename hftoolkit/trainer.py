@@ -6,26 +6,26 @@ optimizer step, however they are spread over micro-batches and processes.
 """
 
 import math
-import signal
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hftoolkit.batching import epoch_plan, evaluation_steps
-from hftoolkit.checkpoint import Checkpoint, load_weights, save_checkpoint
-from hftoolkit.contracts import Batch, Emit, Evaluated, Message, Metrics, Rows, StepDone, Task
+from hftoolkit.checkpoint import Checkpoint
+from hftoolkit.contracts import Batch, Emit, Evaluated, Message, Rows, StepDone, Task
 from hftoolkit.cpu import faster_steps
 from hftoolkit.devices import Accelerator, make_loader, peak_memory_bytes, to_device
-from hftoolkit.errors import Interrupted, RecipeError, TrainingError
+from hftoolkit.errors import RecipeError, TrainingError
 from hftoolkit.inference import Inference
-from hftoolkit.interrupts import deferred_signals
+from hftoolkit.interrupts import deferred_signals, interrupted
 from hftoolkit.metrics import is_better
 from hftoolkit.models.first_position import first_position_only
 from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
@@ -33,17 +33,18 @@ from hftoolkit.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
 from hftoolkit.seeding import seed_torch
+from hftoolkit.snapshot import Progress, Snapshots
 from hftoolkit.tracking import tracked
+
+ROWS_NAMED = 10  # of a step whose loss is not finite
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """What the loop did. The model it was given now has the best weights."""
 
-    steps: int
+    progress: Progress
     best: Checkpoint
-    seconds: float  # of training steps, without evaluation
-    examples_per_second: float
     peak_memory_bytes: int  # of the device; of the whole process on CPUs
 
 
@@ -57,7 +58,7 @@ def fit(
     run: RunDir,
     emit: Emit,
 ) -> Fitted:
-    """Train a model and leave the best weights in it.
+    """Train a model and leave the best weights in it; go on from the newest checkpoint if the run has any.
 
     Args:
         task: data, loss and metrics.
@@ -65,13 +66,14 @@ def fit(
         train: the optimization.
         evaluation: when to evaluate, and the metric that chooses the best weights.
         accelerator: device and precision.
-        run: gets the best weights so far, and the files of the trackers.
+        run: gets checkpoints and the files of the trackers.
         emit: gets every step, evaluation and message.
 
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
+        DataError: the run has checkpoints, and all are damaged.
         TrainingError: a loss or gradient is not finite, and nothing was updated with it; or memory ran out.
-        Interrupted: SIGINT or SIGTERM arrived; the best weights so far are in the run's checkpoints.
+        Interrupted: SIGINT or SIGTERM arrived; the state after the last step is in the run's checkpoints.
     """
     _check_metric(task, evaluation.best_by)
     with ExitStack() as stack:
@@ -79,19 +81,19 @@ def fit(
         loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen)
         if accelerator.device.type == "cpu" and accelerator.num_processes == 1:  # DDP wants dense gradients
             stack.enter_context(faster_steps(tuned.model))
+        # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
         stack.enter_context(first_position_only(tuned.model, loop.logits_of_some))
         stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable
+        loop.resume(run)
         received = stack.enter_context(deferred_signals())
         stack.enter_context(_memory_watched(loop))
-        for micro_batches in loop.steps():
-            loop.train_step(micro_batches)
-            if not received and loop.is_evaluation_due():
-                loop.evaluate()
-            if received:
-                raise loop.interrupted(received[0])
+        loop.conclude_step(received)  # what an interrupt left out of the last one
+        for data in loop.steps():
             if loop.is_patience_over():
                 emit(Message(f"stopped early: {train.early_stopping_patience} evaluations without a better one"))
                 break
+            loop.train_step(data)
+            loop.conclude_step(received)
     return loop.finish()
 
 
@@ -111,9 +113,16 @@ def one_step(task: Task, tuned: TunedModel, *, train: Train, evaluation: Evaluat
     return losses[0]
 
 
+class StepData(NamedTuple):
+    """What one optimizer step learns from."""
+
+    indices: np.ndarray  # (N,) of all its examples
+    micro_batches: list[Batch]
+
+
 @dataclass(slots=True)
 class _Loop:
-    """The state of one training run."""
+    """One training run on its way."""
 
     task: Task
     tuned: TunedModel
@@ -122,20 +131,19 @@ class _Loop:
     accelerator: Accelerator
     checkpoints: Path
     emit: Emit
-    step: int = 0  # optimizer steps done
-    examples: int = 0
-    seconds: float = 0.0
-    mark: float = 0.0  # clock at the end of the last step or evaluation
+    mark: float = 0.0  # clock at the end of the last step, evaluation or save
     best: Checkpoint | None = None
-    evaluations_since_best: int = 0
+    progress: Progress = field(init=False)
     rows: Rows = field(init=False)
     steps_per_epoch: int = field(init=False)
     optimizer: Any = field(init=False)
     trained: frozenset[str] = field(init=False)  # names of the parameters that the run trains, some from later on
     frozen_statistics: list[nn.Module] = field(init=False)  # modules that stay in eval mode
     average: AveragedModel | None = field(init=False, default=None)
+    snapshots: Snapshots = field(init=False)
 
     def __post_init__(self) -> None:
+        self.progress = Progress(self.train.epochs, self.train.micro_batch_size or self.train.batch_size)
         self.rows = self.task.datasets().splits["train"]
         self.steps_per_epoch = math.ceil(len(self.rows) / self.train.batch_size)
         self.model.to(self.accelerator.device)
@@ -157,6 +165,15 @@ class _Loop:
         if self.train.ema_decay is not None:
             average = get_ema_multi_avg_fn(self.train.ema_decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.model, multi_avg_fn=average)
+        self.snapshots = Snapshots(
+            self.checkpoints,
+            self.model,
+            self.trained,
+            self.optimizer,
+            self.average,
+            self.accelerator.scaler,
+            self.train.checkpoint_every,
+        )
 
     @property
     def model(self) -> nn.Module:
@@ -175,18 +192,34 @@ class _Loop:
     def kept_weights(self) -> str:
         return f"the best weights so far are in {self.best.path}" if self.best else "no weights were kept yet"
 
-    @property
-    def micro_batch_size(self) -> int:
-        return self.train.micro_batch_size or self.train.batch_size
+    def resume(self, run: RunDir) -> None:
+        """Bring back the newest checkpoint of the run, if it has any, and forget what the log has after it."""
+        restored = self.snapshots.restore(lambda sentence: self.emit(Message(sentence, "warning")))
+        if restored is None:
+            run.forget_after(0)
+            return
+        self.progress, self.best = restored
+        step, before, now = self.progress.step, self.progress.epochs, self.train.epochs
+        run.forget_after(step)
+        self.emit(Message(f"resumed after step {step} of {self.total_steps}"))
+        if before != now:
+            self.progress.epochs, self.progress.evaluations_since_best = now, 0
+            self.progress.extensions.append((step, before, now))
+            self.emit(
+                Message(
+                    f"extended from {before} to {now} epochs: from here on the learning rate is that of a run of "
+                    f"{now} epochs at this step"
+                )
+            )
 
-    def steps(self) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each optimizer step of the run."""
+    def steps(self) -> Iterator[StepData]:
+        """Yield the data of each optimizer step that is left."""
         self.mark = time.perf_counter()
-        for epoch in range(self.train.epochs):
-            yield from self.steps_of(epoch)
+        while self.progress.step < self.total_steps:
+            yield from self.steps_of(*divmod(self.progress.step, self.steps_per_epoch))
 
-    def steps_of(self, epoch: int) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each optimizer step of an epoch."""
+    def steps_of(self, epoch: int, first: int) -> Iterator[StepData]:
+        """Yield the data of the optimizer steps of an epoch, from the ``first`` on."""
         plan = epoch_plan(
             len(self.rows),
             batch_size=self.train.batch_size,
@@ -194,30 +227,30 @@ class _Loop:
             epoch=epoch,
             lengths=self.rows.lengths if self.train.length_buckets else None,
             weights=self.rows.sampling_weights,
-        )
-        size = self.micro_batch_size
+        )[first:]
+        size = self.progress.micro_batch_size
         split = [[step[start : start + size] for start in range(0, len(step), size)] for step in plan]
         flat = [micro for step in split for micro in step]
         batches = iter(make_loader(self.rows, flat, self.task.datasets().collate, workers=self.train.num_workers))
-        for step in split:
-            yield [next(batches) for _ in step]
+        for indices, step in zip(plan, split, strict=True):
+            yield StepData(indices, [next(batches) for _ in step])
 
-    def train_step(self, micro_batches: list[Batch]) -> None:
+    def train_step(self, data: StepData) -> None:
         """Update the weights once, by the mean gradient over all examples of the micro-batches.
 
         Batch norms use their running statistics for a micro-batch of one row, which has none of its own.
         """
         if self.tuned.unfreeze_at:
-            self.unfreeze(self.step / self.steps_per_epoch)
+            self.unfreeze(self.progress.step / self.steps_per_epoch)
         self.model.train()
         for module in self.frozen_statistics:
             module.eval()
         loss_sum, num_examples = 0.0, 0
-        for micro_step, batch in enumerate(micro_batches):
+        for micro_step, batch in enumerate(data.micro_batches):
             if len(next(iter(batch.values()))) == 1:
                 for module in batch_norms(self.model):
                     module.eval()
-            seed_torch("step", self.train.seed, self.step, self.accelerator.process_index, micro_step)
+            seed_torch("step", self.train.seed, self.progress.step, self.accelerator.process_index, micro_step)
             with self.accelerator.autocast():
                 output = self.task.step(self.model, to_device(batch, self.accelerator.device))
             self.accelerator.backward(output.loss_sum)
@@ -226,17 +259,17 @@ class _Loop:
         loss = loss_sum / num_examples
         rate = set_rate(self.optimizer, self._rate_factor())
         gradient_norm = self._clip(num_examples)
-        self._check_finite(loss, gradient_norm)
+        self._check_finite(loss, gradient_norm, data.indices)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.step += 1
-        self.examples += num_examples
+        done = self.progress
+        done.step += 1
+        done.examples += num_examples
         now = time.perf_counter()
-        self.seconds, self.mark = self.seconds + now - self.mark, now
-        rate_of_examples = self.examples / self.seconds
-        self.emit(StepDone(self.step, self.total_steps, loss, gradient_norm, rate, rate_of_examples))
+        done.seconds, self.mark = done.seconds + now - self.mark, now
+        self.emit(StepDone(done.step, self.total_steps, loss, gradient_norm, rate, done.examples / done.seconds))
 
     def logits_of_some(self) -> torch.Tensor:
         """Return the output of the model, in its present mode, for a few rows of the training split."""
@@ -252,7 +285,7 @@ class _Loop:
 
     def _rate_factor(self) -> float:
         return rate_factor(
-            self.step,
+            self.progress.step,
             total_steps=self.total_steps,
             warmup_steps=round(self.train.warmup_ratio * self.total_steps),
             schedule=self.train.schedule,
@@ -267,62 +300,55 @@ class _Loop:
         torch._foreach_mul_(gradients, self.accelerator.num_processes / num_examples)
         return float(nn.utils.clip_grad_norm_(parameters, self.train.max_gradient_norm))
 
-    def _check_finite(self, loss: float, gradient_norm: float) -> None:
+    def _check_finite(self, loss: float, gradient_norm: float, indices: np.ndarray) -> None:
         skips_overflows = self.accelerator.scaler is not None  # fp16: the scaler drops such a step and tries smaller
         if math.isfinite(loss) and (math.isfinite(gradient_norm) or skips_overflows):
             return
+        rows = self.rows.row_numbers[indices]
+        shown = ", ".join(map(str, rows[:ROWS_NAMED])) + (", ..." if len(rows) > ROWS_NAMED else "")
         raise TrainingError(
-            f"step {self.step + 1}: loss {loss}, gradient norm {gradient_norm}; stopped before the update, "
-            f"{self.kept_weights}. A lower train.learning_rate or train.precision: fp32 usually helps"
+            f"step {self.progress.step + 1}: loss {loss}, gradient norm {gradient_norm}; stopped before the update, "
+            f"{self.kept_weights}. A lower train.learning_rate or train.precision: fp32 usually helps; otherwise look "
+            f"at the rows of the step: {shown}"
         )
 
+    def conclude_step(self, received: Sequence[int]) -> None:
+        """Evaluate and save if that is due after the last step; obey a signal once the state is on disk."""
+        if evaluates := self.is_evaluation_due() and not received:
+            self.evaluate()
+        if evaluates or self.snapshots.is_due(self.progress.step, now=bool(received)):
+            self.snapshots.save(self.progress, self.best)
+            self.mark = time.perf_counter()
+        if received:
+            raise interrupted(received[0], self.progress.step)
+
     def is_evaluation_due(self) -> bool:
-        position = (self.step - 1) % self.steps_per_epoch + 1
-        return position in evaluation_steps(self.steps_per_epoch, self.evaluation.times_per_epoch)
+        step = self.progress.step
+        position = (step - 1) % self.steps_per_epoch + 1
+        due = position in evaluation_steps(self.steps_per_epoch, self.evaluation.times_per_epoch)
+        return due and step > self.progress.evaluated_at
 
     def is_patience_over(self) -> bool:
         patience = self.train.early_stopping_patience
-        return patience is not None and self.evaluations_since_best >= patience
+        return patience is not None and self.progress.evaluations_since_best >= patience
 
     def evaluate(self) -> None:
         """Evaluate on the validation split and keep the weights if they are the best so far."""
         infer = Inference(self.task, self.accelerator)
         metrics = self.task.evaluate(self.weights_to_judge, infer, "validation")
-        name = self.evaluation.best_by
+        name, done = self.evaluation.best_by, self.progress
         better = self.best is None or is_better(name, metrics[name], self.best.metrics[name])
         if better:
-            self.keep(metrics)
-        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
-        self.mark = time.perf_counter()
-        self.emit(Evaluated(self.step, metrics, is_best=better))
-
-    def keep(self, metrics: Metrics) -> None:
-        """Make the present weights the kept ones."""
-        weights = trained_state(self.weights_to_judge, self.trained)
-        self.best = save_checkpoint(self.checkpoints, step=self.step, weights=weights, metrics=metrics)
-
-    def interrupted(self, signal_number: int) -> Interrupted:
-        """Make sure that some weights are kept, and return what to raise."""
-        if self.best is None:
-            self.keep({})
-        name = signal.Signals(signal_number).name
-        return Interrupted(f"{name} at step {self.step}; {self.kept_weights}", signal_number)
+            self.best = self.snapshots.save_best(self.weights_to_judge, done.step, metrics)
+        done.evaluated_at = done.step
+        done.evaluations_since_best = 0 if better else done.evaluations_since_best + 1
+        self.emit(Evaluated(done.step, metrics, is_best=better))
 
     def finish(self) -> Fitted:
         """Put the best weights into the model and report."""
         assert self.best is not None  # the last step of an epoch is always evaluated
-        state = load_weights(self.best.path)
-        unexpected = self.model.load_state_dict(state, strict=False).unexpected_keys
-        assert not unexpected, unexpected
-        rate = self.examples / self.seconds
-        return Fitted(self.step, self.best, self.seconds, rate, peak_memory_bytes(self.accelerator.device))
-
-
-def trained_state(model: nn.Module, parameters: Set[str]) -> dict[str, torch.Tensor]:
-    """Return, by name and without copying, what training changes: these parameters and persistent buffers."""
-    trained = {name: parameter.data for name, parameter in model.named_parameters() if name in parameters}
-    buffers = dict(model.named_buffers())
-    return trained | {name: value for name, value in model.state_dict().items() if name in buffers}
+        self.snapshots.load_best(self.best)
+        return Fitted(self.progress, self.best, peak_memory_bytes(self.accelerator.device))
 
 
 def _check_metric(task: Task, name: str) -> None:
@@ -344,7 +370,7 @@ def _memory_watched(loop: _Loop) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and not any(word in str(error) for word in words):
             raise
         raise TrainingError(
-            f"step {loop.step + 1}: out of memory, {loop.kept_weights}. A train.micro_batch_size below "
-            f"{loop.micro_batch_size} needs less and trains the same; "
+            f"step {loop.progress.step + 1}: out of memory, {loop.kept_weights}. A train.micro_batch_size below "
+            f"{loop.progress.micro_batch_size} needs less and trains the same; "
             "so do a shorter model.max_length and model.gradient_checkpointing: true, which cost something"
         ) from error

@@ -25,7 +25,8 @@ from hftoolkit.inference import Inference
 from hftoolkit.models.tuning import TunedModel
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
-from hftoolkit.trainer import fit, one_step, trained_state
+from hftoolkit.snapshot import trained_state
+from hftoolkit.trainer import fit, one_step
 
 CPU = torch.device("cpu")
 EXAMPLES, FEATURES, CLASSES = 40, 4, 3
@@ -418,8 +419,9 @@ def test_the_model_gets_its_best_weights_back(bench, best_by, scores, best_epoch
     assert fitted.best.step == 3 * best_epoch
     assert fitted.best.metrics[best_by] == scores[best_epoch - 1]
     assert [event.is_best for event in toy.told(Evaluated)].index(True) == 0
-    assert [path.name for path in toy.run.checkpoints.iterdir()] == [f"step-{3 * best_epoch:06d}"]
-    assert fitted.steps == 9
+    names = {path.name for path in toy.run.checkpoints.iterdir()}
+    assert {"step-000006", "step-000009", f"best-{3 * best_epoch:06d}"} <= names and len(names) <= 4
+    assert fitted.progress.step == 9
 
 
 def test_running_statistics_belong_to_the_best_weights(bench):
@@ -446,13 +448,13 @@ def test_training_stops_early_when_nothing_gets_better(bench, scores, patience, 
     toy = bench(ToyTask(scores=scores))
     fitted = toy.fit(epochs=6, early_stopping_patience=patience)
     assert len(toy.told(Evaluated)) == evaluations
-    assert fitted.steps == 3 * evaluations
+    assert fitted.progress.step == 3 * evaluations
     assert [f"{patience} evaluations" in event.text for event in toy.told(Message)] == [True]
 
 
 def test_without_patience_training_does_not_stop_early(bench):
     toy = bench(ToyTask(scores=(0.9, 0.5, 0.4, 0.3)))
-    assert toy.fit(epochs=4).steps == 12
+    assert toy.fit(epochs=4).progress.step == 12
     assert not toy.told(Message)
 
 
@@ -477,9 +479,9 @@ def test_a_metric_that_the_split_cannot_give_is_refused_before_the_first_step(be
 
 def test_the_loop_counts_what_it_did(bench):
     fitted = bench().fit(epochs=3)
-    assert fitted.steps == 9
-    assert fitted.seconds > 0
-    assert fitted.examples_per_second == pytest.approx(3 * EXAMPLES / fitted.seconds)
+    assert fitted.progress.step == 9
+    assert fitted.progress.seconds > 0
+    assert fitted.progress.examples == 3 * EXAMPLES
     assert 2**20 < fitted.peak_memory_bytes < 2**40
 
 
@@ -529,9 +531,10 @@ def test_what_is_not_finite_stops_training_before_it_reaches_the_weights(bench, 
         toy.fit()
     assert [event.step for event in toy.told(StepDone)] == [1, 2, 3, 4]
     assert_same(toy.weights, toy.after[4])
-    kept = toy.run.checkpoints / "step-000003"
+    kept = toy.run.checkpoints / "best-000003"
     assert str(kept) in str(caught.value)
     assert_same(load_weights(kept), toy.after[3])
+    assert (toy.run.checkpoints / "step-000003").is_dir()
 
 
 def test_a_bad_number_in_one_micro_batch_is_enough(bench):
@@ -569,7 +572,7 @@ def test_lack_of_memory_names_the_knob_to_turn_and_the_weights_kept(bench, distu
     toy = bench(ToyTask(disturb=disturb))
     with pytest.raises(TrainingError, match=r"step 5: out of memory.*train\.micro_batch_size below 16") as caught:
         toy.fit()
-    assert str(toy.run.checkpoints / "step-000003") in str(caught.value)
+    assert str(toy.run.checkpoints / "best-000003") in str(caught.value)
 
 
 def test_lack_of_memory_tells_the_micro_batch_size_in_use(bench):
@@ -610,36 +613,27 @@ def handlers():
         signal.signal(number, handler)
 
 
+def test_the_rows_of_a_step_that_is_not_finite_are_named(bench):
+    toy = bench(ToyTask(disturb=lambda number, loss_sum: loss_sum * (math.nan if number == 3 else 1)))
+    with pytest.raises(TrainingError) as caught:
+        toy.fit(batch_size=15)  # 40 rows: 15, 15 and 10
+    named = str(caught.value).partition("rows of the step: ")[2]
+    assert named == ", ".join(str(index + 1) for index in toy.task.drawn[2])
+    with pytest.raises(TrainingError, match=r"rows of the step: (\d+, ){10}\.\.\.$"):
+        bench(ToyTask(disturb=lambda _, loss_sum: loss_sum * math.nan)).fit()
+
+
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_step_keeps_the_weights_and_restores_the_handlers(bench, handlers, number, exit_code):
+def test_a_signal_ends_the_step_saves_the_state_and_restores_the_handlers(bench, handlers, number, exit_code):
     toy = bench(ToyTask(disturb=kill_at(3, by=number)))  # in the first of two micro-steps of step 2
     with pytest.raises(Interrupted, match=rf"{number.name} at step 2") as caught:
         toy.fit(micro_batch_size=8)
     assert caught.value.exit_code == exit_code
     assert len(toy.task.drawn) == 4
     assert [event.step for event in toy.told(StepDone)] == [1, 2]
-    kept = toy.run.checkpoints / "step-000002"
-    assert str(kept) in str(caught.value)
-    assert_same(load_weights(kept), toy.after[2])
-    assert differ(toy.after[2], toy.after[1])
+    assert "--resume" in str(caught.value)
+    assert [path.name for path in toy.run.checkpoints.iterdir()] == ["step-000002"]
     assert {number: signal.getsignal(number) for number in handlers} == handlers
-
-
-def test_after_a_signal_the_best_weights_stay_the_kept_ones(bench, handlers):
-    toy = bench(ToyTask(disturb=kill_at(6, by=signal.SIGTERM)))
-    with pytest.raises(Interrupted) as caught:
-        toy.fit()
-    assert [event.step for event in toy.told(Evaluated)] == [3]
-    assert [path.name for path in toy.run.checkpoints.iterdir()] == ["step-000003"]
-    assert str(toy.run.checkpoints / "step-000003") in str(caught.value)
-
-
-def test_interrupted_before_any_evaluation_the_average_is_kept_where_there_is_one(bench, handlers):
-    toy = bench(ToyTask(disturb=kill_at(2, by=signal.SIGINT)))
-    with pytest.raises(Interrupted):
-        toy.fit(ema_decay=0.5)
-    average = {name: 0.5 * toy.after[1][name] + 0.5 * toy.after[2][name] for name in toy.after[1]}
-    assert_close(load_weights(toy.run.checkpoints / "step-000002"), average)
 
 
 def test_a_second_signal_stops_at_once(bench, handlers):
@@ -660,7 +654,7 @@ def test_the_handlers_are_restored_after_a_failure_and_after_success(bench, hand
 
 def test_training_works_outside_the_main_thread(bench):
     toy, steps = bench(), []
-    thread = threading.Thread(target=lambda: steps.append(toy.fit().steps))
+    thread = threading.Thread(target=lambda: steps.append(toy.fit().progress.step))
     thread.start()
     thread.join()
     assert steps == [6]

@@ -14,6 +14,8 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 TEXT_METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss")
 LOWER_IS_BETTER = ("ece", "loss")
+# What a run that is resumed may change, because no result depends on it.
+FREE_TO_CHANGE = ("train.checkpoint_every", "train.num_workers", "train.trackers")
 
 
 class Section(BaseModel):
@@ -190,6 +192,12 @@ class Train(Section):
     )
     early_stopping_patience: int | None = Field(
         None, ge=1, description="Stop after this many evaluations without a better one."
+    )
+    checkpoint_every: int | None = Field(
+        None,
+        ge=1,
+        description="Optimizer steps between saves of the state that --resume goes on from. Default: about a minute, "
+        "longer where a save takes over 0.6 seconds. Evaluations and interrupts save it too.",
     )
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = Field(
         (), description="Also log there. Weights & Biases stays offline unless WANDB_MODE says otherwise."

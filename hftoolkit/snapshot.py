@@ -1,0 +1,159 @@
+"""The state of a training run: what of it decides what comes next, when it goes to disk, and the way back.
+
+Adam's moments, like the weights, keep their layout in memory: an optimizer that walks through both at once needs that.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Set
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from hftoolkit.checkpoint import Checkpoint, load_weights, newest_state, save_best, save_state
+from hftoolkit.errors import DataError
+
+MODEL, AVERAGE, OPTIMIZER, AVERAGED_STEPS = "model", "average", "optimizer", "averaged_steps"
+# Where the recipe does not say how often: about once a minute, and at most for a hundredth of the time.
+SAVE_SECONDS, SAVE_SHARE = 60.0, 0.01
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is: what a checkpoint holds beside tensors.
+
+    Attributes:
+        epochs: of the recipe that the last step followed.
+        micro_batch_size: examples of a forward pass of one process, as it is in force.
+        step: optimizer steps done.
+        examples: that these steps saw.
+        seconds: that these steps took, without evaluation.
+        evaluated_at: the step of the last evaluation.
+        evaluations_since_best: without a better one.
+        extensions: step, epochs before and epochs after, of each time the finished run was given more epochs.
+    """
+
+    epochs: int
+    micro_batch_size: int
+    step: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    evaluated_at: int = 0
+    evaluations_since_best: int = 0
+    extensions: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Snapshots:
+    """Saves the state of a run and brings it back.
+
+    Attributes:
+        folder: of all checkpoints of the run.
+        model: what is trained.
+        trained: names of the parameters that the run trains; some may join later.
+        optimizer: of these parameters.
+        average: the moving average of the model, where there is one.
+        scaler: of fp16 gradients, where there is one.
+        every: optimizer steps between saves; None: by the clock.
+    """
+
+    folder: Path
+    model: nn.Module
+    trained: Set[str]
+    optimizer: Any
+    average: AveragedModel | None
+    scaler: Any
+    every: int | None
+    _next_save: float = field(init=False, default_factory=lambda: time.monotonic() + SAVE_SECONDS)
+    _saved_at: int = field(init=False, default=0)  # the step of the newest state on disk
+
+    def is_due(self, step: int, *, now: bool) -> bool:
+        """Return whether the state after this step is to be saved, at the latest ``now``; never one that is saved."""
+        due = time.monotonic() >= self._next_save if self.every is None else step % self.every == 0
+        return step != self._saved_at and (due or now)
+
+    def save(self, progress: Progress, best: Checkpoint | None) -> None:
+        """Write the state.
+
+        Raises:
+            EnvironmentFault: it could not be written; the one before is untouched.
+        """
+        start = time.monotonic()
+        values = {"progress": asdict(progress), "scaler": None if self.scaler is None else self.scaler.state_dict()}
+        save_state(self.folder, step=progress.step, tensors=self._tensors(), values=values, best=best)
+        now, self._saved_at = time.monotonic(), progress.step
+        self._next_save = now + max(SAVE_SECONDS, (now - start) / SAVE_SHARE)
+
+    def save_best(self, judged: nn.Module, step: int, metrics: Mapping[str, float]) -> Checkpoint:
+        """Write the weights that were judged the best so far: those of the model or of its average."""
+        return save_best(self.folder, step=step, weights=trained_state(judged, self.trained), metrics=metrics)
+
+    def load_best(self, best: Checkpoint) -> None:
+        """Put the best weights into the model."""
+        load_trained(self.model, self.trained, load_weights(best.path))
+
+    def restore(self, warn: Callable[[str], None]) -> tuple[Progress, Checkpoint | None] | None:
+        """Bring back the newest whole state, or return None if none was ever saved.
+
+        Raises:
+            DataError: all are damaged, or of another model.
+        """
+        state = newest_state(self.folder, warn)
+        if state is None:
+            return None
+        self._take_back(state.tensors)
+        self._saved_at = state.step
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state.values["scaler"])
+        return Progress(**state.values["progress"]), state.best
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Return tensors by ``part/name``, without copying; the optimizer has none of parameters that join later."""
+        tensors = {f"{MODEL}/{name}": tensor for name, tensor in trained_state(self.model, self.trained).items()}
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for parameter, slots in self.optimizer.state.items():
+            tensors |= {f"{OPTIMIZER}/{slot}/{names[parameter]}": tensor for slot, tensor in slots.items()}
+        if self.average is not None:
+            averaged = trained_state(self.average.module, self.trained)
+            tensors |= {f"{AVERAGE}/{name}": value for name, value in averaged.items()}
+            tensors[f"{AVERAGED_STEPS}/"] = self.average.n_averaged
+        return tensors
+
+    def _take_back(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        load_trained(self.model, self.trained, parts[MODEL])
+        parameters = dict(self.model.named_parameters())
+        for key, tensor in parts[OPTIMIZER].items():
+            slot, _, name = key.partition("/")
+            parameter = parameters[name]
+            is_moment = tensor.shape == parameter.shape
+            like = torch.empty_like(parameter) if is_moment else torch.empty_like(tensor, device=parameter.device)
+            self.optimizer.state[parameter][slot] = like.copy_(tensor)
+        if self.average is not None:
+            load_trained(self.average.module, self.trained, parts[AVERAGE])
+            self.average.n_averaged.copy_(parts[AVERAGED_STEPS][""])
+
+
+def trained_state(model: nn.Module, parameters: Set[str]) -> dict[str, torch.Tensor]:
+    """Return, by name and without copying, what training changes: these parameters and persistent buffers."""
+    trained = {name: parameter.data for name, parameter in model.named_parameters() if name in parameters}
+    buffers = dict(model.named_buffers())
+    return trained | {name: value for name, value in model.state_dict().items() if name in buffers}
+
+
+def load_trained(model: nn.Module, parameters: Set[str], state: Mapping[str, torch.Tensor]) -> None:
+    """Put what ``trained_state`` gave into the model.
+
+    Raises:
+        DataError: the names are not those of this model.
+    """
+    if unknown := trained_state(model, parameters).keys() ^ state.keys():
+        raise DataError(f"the checkpoint is of another model; they differ in {', '.join(sorted(unknown)[:3])}")
+    model.load_state_dict(state, strict=False)

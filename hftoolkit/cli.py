@@ -105,6 +105,8 @@ def finetune(
             typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
             return
         where = run.finetune(parsed, name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
+    if where is None:  # the main process tells what came out
+        return
     typer.echo(f"\nmodel     {where / 'model'}\nresults   {where / 'results.json'}\nreport    {where / 'report'}")
     typer.echo(f"use it    hftoolkit predict {shlex.quote(str(where))} INPUT")
 

@@ -10,15 +10,15 @@ from hftoolkit.errors import Interrupted
 
 
 @contextmanager
-def deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the step in progress can end; a second one stops at once."""
+def deferred_signals(*, second_stops: bool = True) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the step in progress can end; a second one stops at once if it may."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield received
         return
 
     def handle(number: int, _: FrameType | None) -> None:
-        if received:
+        if received and second_stops:
             raise KeyboardInterrupt
         received.append(number)
 

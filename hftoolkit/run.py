@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from hftoolkit.checkpoint import prune
-from hftoolkit.contracts import Emit, Message
+from hftoolkit.collectives import is_main, leave, share
+from hftoolkit.contracts import Emit, Event, Message
+from hftoolkit.devices import join_processes
 from hftoolkit.export import GateReport, GateRows, export_model
 from hftoolkit.hub import hub_id, write_card
 from hftoolkit.job import Job, prepare, train
@@ -41,31 +43,37 @@ WORST_SHOWN = 24
 SAMPLES_SHOWN = 12
 
 
-def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, resume: bool = False) -> Path:
-    """Train, export, check and measure a model; return its run directory.
+def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, resume: bool = False) -> Path | None:
+    """Train, export, check and measure a model.
 
     Args:
         recipe: what to do.
         name: run name, used when ``run_dir`` is None.
         run_dir: exactly where the run goes, or is.
-        resume: go on with the run of that name or directory, from its newest checkpoint.
         emit: gets everything a user or a log wants to see.
+        resume: go on with the run of that name or directory, from its newest checkpoint.
+
+    Returns:
+        The run directory; None in the processes that only help the main one.
 
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
+    join_processes()
+    if not is_main():
+        _help(recipe, RunDir(share(Path())))
+        return None
     run = run_to_resume(recipe, name, run_dir) if resume else RunDir.create(name, run_dir)
     listen = run.recording(emit)
     with recorded(run):
         write_origin(recipe, run, listen)
+        share(run.root)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.task.summary, "the data")
         check_unchanged(run.labels, job.task.labels.to_json(), "the classes")
         check_unchanged(run.backbone, job.origin, "the pretrained weights")
-        fitted = train(recipe, job, run, emit=listen)
-        listen(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
-        temperature = job.task.finish(job.tuned.model, job.infer)
-        test = job.probabilities("test")
+        share("prepared")
+        fitted, temperature, test = _fit(recipe, job, run, listen)
         gate = _export(recipe, job, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
         results = measure(recipe, job, test) | _training_facts(job, fitted, temperature, gate)
@@ -78,8 +86,29 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     return run.root
 
 
+def _help(recipe: Recipe, run: RunDir) -> None:
+    """Do the part of one process in a run that the main one leads."""
+    share("prepared")  # the main process has filled the caches, and found what is wrong
+    _fit(recipe, prepare(recipe, _keep_silent), run, _keep_silent)
+
+
+def _fit(recipe: Recipe, job: Job, run: RunDir, emit: Emit) -> tuple[Fitted, float, np.ndarray]:
+    """Do what takes all processes: train, fit the temperature, predict the test split."""
+    fitted = train(recipe, job, run, emit=emit)
+    emit(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
+    temperature = job.task.finish(job.tuned.model, job.infer)
+    test = job.probabilities("test")
+    leave()
+    return fitted, temperature, test
+
+
+def _keep_silent(event: Event) -> None:
+    """Take an event that the main process tells."""
+
+
 def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
+    join_processes()
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
     job = prepare(recipe, emit)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hftoolkit.checkpoint import Checkpoint, load_weights, newest_state, save_best, save_state
+from hftoolkit.collectives import is_main, share, share_tensors
 from hftoolkit.errors import DataError
 
 MODEL, AVERAGE, OPTIMIZER, AVERAGED_STEPS = "model", "average", "optimizer", "averaged_steps"
@@ -49,7 +50,7 @@ class Progress:
 
 @dataclass(slots=True)
 class Snapshots:
-    """Saves the state of a run and brings it back.
+    """Saves the state of a run and brings it back. Of several processes, the main one alone reads and writes.
 
     Attributes:
         folder: of all checkpoints of the run.
@@ -59,6 +60,7 @@ class Snapshots:
         average: the moving average of the model, where there is one.
         scaler: of fp16 gradients, where there is one.
         every: optimizer steps between saves; None: by the clock.
+        device: of this process.
     """
 
     folder: Path
@@ -68,6 +70,7 @@ class Snapshots:
     average: AveragedModel | None
     scaler: Any
     every: int | None
+    device: torch.device
     _next_save: float = field(init=False, default_factory=lambda: time.monotonic() + SAVE_SECONDS)
     _saved_at: int = field(init=False, default=0)  # the step of the newest state on disk
 
@@ -83,18 +86,25 @@ class Snapshots:
             EnvironmentFault: it could not be written; the one before is untouched.
         """
         start = time.monotonic()
-        values = {"progress": asdict(progress), "scaler": None if self.scaler is None else self.scaler.state_dict()}
-        save_state(self.folder, step=progress.step, tensors=self._tensors(), values=values, best=best)
+        if is_main():
+            values = {"progress": asdict(progress), "scaler": None if self.scaler is None else self.scaler.state_dict()}
+            save_state(self.folder, step=progress.step, tensors=self._tensors(), values=values, best=best)
         now, self._saved_at = time.monotonic(), progress.step
         self._next_save = now + max(SAVE_SECONDS, (now - start) / SAVE_SHARE)
 
     def save_best(self, judged: nn.Module, step: int, metrics: Mapping[str, float]) -> Checkpoint:
         """Write the weights that were judged the best so far: those of the model or of its average."""
-        return save_best(self.folder, step=step, weights=trained_state(judged, self.trained), metrics=metrics)
+        best = None
+        if is_main():
+            best = save_best(self.folder, step=step, weights=trained_state(judged, self.trained), metrics=metrics)
+        best = share(best)
+        assert best is not None
+        return best
 
     def load_best(self, best: Checkpoint) -> None:
         """Put the best weights into the model."""
-        load_trained(self.model, self.trained, load_weights(best.path))
+        weights = share_tensors(load_weights(best.path) if is_main() else None, self.device)
+        load_trained(self.model, self.trained, weights)
 
     def restore(self, warn: Callable[[str], None]) -> tuple[Progress, Checkpoint | None] | None:
         """Bring back the newest whole state, or return None if none was ever saved.
@@ -102,14 +112,19 @@ class Snapshots:
         Raises:
             DataError: all are damaged, or of another model.
         """
-        state = newest_state(self.folder, warn)
-        if state is None:
+        state = newest_state(self.folder, warn) if is_main() else None
+        facts = share(None if state is None else (state.values, state.best))
+        if facts is None:  # each process has drawn the same first weights, but nothing depends on that
+            first = trained_state(self.model, self.trained)
+            load_trained(self.model, self.trained, share_tensors(first if is_main() else None, self.device))
             return None
-        self._take_back(state.tensors)
-        self._saved_at = state.step
+        values, best = facts
+        self._take_back(share_tensors(None if state is None else state.tensors, self.device))
         if self.scaler is not None:
-            self.scaler.load_state_dict(state.values["scaler"])
-        return Progress(**state.values["progress"]), state.best
+            self.scaler.load_state_dict(values["scaler"])
+        progress = Progress(**values["progress"])
+        self._saved_at = progress.step
+        return progress, best
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Return tensors by ``part/name``, without copying; the optimizer has none of parameters that join later."""

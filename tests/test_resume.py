@@ -9,7 +9,7 @@ from itertools import islice
 
 import pytest
 import torch
-from test_trainer import Bench, ToyTask, assert_same, copy_of, differ, flat, toy_model
+from test_trainer import Bench, SmallMemory, ToyTask, assert_same, copy_of, differ, flat, toy_model
 
 from hftoolkit import trainer
 from hftoolkit.checkpoint import TENSORS
@@ -239,6 +239,16 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     interrupt(Attempt(tmp_path / "cut"), 2)
     with pytest.raises(DataError, match=r"of another model; they differ in norm\."):
         fit(Attempt(tmp_path / "cut", model=toy_model(batch_norm=True)))
+
+
+def test_the_micro_batch_size_in_force_is_part_of_the_state(tmp_path):
+    whole = Attempt(tmp_path / "whole", SmallMemory(5), toy_model(0.5))
+    fit(whole)
+    interrupt(Attempt(tmp_path / "cut", SmallMemory(5), toy_model(0.5)), 4)
+    again = Attempt(tmp_path / "cut", ToyTask(), toy_model(0.5))
+    fit(again)
+    assert_same(again.weights, whole.weights)
+    assert max(map(len, again.task.drawn)) == 4
 
 
 # More epochs

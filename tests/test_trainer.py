@@ -554,31 +554,80 @@ def raise_at(number_wanted, error):
 
 
 def allocate_too_much(number, loss_sum):
-    return loss_sum if number < 5 else loss_sum + torch.empty(2**50)[0]
+    return loss_sum + torch.empty(2**50)[0] if number == 5 else loss_sum
 
 
-@pytest.mark.parametrize(
-    "disturb",
-    [
-        raise_at(5, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
-        raise_at(
-            5, RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")
-        ),
-        allocate_too_much,
-    ],
-    ids=["cuda", "words", "cpu"],
-)
-def test_lack_of_memory_names_the_knob_to_turn_and_the_weights_kept(bench, disturb):
-    toy = bench(ToyTask(disturb=disturb))
-    with pytest.raises(TrainingError, match=r"step 5: out of memory.*train\.micro_batch_size below 16") as caught:
-        toy.fit()
-    assert str(toy.run.checkpoints / "best-000003") in str(caught.value)
+SHORT_OF_MEMORY = {
+    "cuda": raise_at(5, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+    "words": raise_at(5, RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate")),
+    "cpu": allocate_too_much,
+    "python": raise_at(5, MemoryError()),
+}
 
 
-def test_lack_of_memory_tells_the_micro_batch_size_in_use(bench):
-    toy = bench(ToyTask(disturb=raise_at(1, torch.OutOfMemoryError("CUDA out of memory"))))
-    with pytest.raises(TrainingError, match=r"no weights were kept yet.*micro_batch_size below 4 "):
+@pytest.mark.parametrize("how", SHORT_OF_MEMORY)
+def test_lack_of_memory_halves_the_micro_batch_and_changes_no_step(bench, how):
+    toy, plain = bench(ToyTask(disturb=SHORT_OF_MEMORY[how])), bench()
+    toy.fit()
+    plain.fit()
+    assert [len(indices) for indices in toy.task.drawn] == [16, 16, 8, 16, 16, 8, 8, 8]
+    assert toy.task.drawn[4] == flat(toy.task.drawn[5:7])  # step 5 again
+    assert [event.step for event in toy.told(StepDone)] == [1, 2, 3, 4, 5, 6]
+    assert_same(toy.after[4], plain.after[4])
+    assert_close(toy.after[6], plain.after[6])
+    (warning,) = [message for message in toy.told(Message) if message.level == "warning"]
+    assert "step 5: out of memory; from now on micro-batches of 8 instead of 16 examples" in warning.text
+
+
+def test_gradients_of_a_step_that_ran_out_of_memory_are_dropped(bench):
+    halfway = raise_at(6, torch.OutOfMemoryError("CUDA out of memory"))  # in the second micro-step of step 3
+    toy, plain = bench(ToyTask(disturb=halfway)), bench()
+    toy.fit(micro_batch_size=8, epochs=1)
+    plain.fit(micro_batch_size=8, epochs=1)
+    assert_close(toy.after[3], plain.after[3])
+
+
+class SmallMemory(ToyTask):
+    """A task that runs out of memory for more than so many rows at a time."""
+
+    def __init__(self, training, predicting=64):
+        super().__init__()
+        self.training, self.predicting = training, predicting
+
+    def step(self, model, batch):
+        if len(batch["x"]) > self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().step(model, batch)
+
+    def predict_step(self, model, batch):
+        if not model.training and len(batch["x"]) > self.predicting:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().predict_step(model, batch)
+
+
+def test_lack_of_memory_is_met_as_often_as_needed_and_is_as_if_the_recipe_had_said_so(bench):
+    toy, told = bench(SmallMemory(3)), bench()
+    toy.fit()
+    told.fit(micro_batch_size=2)
+    assert_same(toy.weights, told.weights)
+    assert [message.level for message in toy.told(Message)] == ["warning"] * 3
+
+
+def test_lack_of_memory_for_a_single_example_stops_training(bench):
+    toy = bench(SmallMemory(0))
+    with pytest.raises(TrainingError, match=r"step 1: out of memory with a single example, no weights were kept yet"):
         toy.fit(micro_batch_size=4)
+    assert_same(toy.weights, toy.after[0])
+
+
+def test_lack_of_memory_in_evaluation_predicts_fewer_rows_at_a_time(bench):
+    toy, plain = bench(SmallMemory(16, predicting=5)), bench()
+    fitted, expected = toy.fit(), plain.fit()
+    assert_same(toy.weights, plain.weights)
+    assert fitted.best.metrics == expected.best.metrics
+    assert "from now on 32 examples at a time" in toy.told(Message)[0].text
+    with pytest.raises(TrainingError, match="out of memory while predicting a single example"):
+        bench(SmallMemory(16, predicting=0)).fit()
 
 
 def test_other_errors_keep_their_type(bench):
@@ -704,12 +753,6 @@ def test_runs_of_one_process_may_differ_in_precision(bench):
         toy.fit(epochs=1, precision=precision)
         assert set(toy.task.dtypes) == {expected}
         assert {tensor.dtype for tensor in toy.weights.values()} == {torch.float32}
-
-
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr("hftoolkit.devices.Accelerator.num_processes", 2)
-    with pytest.raises(EnvironmentFault, match="2 processes were started"):
-        make_accelerator("fp32")
 
 
 # Inference

@@ -1,6 +1,7 @@
 """The command line: parse, call one function, render its events. Nothing heavy is imported before a command runs."""
 
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -49,11 +50,17 @@ def main() -> None:
         app()
     except HFToolkitError as error:
         logger.debug("the traceback behind the message", exc_info=True)
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"{_process_name()}error: {error}", err=True)
         raise SystemExit(error.exit_code) from error
     except KeyboardInterrupt:
         typer.echo("error: interrupted", err=True)
         raise SystemExit(130) from None
+
+
+def _process_name() -> str:
+    """Return which of several processes speaks; nothing for the main one."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"process {rank}: "
 
 
 def _print_version(wanted: bool) -> None:

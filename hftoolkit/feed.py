@@ -1,7 +1,7 @@
 """The examples of each optimizer step, cut into what this process takes at a time."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,6 +37,15 @@ class Feed:
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.rows) / self.train.batch_size)
+
+    def longest(self, count: int) -> Batch:
+        """Return a batch of the examples that take the most memory."""
+        lengths = np.ones(len(self.rows)) if self.rows.lengths is None else self.rows.lengths
+        return self.batch(np.argsort(-lengths, kind="stable")[:count].tolist())
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        """Return a batch of these examples."""
+        return self.datasets.collate([self.rows.examples[index] for index in indices])
 
     def name_rows(self, indices: np.ndarray) -> str:
         """Return the first rows, as the source of the data numbers them, of those that a step learns from."""

@@ -3,6 +3,7 @@
 Adam's moments, like the weights, keep their layout in memory: an optimizer that walks through both at once needs that.
 """
 
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Set
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from hftoolkit.checkpoint import Checkpoint, load_weights, newest_state, save_best, save_state
 from hftoolkit.collectives import is_main, share, share_tensors
-from hftoolkit.errors import DataError
+from hftoolkit.errors import DataError, EnvironmentFault
 
 MODEL, AVERAGE, OPTIMIZER, AVERAGED_STEPS = "model", "average", "optimizer", "averaged_steps"
 # Where the recipe does not say how often: about once a minute, and at most for a hundredth of the time.
@@ -46,6 +47,15 @@ class Progress:
     evaluated_at: int = 0
     evaluations_since_best: int = 0
     extensions: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def extend(self, epochs: int) -> str:
+        """Note that a finished run gets more epochs, begin to count evaluations anew, and say what that means."""
+        self.extensions.append((self.step, self.epochs, epochs))
+        before, self.epochs, self.evaluations_since_best = self.epochs, epochs, 0
+        return (
+            f"extended from {before} to {epochs} epochs: from here on the learning rate is that of a run of {epochs} "
+            "epochs at this step"
+        )
 
 
 @dataclass(slots=True)
@@ -111,8 +121,12 @@ class Snapshots:
 
         Raises:
             DataError: all are damaged, or of another model.
+            EnvironmentFault: the disk has no room for what the run will write.
         """
-        state = newest_state(self.folder, warn) if is_main() else None
+        state = None
+        if is_main():
+            self._check_room()
+            state = newest_state(self.folder, warn)
         facts = share(None if state is None else (state.values, state.best))
         if facts is None:  # each process has drawn the same first weights, but nothing depends on that
             first = trained_state(self.model, self.trained)
@@ -125,6 +139,22 @@ class Snapshots:
         progress = Progress(**values["progress"])
         self._saved_at = progress.step
         return progress, best
+
+    def _check_room(self) -> None:
+        """Raise EnvironmentFault if the disk has no room for the checkpoints and the model that the run will write."""
+        trained = sum(_num_bytes(tensor) for tensor in trained_state(self.model, self.trained).values())
+        state = trained * (3 if self.average is None else 4)  # Adam keeps two moments of each weight
+        # Two states and their best weights stay while a third is written.
+        checkpoints = 3 * (state + trained)
+        model = sum(_num_bytes(parameter) for parameter in self.model.parameters())
+        there = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        needed, free = checkpoints + model - there, shutil.disk_usage(self.folder.parent).free
+        if needed > free:
+            raise EnvironmentFault(
+                f"the run needs {needed / 1e6:,.0f} MB more in {self.folder.parent} (checkpoints up to "
+                f"{checkpoints / 1e6:,.0f} MB, the model {model / 1e6:,.0f} MB), and {free / 1e6:,.0f} MB are free; "
+                "make room, or name a folder on a larger disk with --run-dir"
+            )
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Return tensors by ``part/name``, without copying; the optimizer has none of parameters that join later."""
@@ -154,6 +184,10 @@ class Snapshots:
         if self.average is not None:
             load_trained(self.average.module, self.trained, parts[AVERAGE])
             self.average.n_averaged.copy_(parts[AVERAGED_STEPS][""])
+
+
+def _num_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def trained_state(model: nn.Module, parameters: Set[str]) -> dict[str, torch.Tensor]:

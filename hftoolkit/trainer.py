@@ -33,7 +33,7 @@ from hftoolkit.interrupts import deferred_signals, interrupted
 from hftoolkit.metrics import is_better
 from hftoolkit.models.first_position import first_position_only
 from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
-from hftoolkit.optim import build_optimizer, rate_factor, set_rate
+from hftoolkit.optim import build_optimizer, clip_to_mean, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
 from hftoolkit.seeding import seed_torch
@@ -74,6 +74,7 @@ def fit(
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
         DataError: the run has checkpoints, and all are damaged.
+        EnvironmentFault: the disk has no room for what the run will write.
         TrainingError: a loss or gradient is not finite, and nothing was updated with it; or memory does not suffice
             for a single example.
         Interrupted: SIGINT or SIGTERM arrived; the state after the last step is in the run's checkpoints.
@@ -139,8 +140,8 @@ class _Loop:
     snapshots: Snapshots = field(init=False)
 
     def __post_init__(self) -> None:
-        share = math.ceil(self.train.batch_size / num_processes())
-        self.progress = Progress(self.train.epochs, self.train.micro_batch_size or share)
+        size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
+        self.progress = Progress(self.train.epochs, size if isinstance(size, int) else share)
         self.feed = Feed(self.task.datasets(), self.train)
         self.model.to(self.accelerator.device)
         self.frozen_statistics = frozen_statistics(self.model)
@@ -194,20 +195,32 @@ class _Loop:
         restored = self.snapshots.restore(lambda sentence: self.emit(Message(sentence, "warning")))
         if restored is not None:
             self.progress, self.best = restored
-        step, before, now = self.progress.step, self.progress.epochs, self.train.epochs
+            self.emit(Message(f"resumed after step {self.progress.step} of {self.total_steps}"))
         if is_main():
-            run.forget_after(step)
-        if restored is not None:
-            self.emit(Message(f"resumed after step {step} of {self.total_steps}"))
-        if before != now:
-            self.progress.epochs, self.progress.evaluations_since_best = now, 0
-            self.progress.extensions.append((step, before, now))
-            self.emit(
-                Message(
-                    f"extended from {before} to {now} epochs: from here on the learning rate is that of a run of "
-                    f"{now} epochs at this step"
-                )
-            )
+            run.forget_after(self.progress.step)
+        if self.progress.epochs != self.train.epochs:
+            self.emit(Message(self.progress.extend(self.train.epochs)))
+        if restored is None and self.train.micro_batch_size == "auto":
+            self.measure_micro_batch()
+
+    def measure_micro_batch(self) -> None:
+        """Find out how many of the longest examples memory holds beside the optimizer's moments; learn nothing."""
+        statistics = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        moments = [
+            torch.empty(2, *p.shape, device=p.device)
+            for name, p in self.model.named_parameters()
+            if name in self.trained
+        ]
+        while True:
+            _, _, is_failure = self._backward([self.feed.longest(self.progress.micro_batch_size)])
+            if summed([is_failure], self.accelerator.device) == [0.0]:
+                break
+            self._halve_micro_batches()
+        del moments
+        self.optimizer.zero_grad()
+        for buffer, before in statistics:
+            buffer.copy_(before)
+        self.emit(Message(f"micro-batches of {self.progress.micro_batch_size} examples fit into memory"))
 
     def steps(self) -> Iterator[StepData]:
         """Yield the data of each optimizer step that is left; again, in smaller pieces, where memory ran out."""
@@ -230,19 +243,24 @@ class _Loop:
             self._halve_micro_batches()
             return
         loss = loss_sum / num_examples
-        rate = set_rate(self.optimizer, self._rate_factor())
-        sum_gradients([p for p in self.model.parameters() if p.requires_grad], self.accelerator.device)
-        gradient_norm = self._clip(num_examples)
+        warmup = round(self.train.warmup_ratio * self.total_steps)
+        factor = rate_factor(
+            self.progress.step, total_steps=self.total_steps, warmup_steps=warmup, schedule=self.train.schedule
+        )
+        rate = set_rate(self.optimizer, factor)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        sum_gradients(parameters, self.accelerator.device)
+        self.accelerator.unscale_gradients(self.optimizer)
+        gradient_norm = clip_to_mean(parameters, num_examples, self.train.max_gradient_norm)
         self._check_finite(loss, gradient_norm, data.indices)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._average_statistics()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        done = self.progress
+        done, now = self.progress, time.perf_counter()
         done.step += 1
         done.examples += round(num_examples)
-        now = time.perf_counter()
         done.seconds, self.mark = done.seconds + now - self.mark, now
         self.emit(StepDone(done.step, self.total_steps, loss, gradient_norm, rate, done.examples / done.seconds))
 
@@ -285,18 +303,16 @@ class _Loop:
             )
         self.progress.micro_batch_size = size // 2
         text = f"step {step}: out of memory; from now on micro-batches of {size // 2} instead of {size} examples"
-        self.emit(Message(f"{text}, and as many more of them, so that the step stays what it was", "warning"))
+        self.emit(Message(f"{text}, and more of them", "warning"))
 
     def _average_statistics(self) -> None:
         """Give the batch norms of all processes the mean of their running statistics."""
-        moving = [module for module in batch_norms(self.model) if module not in self.frozen_statistics]
+        moving = (module for module in batch_norms(self.model) if module not in self.frozen_statistics)
         average_tensors([buffer for module in moving for buffer in module.buffers() if buffer.is_floating_point()])
 
     def logits_of_some(self) -> torch.Tensor:
         """Return the output of the model, in its present mode, for a few rows of the training split."""
-        batch = self.task.datasets().collate(
-            [self.feed.rows.examples[index] for index in range(min(4, len(self.feed.rows)))]
-        )
+        batch = self.feed.batch(range(min(4, len(self.feed.rows))))
         return self.task.predict_step(self.model, to_device(batch, self.accelerator.device)).float()
 
     def unfreeze(self, epoch: float) -> None:
@@ -305,21 +321,6 @@ class _Loop:
             if name in self.trained:
                 parameter.requires_grad = self.tuned.unfreeze_at.get(name, 0.0) <= epoch
         self.frozen_statistics = frozen_statistics(self.model)
-
-    def _rate_factor(self) -> float:
-        return rate_factor(
-            self.progress.step,
-            total_steps=self.total_steps,
-            warmup_steps=round(self.train.warmup_ratio * self.total_steps),
-            schedule=self.train.schedule,
-        )
-
-    def _clip(self, num_examples: float) -> float:
-        """Turn summed gradients into their mean, clip them, and return their norm before clipping."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        self.accelerator.unscale_gradients(self.optimizer)
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / num_examples)
-        return float(nn.utils.clip_grad_norm_(parameters, self.train.max_gradient_norm))
 
     def _check_finite(self, loss: float, gradient_norm: float, indices: np.ndarray) -> None:
         skips_overflows = self.accelerator.scaler is not None  # fp16: the scaler drops such a step and tries smaller
@@ -348,8 +349,8 @@ class _Loop:
     def _agree(self) -> tuple[int, bool]:
         """Return the signal that any process got, 0 for none, and whether any wants the state saved."""
         first = self.received[0] if self.received else 0
-        is_due = self.snapshots.is_due(self.progress.step, now=first != 0)
-        flags = [first == signal.SIGINT, first == signal.SIGTERM, is_due]
+        flags = [first == number for number in (signal.SIGINT, signal.SIGTERM)]
+        flags.append(self.snapshots.is_due(self.progress.step, now=first != 0))
         interrupts, terminations, wishes = summed(flags, self.accelerator.device)
         return signal.SIGTERM if terminations else signal.SIGINT if interrupts else 0, wishes > 0
 

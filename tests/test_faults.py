@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,7 +79,7 @@ def server() -> Any:
     return context
 
 
-def command(arguments: list[str], out: str) -> None:
+def command(arguments: list[str], out: str, environment: dict[str, str]) -> None:
     """Run the command line in a forked process, without the gate, which has tests of its own and takes seconds."""
     from hftoolkit import export
     from hftoolkit.cli import main
@@ -87,7 +88,7 @@ def command(arguments: list[str], out: str) -> None:
 
     for number in (1, 2):
         os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | environment
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method("fork", force=True)  # of workers that read data, as outside of this server
     sys.argv = ["hftoolkit", *arguments]
@@ -100,10 +101,10 @@ def command(arguments: list[str], out: str) -> None:
 class Process:
     """One attempt at a run."""
 
-    def __init__(self, server: Any, *arguments: object) -> None:
-        self.out = Path(str(arguments[-1]) + ".out")
+    def __init__(self, server: Any, *arguments: object, **environment: str) -> None:
+        self.out = Path(str(arguments[-1]) + ".out" + environment.get("RANK", ""))
         self.out.unlink(missing_ok=True)
-        self.process = server.Process(target=command, args=([*map(str, arguments)], str(self.out)))
+        self.process = server.Process(target=command, args=([*map(str, arguments)], str(self.out), environment))
         self.process.start()
 
     def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
@@ -227,7 +228,7 @@ def kill_and_resume(server: Any, job: Job, run: Path, number: int, seed: int) ->
     return met, in_save
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["text full", "image lora"])
 def test_a_run_that_is_killed_ends_with_the_same_weights(server, jobs, tmp_path: Path, kind: str):
     met, _ = kill_and_resume(server, jobs(kind), tmp_path / "run", 2, seed=KINDS.index(kind))
     assert met == 2
@@ -241,16 +242,12 @@ def test_a_run_that_is_killed_many_times_ends_with_the_same_weights(server, jobs
     assert met >= 6 and in_save >= 2
 
 
-SIGNALS = {"text full": signal.SIGINT, "image lora": signal.SIGTERM}
-
-
-@pytest.mark.parametrize("kind", SIGNALS)
-def test_an_interrupted_run_saves_its_last_step_and_goes_on(server, jobs, tmp_path: Path, kind: str):
-    interrupt_and_resume(server, jobs(kind), tmp_path / "run", SIGNALS[kind], after=9)
+def test_an_interrupted_run_saves_its_last_step_and_goes_on(server, jobs, tmp_path: Path):
+    interrupt_and_resume(server, jobs("text full"), tmp_path / "run", signal.SIGTERM, after=9)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("after", [1, 8, 18, 27, 35])
+@pytest.mark.parametrize("after", [1, 8, 18, 27, 34])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("kind", ["text lora", "image full"])
 def test_interrupts_anywhere(server, jobs, tmp_path: Path, kind, number, after):
@@ -271,16 +268,78 @@ def interrupt_and_resume(server: Any, job: Job, run: Path, number: int, after: i
     assert f"resumed after step {done} of" in finish(server, job, run)
 
 
+@pytest.mark.faults
 def test_a_run_killed_while_it_exports_goes_straight_to_the_end(server, jobs, tmp_path: Path):
     job, run = jobs("text lora"), tmp_path / "run"
     process = Process(server, "finetune", job.recipe, "--run-dir", run)
-    assert process.wait_for(lambda: (run / "model").exists())
+    assert process.wait_for((run / "model").exists)
     process.signal(signal.SIGKILL)
     process.wait()
     said = finish(server, job, run)
     assert "resumed after step 36 of 36" in said
     again = hft("finetune", job.recipe, "--resume", "--run-dir", run)
     refused(again, 2, "nothing to resume", "train.epochs")
+
+
+class Pair:
+    """Two processes that work on one run, as torchrun starts them."""
+
+    def __init__(self, server: Any, *arguments: object) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2"}
+        self.main, self.other = (
+            Process(server, *arguments, RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE="2", **place) for rank in "01"
+        )
+
+    def wait(self) -> tuple[int, int]:
+        return self.main.wait(), self.other.wait()
+
+
+@pytest.fixture(scope="module")
+def pair_job(jobs: Callable[[str], Job], server: Any) -> Job:
+    """What two processes give when nothing happens."""
+    alone = jobs("text full")
+    whole = alone.whole.with_name("two")
+    pair = Pair(server, "finetune", alone.recipe, "--run-dir", whole)
+    assert pair.wait() == (0, 0), pair.main.said + pair.other.said
+    assert not pair.other.said
+    return Job(alone.recipe, whole)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(10))
+def test_two_processes_that_are_killed_end_with_the_same_weights(server, pair_job, tmp_path: Path, seed: int):
+    """One of the two is killed, or both; the other one ends by itself."""
+    generator, run = random.Random(seed), tmp_path / "run"
+    arguments: tuple[object, ...] = ("finetune", pair_job.recipe)
+    for happened in kill_points(generator, run, 2):
+        pair = Pair(server, *arguments, "--run-dir", run)
+        assert pair.main.wait_for(happened), pair.main.said
+        for victim in generator.choice([(pair.main,), (pair.other,), (pair.main, pair.other)]):
+            victim.signal(signal.SIGKILL)
+        start = time.monotonic()
+        assert set(pair.wait()) <= {-9, 4}, pair.main.said + pair.other.said
+        assert time.monotonic() - start < 40
+        arguments = ("finetune", pair_job.recipe, "--resume")
+    pair = Pair(server, *arguments, "--run-dir", run)
+    assert pair.wait() == (0, 0), pair.main.said + pair.other.said
+    assert_same_run(run, pair_job)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("after", [3, 12, 20, 28, 33])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_processes_that_are_interrupted_end_with_the_same_weights(server, pair_job, tmp_path, number, after):
+    run = tmp_path / "run"
+    pair = Pair(server, "finetune", pair_job.recipe, "--run-dir", run)
+    assert pair.main.wait_for(lambda: steps_logged(run) >= after), pair.main.said
+    pair.other.signal(number)
+    assert pair.wait() == (128 + number, 128 + number), pair.main.said + pair.other.said
+    pair = Pair(server, "finetune", pair_job.recipe, "--resume", "--run-dir", run)
+    assert pair.wait() == (0, 0), pair.main.said + pair.other.said
+    assert_same_run(run, pair_job)
 
 
 def test_a_run_that_is_at_work_is_not_resumed_by_another_process(server, jobs, tmp_path: Path):
@@ -334,6 +393,7 @@ def test_a_finished_run_is_extended_on_purpose(server, jobs, tmp_path: Path):
     assert not (run / ".model-old").exists() and hft("predict", run, "-", stdin=b"good\n").code == 0
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("free_kib", [0, 40, 300])
 def test_a_full_disk_ends_the_run_cleanly_and_with_room_it_goes_on(server, jobs, small_disk, free_kib: int):
     job, run = jobs("text full"), small_disk / "run"

@@ -35,7 +35,7 @@ class Attempt(Bench):
         self.task = task or ToyTask()
         self.model = model or toy_model()
         self.run = RunDir(folder)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True, parents=True)
         self.events = []
         self.after = {0: copy_of(self.model)}
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from importlib.machinery import ModuleSpec
 from itertools import chain, count
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -613,6 +613,17 @@ def test_lack_of_memory_is_met_as_often_as_needed_and_is_as_if_the_recipe_had_sa
     assert [message.level for message in toy.told(Message)] == ["warning"] * 3
 
 
+def test_auto_finds_the_micro_batch_before_the_first_step_and_learns_nothing_from_it(bench):
+    lengths = np.arange(EXAMPLES)
+    toy, told = bench(SmallMemory(5), toy_model(0.5, batch_norm=True)), bench(model=toy_model(0.5, batch_norm=True))
+    toy.task.rows = Rows(range(EXAMPLES), lengths, np.arange(EXAMPLES) + 1)
+    toy.fit(micro_batch_size="auto", length_buckets=False)
+    told.fit(micro_batch_size=4, length_buckets=False)
+    assert_same(toy.weights, told.weights)
+    assert toy.task.drawn[0] == [39, 38, 37, 36] and toy.task.drawn[1:] == told.task.drawn
+    assert toy.told(Message)[-1].text == "micro-batches of 4 examples fit into memory"
+
+
 def test_lack_of_memory_for_a_single_example_stops_training(bench):
     toy = bench(SmallMemory(0))
     with pytest.raises(TrainingError, match=r"step 1: out of memory with a single example, no weights were kept yet"):
@@ -628,6 +639,27 @@ def test_lack_of_memory_in_evaluation_predicts_fewer_rows_at_a_time(bench):
     assert "from now on 32 examples at a time" in toy.told(Message)[0].text
     with pytest.raises(TrainingError, match="out of memory while predicting a single example"):
         bench(SmallMemory(16, predicting=0)).fit()
+
+
+@pytest.mark.parametrize(("ema_decay", "states"), [(None, 3), (0.5, 4)])
+def test_a_disk_without_room_is_told_before_the_first_step(bench, monkeypatch, ema_decay, states):
+    toy = bench()
+    weights = sum(p.numel() * 4 for p in toy.model.parameters())
+    needed = 3 * (states + 1) * weights + weights
+    free = [needed - 1]
+    monkeypatch.setattr("hftoolkit.snapshot.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    with pytest.raises(EnvironmentFault, match=r"needs 0 MB more .*0 MB are free; make room, or .*--run-dir"):
+        toy.fit(ema_decay=ema_decay)
+    assert not toy.task.drawn and not toy.run.checkpoints.exists()
+    free[0] = needed
+    peak, rename = [], os.rename
+    monkeypatch.setattr("hftoolkit.checkpoint.os.rename", lambda a, b: (peak.append(size_of(a.parent)), rename(a, b)))
+    toy.fit(ema_decay=ema_decay, epochs=4, checkpoint_every=1)
+    assert needed * 0.6 < max(peak) + weights < needed + 20_000  # manifests and names of so small tensors
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_other_errors_keep_their_type(bench):

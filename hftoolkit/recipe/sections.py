@@ -174,8 +174,10 @@ class Train(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the head's first weights, data order and dropout.")
     epochs: int = Field(3, ge=1, le=100000, description="Passes over the training split.")
     batch_size: int = Field(32, ge=1, description="Examples per optimizer step, over all processes.")
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="Examples per forward pass of one process. Default: batch_size over the processes."
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None,
+        description="Examples per forward pass of one process; halved when memory runs out. auto: as many of the "
+        "longest as memory holds, found out before the first step. Default: batch_size over the processes.",
     )
     learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW weight decay; biases and norms have none.")
@@ -205,7 +207,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Self:
-        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+        if isinstance(self.micro_batch_size, int) and self.micro_batch_size > self.batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}; "
                 "batch_size counts all examples of an optimizer step"

@@ -50,17 +50,17 @@ def main() -> None:
         app()
     except HFToolkitError as error:
         logger.debug("the traceback behind the message", exc_info=True)
-        typer.echo(f"{_process_name()}error: {error}", err=True)
+        speaker = "" if _speaks_for_all() else f"process {os.environ['RANK']}: "
+        typer.echo(f"{speaker}error: {error}", err=True)
         raise SystemExit(error.exit_code) from error
     except KeyboardInterrupt:
         typer.echo("error: interrupted", err=True)
         raise SystemExit(130) from None
 
 
-def _process_name() -> str:
-    """Return which of several processes speaks; nothing for the main one."""
-    rank = os.environ.get("RANK", "0")
-    return "" if rank == "0" else f"process {rank}: "
+def _speaks_for_all() -> bool:
+    """Return whether this is the only process, or the main one of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _print_version(wanted: bool) -> None:
@@ -109,10 +109,11 @@ def finetune(
     with render_events() as emit:
         if dry_run:
             loss = run.rehearse(parsed, run_dir=run_dir, emit=emit)
-            typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
+            if _speaks_for_all():
+                typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
             return
         where = run.finetune(parsed, name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
-    if where is None:  # the main process tells what came out
+    if where is None:  # another process tells what came out
         return
     typer.echo(f"\nmodel     {where / 'model'}\nresults   {where / 'results.json'}\nreport    {where / 'report'}")
     typer.echo(f"use it    hftoolkit predict {shlex.quote(str(where))} INPUT")

@@ -111,6 +111,7 @@ def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     join_processes()
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
+    emit = emit if is_main() else _keep_silent
     job = prepare(recipe, emit)
     with job.probe(recipe, emit):
         return one_step(

@@ -1,6 +1,7 @@
 """The command line: parse, call one function, render its events. Nothing heavy is imported before a command runs."""
 
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -49,11 +50,17 @@ def main() -> None:
         app()
     except HFToolkitError as error:
         logger.debug("the traceback behind the message", exc_info=True)
-        typer.echo(f"error: {error}", err=True)
+        speaker = "" if _speaks_for_all() else f"process {os.environ['RANK']}: "
+        typer.echo(f"{speaker}error: {error}", err=True)
         raise SystemExit(error.exit_code) from error
     except KeyboardInterrupt:
         typer.echo("error: interrupted", err=True)
         raise SystemExit(130) from None
+
+
+def _speaks_for_all() -> bool:
+    """Return whether this is the only process, or the main one of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _print_version(wanted: bool) -> None:
@@ -80,6 +87,14 @@ def finetune(
     recipe: RecipeFile,
     set_: Overrides = None,
     run_dir: RunDirectory = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the unfinished run, exactly. With a larger train.epochs, go on with a finished one: the "
+            "learning rate is from there on that of a run of so many epochs.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and do one real step; leave nothing behind.")
     ] = False,
@@ -88,15 +103,19 @@ def finetune(
     from hftoolkit.recipe import load_recipe
 
     parsed = load_recipe(recipe, set_ or [])
+    _refuse_both(dry_run, resume)
     from hftoolkit import run
     from hftoolkit.render import render_events
 
     with render_events() as emit:
         if dry_run:
             loss = run.rehearse(parsed, run_dir=run_dir, emit=emit)
-            typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
+            if _speaks_for_all():
+                typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
             return
-        where = run.finetune(parsed, name=recipe.stem, run_dir=run_dir, emit=emit)
+        where = run.finetune(parsed, name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
+    if where is None:  # another process tells what came out
+        return
     typer.echo(f"\nmodel     {where / 'model'}\nresults   {where / 'results.json'}\nreport    {where / 'report'}")
     typer.echo(f"use it    hftoolkit predict {shlex.quote(str(where))} INPUT")
 
@@ -178,14 +197,13 @@ def rl_train(
     from hftoolkit.recipe import load_reinforcement_recipe
 
     parsed = load_reinforcement_recipe(recipe, set_ or [])
+    _refuse_both(dry_run, resume)
     _import_from_here(allow_code)
     from hftoolkit import run_rl
     from hftoolkit.render import render_events
     from hftoolkit.rundir import RunDir
 
     with render_events() as emit:
-        if dry_run and resume:
-            raise RecipeError("--dry-run starts nothing that --resume could go on with; leave out one")
         if dry_run:
             value = run_rl.rehearse(parsed, run_dir=run_dir, allow_code=allow_code, emit=emit)
             typer.echo(f"the recipe is good: one update ran, one episode returned {value:g}; nothing was written")
@@ -235,6 +253,11 @@ def rl_play(
 
     with render_events() as emit:
         run_rl.play(run_folder, episodes=episodes, seed=seed, video=video, allow_code=allow_code, emit=emit)
+
+
+def _refuse_both(dry_run: bool, resume: bool) -> None:
+    if dry_run and resume:
+        raise RecipeError("--dry-run starts nothing that --resume could go on with; leave out one")
 
 
 def _import_from_here(allow_code: bool) -> None:

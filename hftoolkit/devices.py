@@ -1,20 +1,83 @@
 """Accelerate's view of this process: device, precision, memory, and how batches get there."""
 
+import os
 import resource
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 from torch.utils.data import DataLoader
 
 from hftoolkit.contracts import Batch, Rows
 from hftoolkit.errors import EnvironmentFault, RecipeError
 
-__all__ = ["Accelerator", "choose_precision", "make_accelerator", "make_loader", "peak_memory_bytes", "to_device"]
+__all__ = [
+    "Accelerator",
+    "choose_precision",
+    "free_cached_memory",
+    "is_out_of_memory",
+    "join_processes",
+    "make_accelerator",
+    "make_loader",
+    "peak_memory_bytes",
+    "to_device",
+]
+
+# A process may wait for the main one to fetch and decode a large data set; a launcher ends all if one dies.
+PATIENCE = timedelta(days=2)
+SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
+}
+
+
+def join_processes() -> None:
+    """Join the processes that torchrun or accelerate launch started, if one of them did.
+
+    Raises:
+        EnvironmentFault: the model was to be divided over them, or another number of them was asked for than runs.
+    """
+    for variable, name in SHARDING.items():
+        if parse_flag_from_env(variable):
+            raise EnvironmentFault(
+                f"{name} is not supported: each process holds the whole model. Launch with --multi_gpu alone, or with "
+                "torchrun"
+            )
+    wanted = max(int(os.environ.get("WORLD_SIZE", 1)), _wanted_of_accelerate())
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE) if wanted > 1 else None
+    running = 1 if state is None else state.num_processes
+    if running != wanted:
+        raise EnvironmentFault(
+            f"{wanted} processes were asked for and {running} runs: accelerate launch starts only one on CPUs. There, "
+            f"type: ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} -m hftoolkit finetune RECIPE"
+        )
+
+
+def _wanted_of_accelerate() -> int:
+    """Return the number of processes on the command line of the launcher, which tells no child what it ignores."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
+    except (OSError, UnicodeDecodeError):  # no Linux
+        return 1
+    launchers = [index for index, word in enumerate(words) if word == "launch" and "accelerate" in words[index - 1]]
+    if not launchers:
+        return 1
+    arguments, _ = launch_command_parser().parse_known_args(words[launchers[0] + 1 :])
+    if arguments.num_processes is not None:
+        return int(arguments.num_processes)
+    if arguments.config_file is None and not Path(default_config_file).is_file():
+        return 1
+    return int(load_config_from_file(arguments.config_file).num_processes or 1)
 
 
 def make_accelerator(precision: str, *, bf16_pays_on_cpus: bool = True) -> Accelerator:
@@ -26,7 +89,6 @@ def make_accelerator(precision: str, *, bf16_pays_on_cpus: bool = True) -> Accel
 
     Raises:
         RecipeError: fp16 was asked for on a CPU, where it would silently be fp32.
-        EnvironmentFault: several processes were started.
     """
     # The plugin is passed as an object because an environment variable overrides the plain number.
     plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
@@ -35,14 +97,7 @@ def make_accelerator(precision: str, *, bf16_pays_on_cpus: bool = True) -> Accel
     device = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin).device
     resolved = choose_precision(precision, device, bf16_pays_on_cpus=bf16_pays_on_cpus)
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision="no" if resolved == "fp32" else resolved, gradient_accumulation_plugin=plugin
-    )
-    if accelerator.num_processes > 1:
-        raise EnvironmentFault(
-            f"{accelerator.num_processes} processes were started; this version trains in one. Start without a launcher"
-        )
-    return accelerator
+    return Accelerator(mixed_precision="no" if resolved == "fp32" else resolved, gradient_accumulation_plugin=plugin)
 
 
 def choose_precision(precision: str, device: torch.device, *, bf16_pays_on_cpus: bool = True) -> str:
@@ -84,3 +139,16 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out. On a CPU, PyTorch tells that by the words of the message alone."""
+    words = ("not enough memory", "can't allocate memory")
+    out = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return out or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
+def free_cached_memory(device: torch.device) -> None:
+    """Give back what PyTorch keeps of a GPU's memory for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,26 +1,54 @@
 """Predictions over many rows, on the device at hand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 
 from hftoolkit.batching import evaluation_plan
-from hftoolkit.contracts import Batch, Rows, Task
-from hftoolkit.devices import Accelerator, make_loader, to_device
+from hftoolkit.collectives import gather, num_processes, process_index
+from hftoolkit.contracts import Batch, Emit, Message, Rows, Task
+from hftoolkit.devices import Accelerator, is_out_of_memory, make_loader, to_device
+from hftoolkit.errors import TrainingError
 
 INFERENCE_BATCH = 64  # examples; no gradients are kept, so this needs less memory than a training batch
 
 
-@dataclass(frozen=True, slots=True)
+class StopRequested(Exception):
+    """A signal asked for the end of the run while predictions were made."""
+
+
+class Stopped:
+    """The answer of a process that got a signal."""
+
+
+class OutOfMemory:
+    """The answer of a process whose memory did not suffice."""
+
+
+@dataclass(slots=True)
 class Inference:
-    """Run a task's predictions over rows, in order, without gradients. Satisfies ``contracts.Infer``."""
+    """Run a task's predictions over rows, in order, without gradients. Satisfies ``contracts.Infer``.
+
+    Several processes each predict a share of the batches, and all get the predictions for all rows. The batches are
+    those of one process, so that the numbers are the same.
+
+    Attributes:
+        task: gives the collate function, and what is predicted.
+        accelerator: device and precision.
+        emit: is told when memory was short.
+        signals: those that arrived; any ends a call.
+        batch_size: examples of a forward pass; halved when memory runs out.
+    """
 
     task: Task
     accelerator: Accelerator
+    emit: Emit = field(default=lambda _: None)
+    signals: Sequence[int] = ()
+    batch_size: int = INFERENCE_BATCH
 
     def __call__(
         self,
@@ -37,20 +65,63 @@ class Inference:
             rows: what to run over.
             step: maps a batch to one output row for each of its examples.
             full_precision: compute in fp32 whatever the recipe's precision.
+
+        Raises:
+            StopRequested: a signal arrived in any process.
+            TrainingError: memory does not suffice for a batch of one.
         """
         step = step or self.task.predict_step
         model.to(self.accelerator.device)
-        plan = evaluation_plan(len(rows), batch_size=INFERENCE_BATCH, lengths=rows.lengths)
-        loader = make_loader(rows, plan, self.task.datasets().collate, workers=0)
+        while True:
+            plan = evaluation_plan(len(rows), batch_size=self.batch_size, lengths=rows.lengths)
+            shares = [plan[first :: num_processes()] for first in range(num_processes())]
+            answers = gather(self._predict(model, rows, shares[process_index()], step, full_precision))
+            if any(isinstance(answer, Stopped) for answer in answers):
+                raise StopRequested
+            outputs = [output for answer in answers if isinstance(answer, list) for output in answer]
+            if len(outputs) == len(plan):
+                break
+            self._halve()
+        indices = np.concatenate([batch for share in shares for batch in share])
+        assert len(indices) == sum(map(len, outputs)) == len(rows)
+        result = np.empty((len(rows), *outputs[0].shape[1:]), dtype=np.float32)
+        result[indices] = np.concatenate(outputs)
+        return result
+
+    def _predict(
+        self,
+        model: nn.Module,
+        rows: Rows,
+        plan: list[np.ndarray],
+        step: Callable[[nn.Module, Batch], torch.Tensor],
+        full_precision: bool,
+    ) -> "list[np.ndarray] | Stopped | OutOfMemory":
+        """Return the outputs for each batch of the plan, or why there are none."""
         outputs: list[np.ndarray] = []
         with _eval_mode(model), torch.inference_mode():
-            for batch in loader:
-                with nullcontext() if full_precision else self.accelerator.autocast():
-                    output = step(model, to_device(batch, self.accelerator.device))
-                outputs.append(output.float().cpu().numpy())
-        result = np.empty((len(rows), *outputs[0].shape[1:]), dtype=np.float32)
-        result[np.concatenate(plan)] = np.concatenate(outputs)
-        return result
+            try:
+                for batch in make_loader(rows, plan, self.task.datasets().collate, workers=0):
+                    if self.signals:
+                        return Stopped()
+                    with nullcontext() if full_precision else self.accelerator.autocast():
+                        output = step(model, to_device(batch, self.accelerator.device))
+                    outputs.append(output.float().cpu().numpy())
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return OutOfMemory()
+        return outputs
+
+    def _halve(self) -> None:
+        if self.batch_size == 1:
+            raise TrainingError(
+                "out of memory while predicting a single example; a smaller model.max_length or model.image_size "
+                "needs less"
+            )
+        self.batch_size //= 2
+        self.emit(
+            Message(f"out of memory while predicting; from now on {self.batch_size} examples at a time", "warning")
+        )
 
 
 @contextmanager

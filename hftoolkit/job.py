@@ -54,6 +54,11 @@ class Job:
     weights: Resolved | None
     save_base: Callable[[Path], None]
 
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """Return what identifies the pretrained weights; None for training from scratch."""
+        return {"revision": self.weights.revision if self.weights else None}
+
     def probabilities(self, split: str) -> np.ndarray:
         """Return the fp32 predictions for a split, (N, C)."""
         rows = self.task.datasets().splits[split]

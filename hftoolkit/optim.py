@@ -71,3 +71,10 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])
+
+
+def clip_to_mean(parameters: Sequence[nn.Parameter], num_examples: float, max_norm: float) -> float:
+    """Turn gradients of a sum over examples into those of the mean, clip them, and return their norm before that."""
+    used = [parameter for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_([parameter.grad for parameter in used if parameter.grad is not None], 1 / num_examples)
+    return float(nn.utils.clip_grad_norm_(used, max_norm))

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hftoolkit.contracts import Emit, Message
-from hftoolkit.environment import describe_environment
+from hftoolkit.checkpoint import prune
+from hftoolkit.collectives import is_main, leave, share
+from hftoolkit.contracts import Emit, Event, Message
+from hftoolkit.devices import join_processes
 from hftoolkit.export import GateReport, GateRows, export_model
 from hftoolkit.hub import announce, hub_id, push, write_card
 from hftoolkit.job import Job, prepare, train
@@ -17,7 +19,7 @@ from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference
 from hftoolkit.metrics.classification import classification_metrics, confusion_matrix
 from hftoolkit.metrics.probabilities import to_decisions
 from hftoolkit.predictor import as_csv, check_output, load_predictor, prediction_columns, write_prediction_file
-from hftoolkit.recipe import Recipe, dump_recipe
+from hftoolkit.recipe import Recipe
 from hftoolkit.report import (
     confusion_table,
     overlay,
@@ -29,7 +31,9 @@ from hftoolkit.report import (
     write_predictions,
     write_reliability_png,
 )
+from hftoolkit.resume import check_unchanged, run_to_resume, write_origin
 from hftoolkit.rundir import RunDir, recorded, write_json
+from hftoolkit.snapshot import Progress
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.trainer import Fitted, one_step
@@ -39,32 +43,39 @@ WORST_SHOWN = 24
 SAMPLES_SHOWN = 12
 
 
-def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> Path:
-    """Train, export, check and measure a model; return its run directory.
+def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, resume: bool = False) -> Path | None:
+    """Train, export, check and measure a model.
 
     Args:
         recipe: what to do.
         name: run name, used when ``run_dir`` is None.
-        run_dir: exactly where the run goes; it must not exist or be empty.
+        run_dir: exactly where the run goes, or is.
         emit: gets everything a user or a log wants to see.
+        resume: go on with the run of that name or directory, from its newest checkpoint.
+
+    Returns:
+        The run directory; None in the processes that only help the main one.
 
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
-    run = RunDir.create(name, run_dir)
+    join_processes()
+    if not is_main():
+        _help(recipe, RunDir(share(Path())))
+        return None
+    run = run_to_resume(recipe, name, run_dir) if resume else RunDir.create(name, run_dir)
     listen = run.recording(emit)
     with recorded(run):
-        run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
-        write_json(run.environment, describe_environment())
+        write_origin(recipe, run, listen)
         if recipe.hub is not None:
             announce(recipe.hub.repo, private=recipe.hub.private, create=True, emit=listen)
+        share(run.root)
         job = prepare(recipe, listen)
-        write_json(run.data, job.task.summary)
-        write_json(run.labels, job.task.labels.to_json())
-        fitted = train(recipe, job, run, emit=listen)
-        listen(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
-        temperature = job.task.finish(job.tuned.model, job.infer)
-        test = job.probabilities("test")
+        check_unchanged(run.data, job.task.summary, "the data")
+        check_unchanged(run.labels, job.task.labels.to_json(), "the classes")
+        check_unchanged(run.backbone, job.origin, "the pretrained weights")
+        share("prepared")
+        fitted, temperature, test = _fit(recipe, job, run, listen)
         gate = _export(recipe, job, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
         results = measure(recipe, job, test) | _training_facts(job, fitted, temperature, gate)
@@ -73,16 +84,39 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit) -> 
         if isinstance(job.task, ImageClassificationTask):
             _picture_report(run, job.task, job.tuned.model, test)
         write_card(run, recipe, results, job.task.summary, hub_id(recipe, job.weights))
+        prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
     if recipe.hub is not None:  # after the run is done, so that a push that fails takes nothing from it
         push(run.root, recipe.hub.repo, private=recipe.hub.private, emit=listen)
     return run.root
 
 
+def _help(recipe: Recipe, run: RunDir) -> None:
+    """Do the part of one process in a run that the main one leads."""
+    share("prepared")  # the main process has filled the caches, and found what is wrong
+    _fit(recipe, prepare(recipe, _keep_silent), run, _keep_silent)
+
+
+def _fit(recipe: Recipe, job: Job, run: RunDir, emit: Emit) -> tuple[Fitted, float, np.ndarray]:
+    """Do what takes all processes: train, fit the temperature, predict the test split."""
+    fitted = train(recipe, job, run, emit=emit)
+    emit(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
+    temperature = job.task.finish(job.tuned.model, job.infer)
+    test = job.probabilities("test")
+    leave()
+    return fitted, temperature, test
+
+
+def _keep_silent(event: Event) -> None:
+    """Take an event that the main process tells."""
+
+
 def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
+    join_processes()
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
-    if recipe.hub is not None:
+    emit = emit if is_main() else _keep_silent
+    if recipe.hub is not None and is_main():
         announce(recipe.hub.repo, private=recipe.hub.private, create=False, emit=emit)
     job = prepare(recipe, emit)
     with job.probe(recipe, emit):
@@ -240,11 +274,14 @@ def _class_names(classes: np.ndarray, names: tuple[str, ...]) -> list[str]:
 
 
 def _training_facts(job: Job, fitted: Fitted, temperature: float, gate: GateReport) -> dict[str, Any]:
+    done = fitted.progress
     return {
         "train": {
-            "seconds": fitted.seconds,
-            "examples_per_second": fitted.examples_per_second,
-            "steps": fitted.steps,
+            "seconds": done.seconds,
+            "examples_per_second": done.examples / done.seconds,
+            "epochs": done.epochs,
+            "steps": done.step,
+            **_extensions(done),
             "best_step": fitted.best.step,
             "peak_memory_bytes": fitted.peak_memory_bytes,
         },
@@ -254,3 +291,10 @@ def _training_facts(job: Job, fitted: Fitted, temperature: float, gate: GateRepo
         "temperature": temperature,
         "gate": gate.to_json(),
     }
+
+
+def _extensions(done: Progress) -> dict[str, Any]:
+    """Return where the finished run was given more epochs, if it was."""
+    keys = ("step", "epochs", "to_epochs")
+    extensions = [dict(zip(keys, each, strict=True)) for each in done.extensions]
+    return {"extensions": extensions} if extensions else {}

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from hftoolkit.contracts import Emit, Message, Table
-from hftoolkit.environment import describe_environment
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.hub import announce, push, write_policy_card
 from hftoolkit.metrics.returns import return_intervals, return_metrics, seed_metrics
@@ -21,12 +20,11 @@ from hftoolkit.recipe import (
     Dqn,
     MlpNetwork,
     ReinforcementRecipe,
-    differences,
-    dump_recipe,
     is_reinforcement_recipe,
     load_reinforcement_recipe,
 )
 from hftoolkit.report import return_text, write_learning_curve_png
+from hftoolkit.resume import run_to_resume, write_origin
 from hftoolkit.rl.artifact import check_saved, load_policy, save_policy
 from hftoolkit.rl.dqn import DqnAgent
 from hftoolkit.rl.environments import Environments, check_environment, make_environment, register
@@ -68,9 +66,9 @@ def train(
             "hub.repo holds one policy; leave out the section hub, and push the seed of your choice later"
         )
     _prepare(recipe, allow_code=allow_code)
-    run = RunDir.unfinished(name, run_dir) if resume else RunDir.create(name, run_dir)
+    run = run_to_resume(recipe, name, run_dir) if resume else RunDir.create(name, run_dir)
     if resume:
-        _refuse_another_recipe(recipe, run, seeds)
+        _refuse_another_count(run, seeds)
     if seeds == 1:
         _train_one(recipe, run, emit)
     else:
@@ -129,7 +127,7 @@ def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     """Train one agent in a run directory, from where it was left."""
     listen = run.recording(emit)
     with recorded(run):
-        _write_origin(recipe, run)
+        write_origin(recipe, run, listen)
         if recipe.hub is not None:
             announce(recipe.hub.repo, private=recipe.hub.private, create=True, emit=listen)
         with _agent(recipe) as agent:
@@ -167,7 +165,7 @@ def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emi
     """Train one agent after the other, and report over all."""
     listen = run.recording(emit)
     with recorded(run):
-        _write_origin(recipe, run)
+        write_origin(recipe, run, listen)
         found: dict[str, dict[str, Any]] = {}
         for number in range(recipe.train.seed, recipe.train.seed + seeds):
             one = run.seed(number)
@@ -180,12 +178,6 @@ def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emi
         write_json(run.results, results)
         _draw_curves(recipe, run, found)
         listen(_results_table(results))
-
-
-def _write_origin(recipe: ReinforcementRecipe, run: RunDir) -> None:
-    """Write what the run comes from, before there is an agent."""
-    run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
-    write_json(run.environment, describe_environment())
 
 
 def _draw_curves(recipe: ReinforcementRecipe, run: RunDir, found: dict[str, dict[str, Any]]) -> None:
@@ -318,14 +310,11 @@ def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]
     return recipe, load_policy(run.model)
 
 
-def _refuse_another_recipe(recipe: ReinforcementRecipe, run: RunDir, seeds: int) -> None:
+def _refuse_another_count(run: RunDir, seeds: int) -> None:
     if run.seeds.is_dir() and seeds == 1:
         raise RecipeError(f"{run.root} holds several seeds; say how many with --seeds")
     if run.checkpoints.is_dir() and seeds > 1:
         raise RecipeError(f"{run.root} is a run of one seed; leave out --seeds")
-    changed = differences(load_reinforcement_recipe(run.recipe), recipe)
-    if changed:
-        raise RecipeError(f"cannot resume {run.root} with another recipe:\n  " + "\n  ".join(changed))
 
 
 def _with_seed(recipe: ReinforcementRecipe, seed: int) -> ReinforcementRecipe:

@@ -1,10 +1,12 @@
 """The run directory: sole owner of its file names, written before the model exists.
 
-runs/NAME/  recipe.yaml environment.json data.json labels.json metrics.jsonl train.log status.json results.json
-            checkpoints/step-000500/  model/  model/adapter/  report/  predictions/  seeds/seed-0/
+runs/NAME/  recipe.yaml environment.json backbone.json data.json labels.json metrics.jsonl train.log status.json
+            results.json  checkpoints/step-000500/  checkpoints/best-000500/  model/  model/adapter/  report/
+            predictions/  seeds/seed-0/  .lock
 """
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -70,24 +72,21 @@ class RunDir:
         return run
 
     @classmethod
-    def unfinished(cls, recipe_name: str, exact: Path | None = None) -> "RunDir":
-        """Return the run that is to be resumed: ``exact``, or the newest of that name that is not done.
+    def to_resume(cls, recipe_name: str, exact: Path | None = None) -> "RunDir":
+        """Return ``exact``, or the newest run of that name: of those that are not done, if there are any.
 
         Raises:
-            RecipeError: there is none, or it is done.
+            RecipeError: there is none.
         """
         if exact is not None:
             if not (run := cls(exact)).recipe.is_file():
                 raise RecipeError(f"there is no run in {exact} to resume; leave out --resume to start one")
-            if run.is_done():
-                raise RecipeError(f"the run {exact} is done; there is nothing to resume")
             return run
         name = re.compile(re.escape(recipe_name) + r"(-[0-9]+)?")
         found = [cls(path.parent) for path in Path("runs").glob("*/recipe.yaml") if name.fullmatch(path.parent.name)]
-        waiting = [run for run in found if not run.is_done()]
-        if not waiting:
-            raise RecipeError(f"no unfinished run of {recipe_name} in runs/; leave out --resume to start one")
-        return max(waiting, key=lambda run: run.recipe.stat().st_mtime)
+        if not found:
+            raise RecipeError(f"there is no run of {recipe_name} in runs/; leave out --resume to start one")
+        return max(found, key=lambda run: (not run.is_done(), run.recipe.stat().st_mtime))
 
     @property
     def recipe(self) -> Path:
@@ -96,6 +95,10 @@ class RunDir:
     @property
     def environment(self) -> Path:
         return self.root / "environment.json"
+
+    @property
+    def backbone(self) -> Path:
+        return self.root / "backbone.json"
 
     @property
     def data(self) -> Path:
@@ -162,6 +165,10 @@ class RunDir:
     def tracking(self) -> Path:
         return self.root / "tracking"
 
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
     def is_done(self) -> bool:
         """Return whether the run ended well."""
         return self.status.is_file() and read_json(self.status).get("state") == "done"
@@ -183,7 +190,7 @@ class RunDir:
         # A line without its end was cut off by a kill.
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.metrics.write_text("".join(kept), encoding="utf-8")
+        write_text(self.metrics, "".join(kept))
 
     def recording(self, emit: Emit) -> Emit:
         """Return a function that passes an event on and records it."""
@@ -196,7 +203,9 @@ class RunDir:
 
     def _is_failed_start(self) -> bool:
         """Return whether a run failed here before its first step, so that there is nothing to lose."""
-        written_before = {self.recipe, self.environment, self.data, self.labels, self.log, self.status}
+        written_before = {
+            *(self.recipe, self.environment, self.backbone, self.data, self.labels, self.log, self.status, self.lock)
+        }
         if not self.status.is_file() or not written_before.issuperset(self.root.iterdir()):
             return False
         with suppress(DataError):
@@ -221,7 +230,12 @@ class RunDir:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part.
+    """Write JSON as ``write_text`` does."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part.
 
     Raises:
         EnvironmentFault: the disk is full or the folder is not writable.
@@ -229,7 +243,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         with suppress(OSError):  # where the folder is a file, there is nothing to remove and no way to ask
@@ -296,39 +310,75 @@ def _now() -> str:
 
 @contextmanager
 def recorded(run: RunDir) -> Iterator[None]:
-    """Keep status.json true whatever ends the work inside, and give system errors their place in the exception tree."""
-    run.write_status("running")
+    """Keep others out of the run and its status.json true, whatever ends the work inside.
+
+    System errors get their place in the exception tree.
+
+    Raises:
+        EnvironmentFault: another process works on the run.
+    """
+    with _locked(run):
+        run.write_status("running")
+        try:
+            with _termination_raises(run):
+                yield
+        except BaseException as error:
+            known = _known(error, run)
+            state = "interrupted" if isinstance(known, Interrupted) else "failed"
+            with suppress(EnvironmentFault):  # of a full disk; what went wrong first is what the user is told
+                run.write_status(state, exit_code=getattr(known, "exit_code", 1), reason=str(known))
+            if known is error:
+                raise
+            raise known from error
+        run.write_status("done", exit_code=0)
+
+
+@contextmanager
+def _locked(run: RunDir) -> Iterator[None]:
+    """Hold the lock of the run, which the system takes back from a process that dies.
+
+    A record lock, because processes that are forked to read data would inherit one of ``flock``, and outlive this one.
+    """
     try:
-        with _termination_raises(run):
-            yield
-    except BaseException as error:
-        known = _known(error, run)
-        stopped = isinstance(known, Interrupted)
-        run.write_status(
-            "interrupted" if stopped else "failed", exit_code=getattr(known, "exit_code", 1), reason=str(known)
-        )
-        if known is error:
-            raise
-        raise known from error
-    run.write_status("done", exit_code=0)
+        file = run.lock.open("a+")
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write {run.lock}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise EnvironmentFault(
+                f"another process ({file.read().strip() or 'unknown'}) is at work on {run.root}; "
+                "wait until it has ended, or stop it"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def _known(error: BaseException, run: RunDir) -> BaseException:
     match error:
         case KeyboardInterrupt():
-            return Interrupted(f"interrupted; what was written is in {run.root}", signal.SIGINT)
+            return Interrupted(_what_remains("interrupted", run), signal.SIGINT)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return EnvironmentFault(f"the disk is full ({error.filename or run.root}); free some space and start again")
+            where = error.filename or run.root
+            return EnvironmentFault(f"the disk is full ({where}); free some space, and go on with --resume")
         case OSError(errno=errno.EACCES | errno.EROFS):
             return EnvironmentFault(f"no permission to write {error.filename or run.root}")
         case _:
             return error
 
 
+def _what_remains(how: str, run: RunDir) -> str:
+    return f"{how}; what was written is in {run.root}, and the same command with --resume goes on from there"
+
+
 @contextmanager
 def _termination_raises(run: RunDir) -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
-        raise Interrupted(f"terminated; what was written is in {run.root}", number)
+        raise Interrupted(_what_remains("terminated", run), number)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield

@@ -2,37 +2,42 @@
 
 What must not depend on history is computed from the recipe: the order of the data from (seed, epoch), dropout from
 (seed, step, process, micro-step), the learning rate from the step. The update is the mean over all examples of an
-optimizer step, however they are spread over micro-batches and processes.
+optimizer step, however they are spread over micro-batches and processes: each process sums the gradients of its share,
+then the sums are added up once. That is exact for any shares, empty ones too, whatever is trainable in the step.
 """
 
 import math
 import signal
 import time
-from collections.abc import Iterator, Set
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hftoolkit.batching import epoch_plan, evaluation_steps
-from hftoolkit.checkpoint import Checkpoint, load_weights, save_checkpoint
-from hftoolkit.contracts import Batch, Emit, Evaluated, Message, Metrics, Rows, StepDone, Task
+from hftoolkit.batching import evaluation_steps
+from hftoolkit.checkpoint import Checkpoint
+from hftoolkit.collectives import average_tensors, is_main, num_processes, process_index, sum_gradients, summed
+from hftoolkit.contracts import Batch, Emit, Evaluated, Message, StepDone, Task
 from hftoolkit.cpu import faster_steps
-from hftoolkit.devices import Accelerator, make_loader, peak_memory_bytes, to_device
-from hftoolkit.errors import Interrupted, RecipeError, TrainingError
-from hftoolkit.inference import Inference
-from hftoolkit.interrupts import deferred_signals
+from hftoolkit.devices import Accelerator, free_cached_memory, is_out_of_memory, peak_memory_bytes, to_device
+from hftoolkit.errors import RecipeError, TrainingError
+from hftoolkit.feed import Feed, StepData
+from hftoolkit.inference import Inference, StopRequested
+from hftoolkit.interrupts import deferred_signals, interrupted
 from hftoolkit.metrics import is_better
 from hftoolkit.models.first_position import first_position_only
 from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
-from hftoolkit.optim import build_optimizer, rate_factor, set_rate
+from hftoolkit.optim import build_optimizer, clip_to_mean, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
 from hftoolkit.seeding import seed_torch
+from hftoolkit.snapshot import Progress, Snapshots
 from hftoolkit.tracking import tracked
 
 
@@ -40,10 +45,8 @@ from hftoolkit.tracking import tracked
 class Fitted:
     """What the loop did. The model it was given now has the best weights."""
 
-    steps: int
+    progress: Progress
     best: Checkpoint
-    seconds: float  # of training steps, without evaluation
-    examples_per_second: float
     peak_memory_bytes: int  # of the device; of the whole process on CPUs
 
 
@@ -57,7 +60,7 @@ def fit(
     run: RunDir,
     emit: Emit,
 ) -> Fitted:
-    """Train a model and leave the best weights in it.
+    """Train a model and leave the best weights in it; go on from the newest checkpoint if the run has any.
 
     Args:
         task: data, loss and metrics.
@@ -65,33 +68,36 @@ def fit(
         train: the optimization.
         evaluation: when to evaluate, and the metric that chooses the best weights.
         accelerator: device and precision.
-        run: gets the best weights so far, and the files of the trackers.
+        run: gets checkpoints and the files of the trackers.
         emit: gets every step, evaluation and message.
 
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
-        TrainingError: a loss or gradient is not finite, and nothing was updated with it; or memory ran out.
-        Interrupted: SIGINT or SIGTERM arrived; the best weights so far are in the run's checkpoints.
+        DataError: the run has checkpoints, and all are damaged.
+        EnvironmentFault: the disk has no room for what the run will write.
+        TrainingError: a loss or gradient is not finite, and nothing was updated with it; or memory does not suffice
+            for a single example.
+        Interrupted: SIGINT or SIGTERM arrived; the state after the last step is in the run's checkpoints.
     """
     _check_metric(task, evaluation.best_by)
     with ExitStack() as stack:
-        listen = stack.enter_context(tracked(train.trackers, run, emit))
+        listen = stack.enter_context(tracked(train.trackers if is_main() else (), run, emit))
         loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen)
-        if accelerator.device.type == "cpu" and accelerator.num_processes == 1:  # DDP wants dense gradients
+        if accelerator.device.type == "cpu":
             stack.enter_context(faster_steps(tuned.model))
+        # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
         stack.enter_context(first_position_only(tuned.model, loop.logits_of_some))
         stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable
-        received = stack.enter_context(deferred_signals())
-        stack.enter_context(_memory_watched(loop))
-        for micro_batches in loop.steps():
-            loop.train_step(micro_batches)
-            if not received and loop.is_evaluation_due():
-                loop.evaluate()
-            if received:
-                raise loop.interrupted(received[0])
+        loop.resume(run)
+        # A launcher may pass on what its processes got already.
+        loop.received = stack.enter_context(deferred_signals(second_stops=num_processes() == 1))
+        loop.conclude_step()  # what an interrupt left out of the last one
+        for data in loop.steps():
             if loop.is_patience_over():
                 emit(Message(f"stopped early: {train.early_stopping_patience} evaluations without a better one"))
                 break
+            loop.train_step(data)
+            loop.conclude_step()
     return loop.finish()
 
 
@@ -113,7 +119,7 @@ def one_step(task: Task, tuned: TunedModel, *, train: Train, evaluation: Evaluat
 
 @dataclass(slots=True)
 class _Loop:
-    """The state of one training run."""
+    """One training run on its way."""
 
     task: Task
     tuned: TunedModel
@@ -122,30 +128,29 @@ class _Loop:
     accelerator: Accelerator
     checkpoints: Path
     emit: Emit
-    step: int = 0  # optimizer steps done
-    examples: int = 0
-    seconds: float = 0.0
-    mark: float = 0.0  # clock at the end of the last step or evaluation
+    received: Sequence[int] = ()  # signals
+    mark: float = 0.0  # clock at the end of the last step, evaluation or save
     best: Checkpoint | None = None
-    evaluations_since_best: int = 0
-    rows: Rows = field(init=False)
-    steps_per_epoch: int = field(init=False)
+    progress: Progress = field(init=False)
+    feed: Feed = field(init=False)
     optimizer: Any = field(init=False)
     trained: frozenset[str] = field(init=False)  # names of the parameters that the run trains, some from later on
     frozen_statistics: list[nn.Module] = field(init=False)  # modules that stay in eval mode
     average: AveragedModel | None = field(init=False, default=None)
+    snapshots: Snapshots = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows = self.task.datasets().splits["train"]
-        self.steps_per_epoch = math.ceil(len(self.rows) / self.train.batch_size)
+        size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
+        self.progress = Progress(self.train.epochs, size if isinstance(size, int) else share)
+        self.feed = Feed(self.task.datasets(), self.train)
         self.model.to(self.accelerator.device)
         self.frozen_statistics = frozen_statistics(self.model)
         self.trained = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
         last_joins = max(self.tuned.unfreeze_at.values(), default=0.0)
-        if last_joins * self.steps_per_epoch > self.total_steps - 1:
+        if last_joins * self.feed.steps_per_epoch > self.total_steps - 1:
             raise RecipeError(
                 f"tuning.unfreeze_epochs: the lowest layer would join after the last of {self.total_steps} steps; "
-                f"at most {(self.total_steps - 1) / self.steps_per_epoch:.3g} epochs are possible here"
+                f"at most {(self.total_steps - 1) / self.feed.steps_per_epoch:.3g} epochs are possible here"
             )
         optimizer = build_optimizer(
             dict(self.model.named_parameters()),
@@ -157,6 +162,16 @@ class _Loop:
         if self.train.ema_decay is not None:
             average = get_ema_multi_avg_fn(self.train.ema_decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(self.model, multi_avg_fn=average)
+        self.snapshots = Snapshots(
+            self.checkpoints,
+            self.model,
+            self.trained,
+            self.optimizer,
+            self.average,
+            self.accelerator.scaler,
+            self.train.checkpoint_every,
+            self.accelerator.device,
+        )
 
     @property
     def model(self) -> nn.Module:
@@ -164,7 +179,7 @@ class _Loop:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.train.epochs
+        return self.feed.steps_per_epoch * self.train.epochs
 
     @property
     def weights_to_judge(self) -> nn.Module:
@@ -175,72 +190,129 @@ class _Loop:
     def kept_weights(self) -> str:
         return f"the best weights so far are in {self.best.path}" if self.best else "no weights were kept yet"
 
-    @property
-    def micro_batch_size(self) -> int:
-        return self.train.micro_batch_size or self.train.batch_size
+    def resume(self, run: RunDir) -> None:
+        """Bring back the newest checkpoint of the run, if it has any, and forget what the log has after it."""
+        restored = self.snapshots.restore(lambda sentence: self.emit(Message(sentence, "warning")))
+        if restored is not None:
+            self.progress, self.best = restored
+            self.emit(Message(f"resumed after step {self.progress.step} of {self.total_steps}"))
+        if is_main():
+            run.forget_after(self.progress.step)
+        if self.progress.epochs != self.train.epochs:
+            self.emit(Message(self.progress.extend(self.train.epochs)))
+        if restored is None and self.train.micro_batch_size == "auto":
+            self.measure_micro_batch()
 
-    def steps(self) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each optimizer step of the run."""
+    def measure_micro_batch(self) -> None:
+        """Find out how many of the longest examples memory holds beside the optimizer's moments; learn nothing."""
+        statistics = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        moments = [
+            torch.empty(2, *p.shape, device=p.device)
+            for name, p in self.model.named_parameters()
+            if name in self.trained
+        ]
+        while True:
+            _, _, is_failure = self._backward([self.feed.longest(self.progress.micro_batch_size)])
+            if summed([is_failure], self.accelerator.device) == [0.0]:
+                break
+            self._halve_micro_batches()
+        del moments
+        self.optimizer.zero_grad()
+        for buffer, before in statistics:
+            buffer.copy_(before)
+        self.emit(Message(f"micro-batches of {self.progress.micro_batch_size} examples fit into memory"))
+
+    def steps(self) -> Iterator[StepData]:
+        """Yield the data of each optimizer step that is left; again, in smaller pieces, where memory ran out."""
         self.mark = time.perf_counter()
-        for epoch in range(self.train.epochs):
-            yield from self.steps_of(epoch)
+        while self.progress.step < self.total_steps:
+            size = self.progress.micro_batch_size
+            for data in self.feed.steps_of(*divmod(self.progress.step, self.feed.steps_per_epoch), size):
+                yield data
+                if self.progress.micro_batch_size != size:
+                    break
 
-    def steps_of(self, epoch: int) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each optimizer step of an epoch."""
-        plan = epoch_plan(
-            len(self.rows),
-            batch_size=self.train.batch_size,
-            seed=self.train.seed,
-            epoch=epoch,
-            lengths=self.rows.lengths if self.train.length_buckets else None,
-            weights=self.rows.sampling_weights,
+    def train_step(self, data: StepData) -> None:
+        """Update the weights once, by the mean gradient over all examples of the step.
+
+        If memory runs out in any process, nothing is updated, and from then on micro-batches are half as large.
+        """
+        loss_sum, num_examples, is_failure = self._backward(data.micro_batches)
+        loss_sum, num_examples, failures = summed([loss_sum, num_examples, is_failure], self.accelerator.device)
+        if failures:
+            self._halve_micro_batches()
+            return
+        loss = loss_sum / num_examples
+        warmup = round(self.train.warmup_ratio * self.total_steps)
+        factor = rate_factor(
+            self.progress.step, total_steps=self.total_steps, warmup_steps=warmup, schedule=self.train.schedule
         )
-        size = self.micro_batch_size
-        split = [[step[start : start + size] for start in range(0, len(step), size)] for step in plan]
-        flat = [micro for step in split for micro in step]
-        batches = iter(make_loader(self.rows, flat, self.task.datasets().collate, workers=self.train.num_workers))
-        for step in split:
-            yield [next(batches) for _ in step]
+        rate = set_rate(self.optimizer, factor)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        sum_gradients(parameters, self.accelerator.device)
+        self.accelerator.unscale_gradients(self.optimizer)
+        gradient_norm = clip_to_mean(parameters, num_examples, self.train.max_gradient_norm)
+        self._check_finite(loss, gradient_norm, data.indices)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._average_statistics()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        done, now = self.progress, time.perf_counter()
+        done.step += 1
+        done.examples += round(num_examples)
+        done.seconds, self.mark = done.seconds + now - self.mark, now
+        self.emit(StepDone(done.step, self.total_steps, loss, gradient_norm, rate, done.examples / done.seconds))
 
-    def train_step(self, micro_batches: list[Batch]) -> None:
-        """Update the weights once, by the mean gradient over all examples of the micro-batches.
+    def _backward(self, micro_batches: list[Batch]) -> tuple[float, float, bool]:
+        """Add up gradients; return the sum of the losses, the number of examples, and whether memory ran out.
 
         Batch norms use their running statistics for a micro-batch of one row, which has none of its own.
         """
         if self.tuned.unfreeze_at:
-            self.unfreeze(self.step / self.steps_per_epoch)
+            self.unfreeze(self.progress.step / self.feed.steps_per_epoch)
         self.model.train()
         for module in self.frozen_statistics:
             module.eval()
-        loss_sum, num_examples = 0.0, 0
-        for micro_step, batch in enumerate(micro_batches):
-            if len(next(iter(batch.values()))) == 1:
-                for module in batch_norms(self.model):
-                    module.eval()
-            seed_torch("step", self.train.seed, self.step, self.accelerator.process_index, micro_step)
-            with self.accelerator.autocast():
-                output = self.task.step(self.model, to_device(batch, self.accelerator.device))
-            self.accelerator.backward(output.loss_sum)
-            loss_sum += output.loss_sum.item()
-            num_examples += output.num_examples
-        loss = loss_sum / num_examples
-        rate = set_rate(self.optimizer, self._rate_factor())
-        gradient_norm = self._clip(num_examples)
-        self._check_finite(loss, gradient_norm)
-        self.optimizer.step()
+        loss_sum, num_examples = 0.0, 0.0
+        try:
+            for micro_step, batch in enumerate(micro_batches):
+                if len(next(iter(batch.values()))) == 1:
+                    for module in batch_norms(self.model):
+                        module.eval()
+                seed_torch("step", self.train.seed, self.progress.step, process_index(), micro_step)
+                with self.accelerator.autocast():
+                    output = self.task.step(self.model, to_device(batch, self.accelerator.device))
+                self.accelerator.backward(output.loss_sum)
+                loss_sum += output.loss_sum.item()
+                num_examples += output.num_examples
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return 0.0, 0.0, True
+        return loss_sum, num_examples, False
+
+    def _halve_micro_batches(self) -> None:
         self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.step += 1
-        self.examples += num_examples
-        now = time.perf_counter()
-        self.seconds, self.mark = self.seconds + now - self.mark, now
-        rate_of_examples = self.examples / self.seconds
-        self.emit(StepDone(self.step, self.total_steps, loss, gradient_norm, rate, rate_of_examples))
+        free_cached_memory(self.accelerator.device)
+        step, size = self.progress.step + 1, self.progress.micro_batch_size
+        if size == 1:
+            raise TrainingError(
+                f"step {step}: out of memory with a single example, {self.kept_weights}. A shorter model.max_length or "
+                "smaller model.image_size needs less, and so does model.gradient_checkpointing: true, which costs time"
+            )
+        self.progress.micro_batch_size = size // 2
+        text = f"step {step}: out of memory; from now on micro-batches of {size // 2} instead of {size} examples"
+        self.emit(Message(f"{text}, and more of them", "warning"))
+
+    def _average_statistics(self) -> None:
+        """Give the batch norms of all processes the mean of their running statistics."""
+        moving = (module for module in batch_norms(self.model) if module not in self.frozen_statistics)
+        average_tensors([buffer for module in moving for buffer in module.buffers() if buffer.is_floating_point()])
 
     def logits_of_some(self) -> torch.Tensor:
         """Return the output of the model, in its present mode, for a few rows of the training split."""
-        batch = self.task.datasets().collate([self.rows.examples[index] for index in range(min(4, len(self.rows)))])
+        batch = self.feed.batch(range(min(4, len(self.feed.rows))))
         return self.task.predict_step(self.model, to_device(batch, self.accelerator.device)).float()
 
     def unfreeze(self, epoch: float) -> None:
@@ -250,79 +322,72 @@ class _Loop:
                 parameter.requires_grad = self.tuned.unfreeze_at.get(name, 0.0) <= epoch
         self.frozen_statistics = frozen_statistics(self.model)
 
-    def _rate_factor(self) -> float:
-        return rate_factor(
-            self.step,
-            total_steps=self.total_steps,
-            warmup_steps=round(self.train.warmup_ratio * self.total_steps),
-            schedule=self.train.schedule,
-        )
-
-    def _clip(self, num_examples: int) -> float:
-        """Turn summed gradients into their mean, clip them, and return their norm before clipping."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        self.accelerator.unscale_gradients(self.optimizer)
-        # DDP averages over processes what is a sum over examples; the world size undoes that.
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, self.accelerator.num_processes / num_examples)
-        return float(nn.utils.clip_grad_norm_(parameters, self.train.max_gradient_norm))
-
-    def _check_finite(self, loss: float, gradient_norm: float) -> None:
+    def _check_finite(self, loss: float, gradient_norm: float, indices: np.ndarray) -> None:
         skips_overflows = self.accelerator.scaler is not None  # fp16: the scaler drops such a step and tries smaller
         if math.isfinite(loss) and (math.isfinite(gradient_norm) or skips_overflows):
             return
         raise TrainingError(
-            f"step {self.step + 1}: loss {loss}, gradient norm {gradient_norm}; stopped before the update, "
-            f"{self.kept_weights}. A lower train.learning_rate or train.precision: fp32 usually helps"
+            f"step {self.progress.step + 1}: loss {loss}, gradient norm {gradient_norm}; stopped before the update, "
+            f"{self.kept_weights}. A lower train.learning_rate or train.precision: fp32 usually helps; otherwise look "
+            f"at the rows of the step: {self.feed.name_rows(indices)}"
         )
 
+    def conclude_step(self) -> None:
+        """Evaluate and save if that is due after the last step; obey a signal once the state is on disk."""
+        signal_number, is_save_due = self._agree()
+        if self.is_evaluation_due() and not signal_number:
+            if self.evaluate():
+                is_save_due = True
+            else:
+                signal_number, is_save_due = self._agree()
+        if is_save_due:
+            self.snapshots.save(self.progress, self.best)
+            self.mark = time.perf_counter()
+        if signal_number:
+            raise interrupted(signal_number, self.progress.step)
+
+    def _agree(self) -> tuple[int, bool]:
+        """Return the signal that any process got, 0 for none, and whether any wants the state saved."""
+        first = self.received[0] if self.received else 0
+        flags = [first == number for number in (signal.SIGINT, signal.SIGTERM)]
+        flags.append(self.snapshots.is_due(self.progress.step, now=first != 0))
+        interrupts, terminations, wishes = summed(flags, self.accelerator.device)
+        return signal.SIGTERM if terminations else signal.SIGINT if interrupts else 0, wishes > 0
+
     def is_evaluation_due(self) -> bool:
-        position = (self.step - 1) % self.steps_per_epoch + 1
-        return position in evaluation_steps(self.steps_per_epoch, self.evaluation.times_per_epoch)
+        step = self.progress.step
+        position = (step - 1) % self.feed.steps_per_epoch + 1
+        due = position in evaluation_steps(self.feed.steps_per_epoch, self.evaluation.times_per_epoch)
+        return due and step > self.progress.evaluated_at
 
     def is_patience_over(self) -> bool:
         patience = self.train.early_stopping_patience
-        return patience is not None and self.evaluations_since_best >= patience
+        return patience is not None and self.progress.evaluations_since_best >= patience
 
-    def evaluate(self) -> None:
-        """Evaluate on the validation split and keep the weights if they are the best so far."""
-        infer = Inference(self.task, self.accelerator)
-        metrics = self.task.evaluate(self.weights_to_judge, infer, "validation")
-        name = self.evaluation.best_by
+    def evaluate(self) -> bool:
+        """Evaluate on the validation split and keep the weights if they are the best so far.
+
+        Return False if a signal arrived meanwhile; then nothing was kept.
+        """
+        infer = Inference(self.task, self.accelerator, self.emit, self.received)
+        try:
+            metrics = self.task.evaluate(self.weights_to_judge, infer, "validation")
+        except StopRequested:
+            return False
+        name, done = self.evaluation.best_by, self.progress
         better = self.best is None or is_better(name, metrics[name], self.best.metrics[name])
         if better:
-            self.keep(metrics)
-        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
-        self.mark = time.perf_counter()
-        self.emit(Evaluated(self.step, metrics, is_best=better))
-
-    def keep(self, metrics: Metrics) -> None:
-        """Make the present weights the kept ones."""
-        weights = trained_state(self.weights_to_judge, self.trained)
-        self.best = save_checkpoint(self.checkpoints, step=self.step, weights=weights, metrics=metrics)
-
-    def interrupted(self, signal_number: int) -> Interrupted:
-        """Make sure that some weights are kept, and return what to raise."""
-        if self.best is None:
-            self.keep({})
-        name = signal.Signals(signal_number).name
-        return Interrupted(f"{name} at step {self.step}; {self.kept_weights}", signal_number)
+            self.best = self.snapshots.save_best(self.weights_to_judge, done.step, metrics)
+        done.evaluated_at = done.step
+        done.evaluations_since_best = 0 if better else done.evaluations_since_best + 1
+        self.emit(Evaluated(done.step, metrics, is_best=better))
+        return True
 
     def finish(self) -> Fitted:
         """Put the best weights into the model and report."""
         assert self.best is not None  # the last step of an epoch is always evaluated
-        state = load_weights(self.best.path)
-        unexpected = self.model.load_state_dict(state, strict=False).unexpected_keys
-        assert not unexpected, unexpected
-        rate = self.examples / self.seconds
-        return Fitted(self.step, self.best, self.seconds, rate, peak_memory_bytes(self.accelerator.device))
-
-
-def trained_state(model: nn.Module, parameters: Set[str]) -> dict[str, torch.Tensor]:
-    """Return, by name and without copying, what training changes: these parameters and persistent buffers."""
-    trained = {name: parameter.data for name, parameter in model.named_parameters() if name in parameters}
-    buffers = dict(model.named_buffers())
-    return trained | {name: value for name, value in model.state_dict().items() if name in buffers}
+        self.snapshots.load_best(self.best)
+        return Fitted(self.progress, self.best, peak_memory_bytes(self.accelerator.device))
 
 
 def _check_metric(task: Task, name: str) -> None:
@@ -332,19 +397,3 @@ def _check_metric(task: Task, name: str) -> None:
             f"evaluation.best_by: {name} cannot be computed on this validation split "
             f"(possible: {', '.join(sorted(available))})"
         )
-
-
-@contextmanager
-def _memory_watched(loop: _Loop) -> Iterator[None]:
-    """Say what to change when memory runs out. On a CPU, PyTorch tells that by the words of the message alone."""
-    try:
-        yield
-    except RuntimeError as error:
-        words = ("not enough memory", "can't allocate memory")
-        if not isinstance(error, torch.OutOfMemoryError) and not any(word in str(error) for word in words):
-            raise
-        raise TrainingError(
-            f"step {loop.step + 1}: out of memory, {loop.kept_weights}. A train.micro_batch_size below "
-            f"{loop.micro_batch_size} needs less and trains the same; "
-            "so do a shorter model.max_length and model.gradient_checkpointing: true, which cost something"
-        ) from error

@@ -20,7 +20,7 @@ import torch
 from conftest import CLASSES, RECIPE, Ended, hft, read_json, refused, review_rows
 from safetensors.torch import load_file
 
-from hftoolkit import __version__, checkpoint, cli, run
+from hftoolkit import __version__, checkpoint, cli, resume, run
 from hftoolkit.contracts import Event, Message, Table
 from hftoolkit.recipe import load_recipe
 from hftoolkit.render import render_events
@@ -46,17 +46,17 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_a_finished_run_holds_what_the_design_lists(tiny_run: Path):
     files = {"recipe.yaml", "environment.json", "data.json", "labels.json", "metrics.jsonl", "train.log"}
-    files |= {"status.json", "results.json"}
+    files |= {"status.json", "results.json", "backbone.json", ".lock"}
     folders = {"checkpoints", "model", "report", "predictions"}
     assert {path.name for path in tiny_run.iterdir()} == files | folders
     assert all((tiny_run / name).is_dir() for name in folders)
     assert read_json(tiny_run / "status.json")["state"] == "done"
     assert load_recipe(tiny_run / "recipe.yaml") == load_recipe(tiny_run.parent.parent / "tiny.yaml")
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(os.listdir(tiny_run / "model"))
-    (kept,) = (tiny_run / "checkpoints").iterdir()
+    kept = {path.name for path in (tiny_run / "checkpoints").iterdir()}
     events = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     best = max((e for e in events if e["event"] == "evaluation"), key=lambda e: (e["metrics"]["macro_f1"], -e["step"]))
-    assert kept.name == f"step-{best['step']:06d}"
+    assert kept == {f"best-{best['step']:06d}", "step-000060"}
     assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, 61))  # 120 rows, 8 a step, 4 epochs
 
 
@@ -235,7 +235,7 @@ def test_system_errors_outside_of_a_writer_have_their_exit_code(
     def fail() -> None:
         raise OSError(number, os.strerror(number), "there")
 
-    monkeypatch.setattr(run, "describe_environment", fail)
+    monkeypatch.setattr(resume, "describe_environment", fail)
     refused(hft("finetune", write_recipe(), "--run-dir", tmp_path / "run"), 4, fragment)
     assert read_json(tmp_path / "run" / "status.json")["exit_code"] == 4
 
@@ -324,23 +324,24 @@ def wait_for_evaluation(where: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_keeps_the_best_weights_and_the_logs(stopped_runs, number: int, code: int):
+def test_a_signal_saves_the_state_the_best_weights_and_the_logs(stopped_runs, number: int, code: int):
     where, returned, err = stopped_runs[number]
     assert returned == code, err
-    assert "the best weights so far are in" in err and "Traceback" not in err
+    assert "the same command with --resume goes on from there" in err and "Traceback" not in err
     status = read_json(where / "status.json")
     assert (status["state"], status["exit_code"]) == ("interrupted", code)
-    (kept,) = (where / "checkpoints").iterdir()
+    *_, kept = sorted((where / "checkpoints").glob("best-*"))
     weights = checkpoint.load_weights(kept)
     assert weights["classifier.weight"].shape == (3, 16)
-    assert str(kept) in err
+    *_, state = sorted((where / "checkpoints").glob("step-*"))
+    assert f"at step {int(state.name[5:])};" in err
     assert '"evaluation"' in (where / "metrics.jsonl").read_text()
     assert "classes: bad, fine, good" in (where / "train.log").read_text()
 
 
 def test_an_interrupted_run_is_no_model(stopped_runs):
     where, *_ = stopped_runs[signal.SIGINT]
-    refused(hft("predict", where, "-", stdin=b"good\n"), 3, "interrupted", "the best weights so far are in")
+    refused(hft("predict", where, "-", stdin=b"good\n"), 3, "interrupted", "--resume")
     refused(hft("evaluate", where), 3, "interrupted")
 
 

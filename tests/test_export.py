@@ -108,7 +108,7 @@ def test_a_head_spoiled_on_disk_fails_the_run_with_exit_6_and_keeps_everything(
     assert caught.value.exit_code == 6
     assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 6
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
-    assert list((tmp_path / "run" / "checkpoints").glob("step-*/weights.safetensors"))
+    assert list((tmp_path / "run" / "checkpoints").glob("best-*/tensors.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def same_weights(a: Path, b: Path) -> bool:
 def test_a_finished_run_holds_its_policy_its_results_and_its_curve(run: Path):
     assert {path.name for path in run.iterdir()} == {
         *("recipe.yaml", "environment.json", "metrics.jsonl", "train.log", "status.json", "results.json"),
-        *("model", "report"),
+        *("model", "report", ".lock"),
     }
     assert {path.name for path in (run / "model").iterdir()} == {"model.safetensors", "config.json", "README.md"}
     assert (run / "report" / "learning_curve.png").stat().st_size > 1000
@@ -294,7 +294,7 @@ def test_a_run_too_short_to_learn_is_refused(folder: Path):
 
 def test_resume_without_a_run_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    refused(hft("rl", "train", folder / "tiny.yaml", "--resume"), 2, "no unfinished run of tiny")
+    refused(hft("rl", "train", folder / "tiny.yaml", "--resume"), 2, "there is no run of tiny")
     refused(hft("rl", "train", folder / "tiny.yaml", "--resume", "--run-dir", "x"), 2, "there is no run in x")
 
 

@@ -82,7 +82,7 @@ def export_model(
     """
     model = model.cpu().eval().to(memory_format=torch.contiguous_format)
     unmerged = rows.logits(model) if is_lora(model) else None
-    part = run.root / ".model-part"
+    part, old = run.root / ".model-part", run.root / ".model-old"
     try:
         shutil.rmtree(part, ignore_errors=True)
         if is_lora(model):
@@ -94,7 +94,11 @@ def export_model(
             (part / run.adapter.name / "README.md").write_text(readme, encoding="utf-8")
             model = merge(model)
         save(model, part)
+        shutil.rmtree(old, ignore_errors=True)
+        if run.model.exists():  # from before an interrupt or an extension
+            os.replace(run.model, old)
         os.replace(part, run.model)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise EnvironmentFault(f"cannot write {run.model}: {error}; the trained weights are in checkpoints/") from error
     return check_round_trip(run, rows, labels, save_base, merged=rows.logits(model), unmerged=unmerged)

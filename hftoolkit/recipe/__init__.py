@@ -34,6 +34,7 @@ from hftoolkit.recipe.reinforcement import (
     TimmEncoder,
 )
 from hftoolkit.recipe.sections import (
+    FREE_TO_CHANGE,
     Classification,
     Data,
     Evaluation,
@@ -54,6 +55,7 @@ from hftoolkit.recipe.text import TextClassification, TextColumns, TextData, Tex
 
 __all__ = [
     "ALL_RECIPES",
+    "FREE_TO_CHANGE",
     "RECIPES",
     "Algorithm",
     "AnyRecipe",

@@ -222,14 +222,20 @@ def dump_recipe(recipe: AnyRecipe) -> str:
     return write_yaml(recipe.model_dump())
 
 
-def differences(a: AnyRecipe, b: AnyRecipe) -> list[str]:
-    """Return ``section.key: value in a -> value in b`` for each knob that differs; the order of labels counts."""
+def differences(a: AnyRecipe, b: AnyRecipe, *, ignored: Sequence[str] = ()) -> list[str]:
+    """Return ``section.key: value in a -> value in b`` for each knob that differs; the order of labels counts.
+
+    Args:
+        a: a recipe.
+        b: another.
+        ignored: knobs, and sections, that may differ.
+    """
     left, right = dict(_knobs(a)), dict(_knobs(b))
     keys = dict.fromkeys([*left, *right])
     return [
         f"{key}: {left.get(key, '(absent)')} -> {right.get(key, '(absent)')}"
         for key in keys
-        if left.get(key) != right.get(key)
+        if left.get(key) != right.get(key) and not any(key == name or key.startswith(f"{name}.") for name in ignored)
     ]
 
 

@@ -17,6 +17,8 @@ TEXT_METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc"
 LOWER_IS_BETTER = ("ece", "loss")
 HUB_NAME = r"(?![-.])[A-Za-z0-9._-]{1,96}(?<![-.])"
 REPOSITORY = re.compile(rf"{HUB_NAME}/{HUB_NAME}")
+# What a run that is resumed may change, because no result depends on it.
+FREE_TO_CHANGE = ("train.checkpoint_every", "train.num_workers", "train.trackers")
 
 
 class Section(BaseModel):
@@ -175,8 +177,10 @@ class Train(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the head's first weights, data order and dropout.")
     epochs: int = Field(3, ge=1, le=100000, description="Passes over the training split.")
     batch_size: int = Field(32, ge=1, description="Examples per optimizer step, over all processes.")
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="Examples per forward pass of one process. Default: batch_size over the processes."
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None,
+        description="Examples per forward pass of one process; halved when memory runs out. auto: as many of the "
+        "longest as memory holds, found out before the first step. Default: batch_size over the processes.",
     )
     learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW weight decay; biases and norms have none.")
@@ -194,13 +198,19 @@ class Train(Section):
     early_stopping_patience: int | None = Field(
         None, ge=1, description="Stop after this many evaluations without a better one."
     )
+    checkpoint_every: int | None = Field(
+        None,
+        ge=1,
+        description="Optimizer steps between saves of the state that --resume goes on from. Default: about a minute, "
+        "longer where a save takes over 0.6 seconds. Evaluations and interrupts save it too.",
+    )
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = Field(
         (), description="Also log there. Weights & Biases stays offline unless WANDB_MODE says otherwise."
     )
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Self:
-        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+        if isinstance(self.micro_batch_size, int) and self.micro_batch_size > self.batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}; "
                 "batch_size counts all examples of an optimizer step"

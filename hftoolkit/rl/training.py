@@ -1,6 +1,5 @@
 """What surrounds an agent while it learns: reports, the learning curve, checkpoints, interrupts."""
 
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,14 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from hftoolkit.checkpoint import latest_checkpoint, load_weights, save_checkpoint
+from hftoolkit.checkpoint import newest_state, save_state
 from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Message
-from hftoolkit.errors import Interrupted
-from hftoolkit.interrupts import deferred_signals
+from hftoolkit.interrupts import deferred_signals, interrupted
 from hftoolkit.recipe import Interaction
 from hftoolkit.rl.evaluation import Episodes, Policy
 
 REPORTS = 100  # of a whole run
+LARGE_STATE_BYTES = 1 << 30  # of larger ones, with a replay memory of images, the disk keeps only the newest
 
 
 class Agent(Policy, Protocol):
@@ -86,25 +85,24 @@ class Training:
                 if received or self.agent.step // every > before // every:
                     self._save()
                 if received:
-                    raise _interrupted(received[0], self.agent.step)
+                    raise interrupted(received[0], self.agent.step)
             self._save()  # what follows can be interrupted, too
             if received:
-                raise _interrupted(received[0], self.agent.step)
+                raise interrupted(received[0], self.agent.step)
 
     def resume(self) -> bool:
-        """Go back to the latest checkpoint; return False if there is none.
+        """Go back to the newest whole checkpoint; return False if there never was one.
 
         Raises:
-            DataError: it is damaged, or the environment cannot be brought back.
+            DataError: all are damaged, or the environment cannot be brought back.
         """
-        checkpoint = latest_checkpoint(self.checkpoints)
-        if checkpoint is None:
+        state = newest_state(self.checkpoints, lambda sentence: self.emit(Message(sentence, "warning")))
+        if state is None:
             return False
-        arrays = {name: tensor.numpy() for name, tensor in load_weights(checkpoint.path).items()}
-        self.agent.restore(arrays, checkpoint.state["agent"])
-        self.seconds = checkpoint.state["seconds"]
-        self.curve = [(step, value) for step, value in checkpoint.state["curve"]]
-        self.emit(Message(f"resumed at step {self.agent.step} from {checkpoint.path}"))
+        self.agent.restore({name: tensor.numpy() for name, tensor in state.tensors.items()}, state.values["agent"])
+        self.seconds = state.values["seconds"]
+        self.curve = [(step, value) for step, value in state.values["curve"]]
+        self.emit(Message(f"resumed at step {self.agent.step} from {state.path}"))
         return True
 
     def _passed(self, before: int, times: int) -> bool:
@@ -122,18 +120,10 @@ class Training:
 
     def _save(self) -> None:
         arrays, values = self.agent.state()
-        save_checkpoint(
+        save_state(
             self.checkpoints,
             step=self.agent.step,
-            weights={name: torch.from_numpy(array) for name, array in arrays.items()},
-            metrics={},
-            state={"agent": values, "seconds": self.seconds, "curve": self.curve},
+            tensors={name: torch.from_numpy(array) for name, array in arrays.items()},
+            values={"agent": values, "seconds": self.seconds, "curve": self.curve},
+            keep=2 if sum(array.nbytes for array in arrays.values()) <= LARGE_STATE_BYTES else 1,
         )
-
-
-def _interrupted(signal_number: int, step: int) -> Interrupted:
-    name = signal.Signals(signal_number).name
-    return Interrupted(
-        f"{name} at step {step}; everything was saved, and the same command with --resume goes on from there",
-        signal_number,
-    )

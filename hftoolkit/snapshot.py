@@ -1,0 +1,208 @@
+"""The state of a training run: what of it decides what comes next, when it goes to disk, and the way back.
+
+Adam's moments, like the weights, keep their layout in memory: an optimizer that walks through both at once needs that.
+"""
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Set
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from hftoolkit.checkpoint import Checkpoint, load_weights, newest_state, save_best, save_state
+from hftoolkit.collectives import is_main, share, share_tensors
+from hftoolkit.errors import DataError, EnvironmentFault
+
+MODEL, AVERAGE, OPTIMIZER, AVERAGED_STEPS = "model", "average", "optimizer", "averaged_steps"
+# Where the recipe does not say how often: about once a minute, and at most for a hundredth of the time.
+SAVE_SECONDS, SAVE_SHARE = 60.0, 0.01
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is: what a checkpoint holds beside tensors.
+
+    Attributes:
+        epochs: of the recipe that the last step followed.
+        micro_batch_size: examples of a forward pass of one process, as it is in force.
+        step: optimizer steps done.
+        examples: that these steps saw.
+        seconds: that these steps took, without evaluation.
+        evaluated_at: the step of the last evaluation.
+        evaluations_since_best: without a better one.
+        extensions: step, epochs before and epochs after, of each time the finished run was given more epochs.
+    """
+
+    epochs: int
+    micro_batch_size: int
+    step: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    evaluated_at: int = 0
+    evaluations_since_best: int = 0
+    extensions: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def extend(self, epochs: int) -> str:
+        """Note that a finished run gets more epochs, begin to count evaluations anew, and say what that means."""
+        self.extensions.append((self.step, self.epochs, epochs))
+        before, self.epochs, self.evaluations_since_best = self.epochs, epochs, 0
+        return (
+            f"extended from {before} to {epochs} epochs: from here on the learning rate is that of a run of {epochs} "
+            "epochs at this step"
+        )
+
+
+@dataclass(slots=True)
+class Snapshots:
+    """Saves the state of a run and brings it back. Of several processes, the main one alone reads and writes.
+
+    Attributes:
+        folder: of all checkpoints of the run.
+        model: what is trained.
+        trained: names of the parameters that the run trains; some may join later.
+        optimizer: of these parameters.
+        average: the moving average of the model, where there is one.
+        scaler: of fp16 gradients, where there is one.
+        every: optimizer steps between saves; None: by the clock.
+        device: of this process.
+    """
+
+    folder: Path
+    model: nn.Module
+    trained: Set[str]
+    optimizer: Any
+    average: AveragedModel | None
+    scaler: Any
+    every: int | None
+    device: torch.device
+    _next_save: float = field(init=False, default_factory=lambda: time.monotonic() + SAVE_SECONDS)
+    _saved_at: int = field(init=False, default=0)  # the step of the newest state on disk
+
+    def is_due(self, step: int, *, now: bool) -> bool:
+        """Return whether the state after this step is to be saved, at the latest ``now``; never one that is saved."""
+        due = time.monotonic() >= self._next_save if self.every is None else step % self.every == 0
+        return step != self._saved_at and (due or now)
+
+    def save(self, progress: Progress, best: Checkpoint | None) -> None:
+        """Write the state.
+
+        Raises:
+            EnvironmentFault: it could not be written; the one before is untouched.
+        """
+        start = time.monotonic()
+        if is_main():
+            values = {"progress": asdict(progress), "scaler": None if self.scaler is None else self.scaler.state_dict()}
+            save_state(self.folder, step=progress.step, tensors=self._tensors(), values=values, best=best)
+        now, self._saved_at = time.monotonic(), progress.step
+        self._next_save = now + max(SAVE_SECONDS, (now - start) / SAVE_SHARE)
+
+    def save_best(self, judged: nn.Module, step: int, metrics: Mapping[str, float]) -> Checkpoint:
+        """Write the weights that were judged the best so far: those of the model or of its average."""
+        best = None
+        if is_main():
+            best = save_best(self.folder, step=step, weights=trained_state(judged, self.trained), metrics=metrics)
+        best = share(best)
+        assert best is not None
+        return best
+
+    def load_best(self, best: Checkpoint) -> None:
+        """Put the best weights into the model."""
+        weights = share_tensors(load_weights(best.path) if is_main() else None, self.device)
+        load_trained(self.model, self.trained, weights)
+
+    def restore(self, warn: Callable[[str], None]) -> tuple[Progress, Checkpoint | None] | None:
+        """Bring back the newest whole state, or return None if none was ever saved.
+
+        Raises:
+            DataError: all are damaged, or of another model.
+            EnvironmentFault: the disk has no room for what the run will write.
+        """
+        state = None
+        if is_main():
+            self._check_room()
+            state = newest_state(self.folder, warn)
+        facts = share(None if state is None else (state.values, state.best))
+        if facts is None:  # each process has drawn the same first weights, but nothing depends on that
+            first = trained_state(self.model, self.trained)
+            load_trained(self.model, self.trained, share_tensors(first if is_main() else None, self.device))
+            return None
+        values, best = facts
+        self._take_back(share_tensors(None if state is None else state.tensors, self.device))
+        if self.scaler is not None:
+            self.scaler.load_state_dict(values["scaler"])
+        progress = Progress(**values["progress"])
+        self._saved_at = progress.step
+        return progress, best
+
+    def _check_room(self) -> None:
+        """Raise EnvironmentFault if the disk has no room for the checkpoints and the model that the run will write."""
+        trained = sum(_num_bytes(tensor) for tensor in trained_state(self.model, self.trained).values())
+        state = trained * (3 if self.average is None else 4)  # Adam keeps two moments of each weight
+        # Two states and their best weights stay while a third is written.
+        checkpoints = 3 * (state + trained)
+        model = sum(_num_bytes(parameter) for parameter in self.model.parameters())
+        there = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        needed, free = checkpoints + model - there, shutil.disk_usage(self.folder.parent).free
+        if needed > free:
+            raise EnvironmentFault(
+                f"the run needs {needed / 1e6:,.0f} MB more in {self.folder.parent} (checkpoints up to "
+                f"{checkpoints / 1e6:,.0f} MB, the model {model / 1e6:,.0f} MB), and {free / 1e6:,.0f} MB are free; "
+                "make room, or name a folder on a larger disk with --run-dir"
+            )
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Return tensors by ``part/name``, without copying; the optimizer has none of parameters that join later."""
+        tensors = {f"{MODEL}/{name}": tensor for name, tensor in trained_state(self.model, self.trained).items()}
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for parameter, slots in self.optimizer.state.items():
+            tensors |= {f"{OPTIMIZER}/{slot}/{names[parameter]}": tensor for slot, tensor in slots.items()}
+        if self.average is not None:
+            averaged = trained_state(self.average.module, self.trained)
+            tensors |= {f"{AVERAGE}/{name}": value for name, value in averaged.items()}
+            tensors[f"{AVERAGED_STEPS}/"] = self.average.n_averaged
+        return tensors
+
+    def _take_back(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        load_trained(self.model, self.trained, parts[MODEL])
+        parameters = dict(self.model.named_parameters())
+        for key, tensor in parts[OPTIMIZER].items():
+            slot, _, name = key.partition("/")
+            parameter = parameters[name]
+            is_moment = tensor.shape == parameter.shape
+            like = torch.empty_like(parameter) if is_moment else torch.empty_like(tensor, device=parameter.device)
+            self.optimizer.state[parameter][slot] = like.copy_(tensor)
+        if self.average is not None:
+            load_trained(self.average.module, self.trained, parts[AVERAGE])
+            self.average.n_averaged.copy_(parts[AVERAGED_STEPS][""])
+
+
+def _num_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def trained_state(model: nn.Module, parameters: Set[str]) -> dict[str, torch.Tensor]:
+    """Return, by name and without copying, what training changes: these parameters and persistent buffers."""
+    trained = {name: parameter.data for name, parameter in model.named_parameters() if name in parameters}
+    buffers = dict(model.named_buffers())
+    return trained | {name: value for name, value in model.state_dict().items() if name in buffers}
+
+
+def load_trained(model: nn.Module, parameters: Set[str], state: Mapping[str, torch.Tensor]) -> None:
+    """Put what ``trained_state`` gave into the model.
+
+    Raises:
+        DataError: the names are not those of this model.
+    """
+    if unknown := trained_state(model, parameters).keys() ^ state.keys():
+        raise DataError(f"the checkpoint is of another model; they differ in {', '.join(sorted(unknown)[:3])}")
+    model.load_state_dict(state, strict=False)

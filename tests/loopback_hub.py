@@ -135,6 +135,7 @@ class LoopbackHub:
 
     def __init__(self, store: Path) -> None:
         self.store = store
+        self.store_per_upload = False  # on disk, unlike behind the real Hub, one process at a time may hold a store
         self.accounts: dict[str, Account] = {}
         self.repositories: dict[str, Repository] = {}  # models by id; data sets as datasets/ID
         self.large: dict[str, bytes] = {}  # the LFS store, by sha256
@@ -268,7 +269,8 @@ class LoopbackHub:
     def xet_token(self, request: Request, key: str, kind: str, revision: str) -> Answer:
         (self._writable if kind == "write" else self._readable)(request, key)
         expires = str(int(time.time()) + 3600)
-        names = {"Cas-Url": f"local://{self.store}", "Access-Token": XET_TOKEN, "Token-Expiration": expires}
+        own = f"{len(self.requests)}" if self.store_per_upload else ""
+        names = {"Cas-Url": f"local://{self.store / own}", "Access-Token": XET_TOKEN, "Token-Expiration": expires}
         return Answer(
             {"casUrl": names["Cas-Url"], "accessToken": XET_TOKEN, "exp": int(expires)},
             {f"X-Xet-{name}": value for name, value in names.items()},

@@ -138,6 +138,7 @@ def test_a_commit_of_somebody_else_is_not_replaced_unseen(client: Client, tmp_pa
 
 def together(client: Client, runs: list[Path]) -> list[Ended]:
     """Push runs at once, and let no commit arrive before all are on their way."""
+    client.hub.store_per_upload = True
     barrier = threading.Barrier(len(runs), timeout=120)
     client.hub.fail(EVERYWHERE["commit"], times=len(runs), meanwhile=barrier.wait)
     started = [client.start("push", run, ID) for run in runs]

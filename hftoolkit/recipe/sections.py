@@ -18,7 +18,7 @@ LOWER_IS_BETTER = ("ece", "loss")
 HUB_NAME = r"(?![-.])[A-Za-z0-9._-]{1,96}(?<![-.])"
 REPOSITORY = re.compile(rf"{HUB_NAME}/{HUB_NAME}")
 # What a run that is resumed may change, because no result depends on it.
-FREE_TO_CHANGE = ("train.checkpoint_every", "train.num_workers", "train.trackers")
+FREE_TO_CHANGE = ("hub", "train.checkpoint_every", "train.num_workers", "train.trackers")
 
 
 class Section(BaseModel):

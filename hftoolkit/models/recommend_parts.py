@@ -44,6 +44,10 @@ class Part(Protocol):
         """Return a score for each item, (B, I) float32, higher is better, in an array of the caller's own."""
         ...
 
+    def by_entry(self, queries: Queries) -> np.ndarray | None:
+        """Return what each entry of one user's history adds to the scores, (N, I); None if they are no such sum."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TextVectors:
@@ -59,6 +63,12 @@ class TextVectors:
         result: np.ndarray = users_BD @ self.vectors.T / np.float32(self.temperature) + self.biases
         return result
 
+    def by_entry(self, queries: Queries) -> np.ndarray | None:
+        items = queries.histories.items
+        shares_N = user_means(queries.histories, self.recency or None, len(self.vectors)).toarray()[0, items]
+        result: np.ndarray = shares_N[:, None] * self.vectors[items] @ self.vectors.T / np.float32(self.temperature)
+        return result
+
 
 @dataclass(frozen=True, slots=True)
 class FixedScores:
@@ -68,6 +78,9 @@ class FixedScores:
 
     def scores(self, queries: Queries) -> np.ndarray:
         return np.tile(self.values, (len(queries.histories), 1))
+
+    def by_entry(self, queries: Queries) -> np.ndarray | None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,12 @@ class ItemToItem:
 
     def scores(self, queries: Queries) -> np.ndarray:
         result: np.ndarray = queries.histories.matrix(len(self.weights), self.recency or None) @ self.weights
+        return result
+
+    def by_entry(self, queries: Queries) -> np.ndarray | None:
+        items = queries.histories.items
+        counts_N = queries.histories.matrix(len(self.weights), self.recency or None).toarray()[0, items]
+        result: np.ndarray = counts_N[:, None] * self.weights[items]
         return result
 
 
@@ -95,6 +114,9 @@ class Factors:
         result: np.ndarray = users_BD @ self.items.T
         return result
 
+    def by_entry(self, queries: Queries) -> np.ndarray | None:
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class GroupLifts:
@@ -105,6 +127,9 @@ class GroupLifts:
     def scores(self, queries: Queries) -> np.ndarray:
         result: np.ndarray = queries.groups @ self.lifts
         return result
+
+    def by_entry(self, queries: Queries) -> np.ndarray | None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,11 +39,27 @@ class RecommendationTask(Section):
     negatives: int = Field(
         1024, ge=1, le=1_000_000, description="Items sampled a step, for sampled-softmax and bpr; shared by its users."
     )
+    items_per_step: int | None = Field(
+        None,
+        ge=2,
+        le=1_000_000,
+        description="Trained items drawn evenly for each step of a softmax, which is then over these alone, as are the "
+        "histories: fewer cost less. Default: all.",
+    )
+    draws_per_epoch: int = Field(
+        1, ge=1, le=100_000, description="Times that each user is seen an epoch, with another part of the history."
+    )
     temperature: float = Field(0.05, gt=0, le=10, description="Similarities are divided by it in the loss.")
     recency: Recency = Field(
         None, description="Items after which a past one counts 1/e as much in a user's vector; null: all count alike."
     )
     max_history: int = Field(1000, ge=2, le=100_000, description="Latest items of a history that are read.")
+
+    @model_validator(mode="after")
+    def _items_are_drawn_once(self) -> Self:
+        if self.items_per_step is not None and self.loss != "softmax":
+            raise ValueError(f"items_per_step is for loss: softmax; {self.loss} draws items by itself (negatives)")
+        return self
 
 
 class InteractionColumns(Section):

@@ -53,6 +53,10 @@ class Histories:
         entries = np.repeat(self.offsets[:-1][users] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return type(self)(offsets, self.items[entries], self.weights[entries])
 
+    def as_sets(self) -> list[set[int]]:
+        """Return the items of each user."""
+        return [set(items.tolist()) for items in np.split(self.items, self.offsets[1:-1])]
+
     def latest(self, count: int) -> Self:
         """Return the histories cut to their latest entries, at most ``count`` each."""
         kept = self.ages < count

@@ -43,8 +43,7 @@ class ItemTower(nn.Module):
         """Put a projection with orthonormal rows, which keeps angles about as they are, and a bias of 0 on top."""
         super().__init__()
         self.backbone = backbone
-        plain: Any = backbone
-        width = plain.config.hidden_size
+        width = _width(backbone)
         seed_torch("head", seed)
         self.projection = nn.Linear(width, shape.dimensions, bias=False) if shape.dimensions else None
         if self.projection is not None:
@@ -113,13 +112,8 @@ def save_tower(tower: ItemTower, tokenizer: Any, pooler: nn.Module | None, direc
     The tower must hold no adapters any more. The bias is no part of that layout.
     """
     assert not is_lora(tower.backbone)
-    plain: Any = tower.backbone
-    if pooler is not None:
-        plain.pooler = pooler
-    with quiet_transformers():
-        plain.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-    width = plain.config.hidden_size
+    save_encoder(tower.backbone, tokenizer, pooler, directory)
+    width = _width(tower.backbone)
     modules = [("", "Transformer"), (POOLING, "Pooling")]
     pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
     _write(directory / POOLING / "config.json", pooling)
@@ -137,6 +131,18 @@ def save_tower(tower: ItemTower, tokenizer: Any, pooler: nn.Module | None, direc
     _write(directory / "modules.json", listed)
     _write(directory / "sentence_bert_config.json", {"max_seq_length": tokenizer.model_max_length})
     _write(directory / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+
+
+def save_encoder(encoder: nn.Module, tokenizer: Any, pooler: nn.Module | None, directory: Path) -> None:
+    """Write a plain transformers folder, with the pooler that ``load_text_encoder`` took out."""
+    plain: Any = encoder
+    if pooler is not None:
+        plain.pooler = pooler
+    with quiet_transformers():
+        plain.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    if pooler is not None:
+        plain.pooler = None
 
 
 def load_tower(directory: Path, bias: torch.Tensor | None) -> tuple[ItemTower, Any]:
@@ -163,6 +169,11 @@ def load_tower(directory: Path, bias: torch.Tensor | None) -> tuple[ItemTower, A
         if tower.bias is not None and bias is not None:
             tower.bias.weight.copy_(bias[None])
     return tower.eval(), tokenizer
+
+
+def _width(encoder: nn.Module) -> int:
+    plain: Any = encoder
+    return int(plain.config.hidden_size)
 
 
 def _write(path: Path, content: Any) -> None:

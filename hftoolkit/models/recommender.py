@@ -15,11 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 from hftoolkit.data import Catalogue
 from hftoolkit.errors import DataError
+from hftoolkit.histories import Histories
 from hftoolkit.models.fusion import standardize
 from hftoolkit.models.recommend_parts import Factors, FixedScores, GroupLifts, ItemToItem, Part, Queries, TextVectors
 
 FORMAT = 1
 DESCRIPTION, ARRAYS = "recommender.json", "recommender.safetensors"
+USERS, HISTORIES = "users.json", "histories.safetensors"
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (TextVectors, FixedScores, ItemToItem, Factors, GroupLifts)}
 
 
@@ -38,6 +40,12 @@ class Recommender:
     parts: Mapping[str, Part]
     weights: np.ndarray
     text_bias: np.ndarray | None = None
+
+    @property
+    def num_groups(self) -> int:
+        """How many groups of users the parts know."""
+        groups = self.parts.get("groups")
+        return len(groups.lifts) if isinstance(groups, GroupLifts) else 0
 
     def scores(self, queries: Queries, allowed_BI: np.ndarray) -> np.ndarray:
         """Return the weighted sum of the standardized scores of all parts, (B, I)."""
@@ -146,3 +154,45 @@ def _part(name: str, described: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     own = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
     part: Part = KINDS[described["kind"]](**numbers, **own)
     return part
+
+
+@dataclass(frozen=True, slots=True)
+class KnownUsers:
+    """Everything that a log says of its users, for recommending to them after a run. It holds personal data.
+
+    Attributes:
+        ids: U ids.
+        histories: what each chose, oldest first.
+        groups: (U, G) which groups each is in.
+    """
+
+    ids: tuple[str, ...]
+    histories: Histories
+    groups: np.ndarray
+
+    def save(self, directory: Path) -> None:
+        """Write ``users.json`` and ``histories.safetensors``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            "offsets": self.histories.offsets,
+            "items": self.histories.items,
+            "weights": self.histories.weights,
+            "groups": self.groups,
+        }
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, directory / HISTORIES)
+        (directory / USERS).write_text(json.dumps(self.ids, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        try:
+            arrays = load_file(directory / HISTORIES)
+            ids = tuple(json.loads((directory / USERS).read_text(encoding="utf-8")))
+            histories = Histories(arrays["offsets"], arrays["items"], arrays["weights"])
+            return cls(ids, histories, arrays["groups"])
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise DataError(f"cannot read the users in {directory}: {error}") from error

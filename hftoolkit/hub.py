@@ -356,8 +356,11 @@ from hftoolkit.models.recommend_parts import Queries
 from hftoolkit.models.recommender import Recommender
 
 recommender = Recommender.load(Path("path/recommender"))
-history = [recommender.catalogue.ids.index(item) for item in ("1", "50", "181")]
+chosen = recommender.catalogue.ids[:3]  # by a user, oldest first
+history = [recommender.catalogue.ids.index(item) for item in chosen]
 allowed = np.ones((1, len(recommender.catalogue)), dtype=bool)
 allowed[0, history] = False
 groups = np.zeros((1, recommender.num_groups), dtype=np.float32)  # of the user, where they are known
-scores = recommender.scores(Queries(Histories.of([history]), groups), allowed)"""
+scores = recommender.scores(Queries(Histories.of([history]), groups), allowed)
+best = np.where(allowed, scores, -np.inf)[0].argsort()[::-1][:10]
+print([recommender.catalogue.titles[item] for item in best])"""

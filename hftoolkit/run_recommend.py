@@ -14,7 +14,7 @@ from hftoolkit.errors import RecipeError
 from hftoolkit.export.recommender import TowerFiles, TowerGate, export_recommender
 from hftoolkit.hub import hub_id_of, write_recommender_card
 from hftoolkit.metrics.bootstrap import mean_intervals
-from hftoolkit.metrics.ranking import NOBODY, RankedLists, mean_values, summarize_lists
+from hftoolkit.metrics.ranking import NOBODY, RankedLists, blocks, mean_values, summarize_lists
 from hftoolkit.models.fusion import allowed_items
 from hftoolkit.models.item_tower import ItemTower, load_text_encoder, save_encoder
 from hftoolkit.models.recommend_parts import Part, Queries, TextVectors
@@ -30,6 +30,32 @@ from hftoolkit.trainer import Fitted, fit, one_step
 
 GATE_USERS = 8
 COMPARED = ("hr", "ndcg")  # metrics with a paired lead
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is to be recommended: how many items, which, and with which reasons."""
+
+    top_k: int = 10
+    include_seen: bool = False
+    candidates: Path | None = None
+    new_items: Path | None = None
+    explain: bool = False
+
+    def predictor(self, folder: Path) -> RecommendationPredictor:
+        """Return the predictor of a run, which knows the new items."""
+        predictor = load_recommender(folder)
+        return predictor.with_new_items(self.new_items) if self.new_items is not None else predictor
+
+    def lists(self, predictor: RecommendationPredictor, queries: Queries) -> list[list[Recommended]]:
+        """Return the recommendations for each query."""
+        return predictor.recommend(
+            queries,
+            top_k=self.top_k,
+            include_seen=self.include_seen,
+            candidates=None if self.candidates is None else read_candidates(self.candidates),
+            explain=self.explain,
+        )
 
 
 def finetune(recipe: RecommendationRecipe, *, name: str, run_dir: Path | None, emit: Emit) -> Path:
@@ -137,10 +163,14 @@ def predict(folder: Path, source: Path, *, output: Path | None, top_k: int) -> s
         check_output(output, source)
     predictor = load_recommender(folder)
     users, queries = predictor.users_of(source)
-    return _written(list_columns(users, predictor.recommend(queries, top_k=top_k)), output)
+    lists: list[list[Recommended]] = []
+    for places in blocks(len(users), predictor.recipe.evaluation.block_users):
+        some = Queries(queries.histories.select(places), queries.groups[places])
+        lists += predictor.recommend(some, top_k=top_k)
+    return _written(list_columns(users, lists), output)
 
 
-def recommend_to_all(folder: Path, *, output: Path | None, choice: "Choice") -> str:
+def recommend_to_all(folder: Path, *, output: Path | None, choice: Choice) -> str:
     """Recommend to each user of the log of a run; write ``output``, or return the CSV text if it is None."""
     if output is not None:
         check_output(output, folder)
@@ -153,37 +183,11 @@ def recommend_to_all(folder: Path, *, output: Path | None, choice: "Choice") -> 
     return _written(list_columns(names, lists), output)
 
 
-def recommend(folder: Path, *, user: str | None, history: list[str] | None, choice: "Choice", emit: Emit) -> None:
+def recommend(folder: Path, *, user: str | None, history: list[str] | None, choice: Choice, emit: Emit) -> None:
     """Show recommendations for a user of the log, or for a history of anybody."""
     predictor = choice.predictor(folder)
     query = predictor.user(user) if user is not None else predictor.history(history or [])
     emit(recommendations_table(choice.lists(predictor, query)[0], explained=choice.explain))
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What is to be recommended: how many items, which, and with which reasons."""
-
-    top_k: int = 10
-    include_seen: bool = False
-    candidates: Path | None = None
-    new_items: Path | None = None
-    explain: bool = False
-
-    def predictor(self, folder: Path) -> RecommendationPredictor:
-        """Return the predictor of a run, which knows the new items."""
-        predictor = load_recommender(folder)
-        return predictor.with_new_items(self.new_items) if self.new_items is not None else predictor
-
-    def lists(self, predictor: RecommendationPredictor, queries: Queries) -> list[list[Recommended]]:
-        """Return the recommendations for each query."""
-        return predictor.recommend(
-            queries,
-            top_k=self.top_k,
-            include_seen=self.include_seen,
-            candidates=None if self.candidates is None else read_candidates(self.candidates),
-            explain=self.explain,
-        )
 
 
 def recommendations_table(found: list[Recommended], *, explained: bool) -> Table:
@@ -272,9 +276,8 @@ def _export(job: Job, recommender: Recommender, text: Part, run: RunDir) -> dict
         save_encoder(base.model, base.tokenizer, pooler, folder)
 
     files = TowerFiles(job.tokenizer, job.pooler, hub_id_of(model.hub_id, job.weights), save_base)
-    gate = TowerGate(
-        job.splits.catalogue.texts, text.vectors, job.task.queries("test", users), allowed_items(cases, users)
-    )
+    queries = Queries.of(cases, users, job.splits.groups)
+    gate = TowerGate(job.splits.catalogue.texts, text.vectors, queries, allowed_items(cases, users))
     return export_recommender(tower, recommender, run, files=files, gate=gate)
 
 

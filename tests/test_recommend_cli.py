@@ -1,5 +1,6 @@
 """Recommendation from the command line: one small run, and what users do with it."""
 
+import ast
 import csv
 import io
 import json
@@ -153,6 +154,17 @@ def test_an_explanation_adds_up(run: Path) -> None:
     assert influences.sum(axis=0) == pytest.approx(plain.scores(query, allowed[None])[0, places], abs=1e-4)
     shown = hft("recommend", run, "--history", "i3,i7", "--explain").out
     assert "because of" in shown and "ease" in shown
+
+
+def test_the_code_of_the_card_recommends_what_the_command_does(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[2].split("```")[0].replace("path/recommender", str(run / "model" / "recommender"))
+    exec(compile(code, "card", "exec"), {})
+    titles = ast.literal_eval(capsys.readouterr().out)
+    predictor = hftoolkit.load(run)
+    assert isinstance(predictor, RecommendationPredictor)
+    (found,) = predictor.recommend(predictor.history(["i0", "i1", "i2"]))
+    assert titles == [each.title for each in found]
 
 
 def test_new_items_are_recommended_by_their_texts(run: Path, tmp_path: Path) -> None:

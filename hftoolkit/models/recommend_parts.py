@@ -8,13 +8,13 @@ Shape suffixes: B users, I items, N entries of histories, D dimensions, G groups
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from scipy import sparse
 
 from hftoolkit.errors import RecipeError
-from hftoolkit.histories import Histories
+from hftoolkit.histories import Cases, Histories
 from hftoolkit.recipe import IdModels
 from hftoolkit.seeding import numpy_generator
 
@@ -35,6 +35,11 @@ class Queries:
 
     histories: Histories
     groups: np.ndarray
+
+    @classmethod
+    def of(cls, cases: Cases, places: np.ndarray, groups: np.ndarray) -> Self:
+        """Return what is known of some users of ``cases``; ``groups``, (U, G), are those of all user ids."""
+        return cls(cases.histories.select(places), groups[cases.users[places]])
 
 
 class Part(Protocol):

@@ -15,6 +15,7 @@ from hftoolkit.recipe.sections import (
     Sha256,
     Train,
     Tuning,
+    refuse_late_layers,
 )
 from hftoolkit.recipe.text import ColumnNames
 
@@ -232,11 +233,7 @@ class RecommendationRecipe(Section):
 
     @model_validator(mode="after")
     def _all_layers_join(self) -> Self:
-        if isinstance(self.tuning, FullTuning) and self.tuning.unfreeze_epochs >= self.train.epochs:
-            raise ValueError(
-                f"tuning.unfreeze_epochs: {self.tuning.unfreeze_epochs:g} must be less than train.epochs "
-                f"({self.train.epochs}), or the lowest layer is never trained"
-            )
+        refuse_late_layers(self.tuning, self.train)
         return self
 
     @model_validator(mode="after")

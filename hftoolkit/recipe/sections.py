@@ -205,6 +205,15 @@ class Train(Section):
         return self
 
 
+def refuse_late_layers(tuning: Tuning, train: Train) -> None:
+    """Raise ValueError if gradual unfreezing would end after the training."""
+    if isinstance(tuning, FullTuning) and tuning.unfreeze_epochs >= train.epochs:
+        raise ValueError(
+            f"tuning.unfreeze_epochs: {tuning.unfreeze_epochs:g} must be less than train.epochs "
+            f"({train.epochs}), or the lowest layer is never trained"
+        )
+
+
 class Evaluation(Section):
     """When and by what the best weights are chosen, and how sure the numbers are."""
 
@@ -237,11 +246,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _all_layers_join(self) -> Self:
-        if isinstance(self.tuning, FullTuning) and self.tuning.unfreeze_epochs >= self.train.epochs:
-            raise ValueError(
-                f"tuning.unfreeze_epochs: {self.tuning.unfreeze_epochs:g} must be less than train.epochs "
-                f"({self.train.epochs}), or the lowest layer is never trained"
-            )
+        refuse_late_layers(self.tuning, self.train)
         return self
 
     @model_validator(mode="after")

@@ -152,15 +152,10 @@ class RecommendationTower:
         cases = self.splits.cases[split]
         return rank(
             cases,
-            lambda users: part.scores(self.queries(split, users)),
+            lambda users: part.scores(Queries.of(cases, users, self.splits.groups)),
             cutoff=self._evaluation.cutoff,
             block_users=self._evaluation.block_users,
         )
-
-    def queries(self, split: str, users: np.ndarray) -> Queries:
-        """Return what is known of some users of a split, given by their places."""
-        cases = self.splits.cases[split]
-        return Queries(cases.histories.select(users), self.splits.groups[cases.users[users]])
 
     @contextmanager
     def cached_pooling(self, model: nn.Module, infer: Infer) -> Iterator[None]:
@@ -185,9 +180,9 @@ class RecommendationTower:
 
     def _encode(self, model: nn.Module, places: Sequence[int]) -> torch.Tensor:
         """Return the vector and the bias of items, (C, D + 1), texts of similar length at a time."""
-        assert isinstance(model, ItemTower)
         device = next(model.parameters()).device
         if self._pooled is not None:
+            assert isinstance(model, ItemTower)
             return model.head(self._pooled[list(places)].to(device))
         order = sorted(range(len(places)), key=lambda index: len(self._token_ids[places[index]]))
         outputs = []

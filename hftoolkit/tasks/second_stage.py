@@ -50,7 +50,7 @@ class SecondStage:
         )
 
         def scores(users: np.ndarray) -> np.ndarray:
-            features = unweighted.features(self.queries(cases, users), allowed_items(cases, users))
+            features = unweighted.features(Queries.of(cases, users, self.splits.groups), allowed_items(cases, users))
             result: np.ndarray = np.einsum("bip,bp->bi", features, weights[fold[users]])
             return result
 
@@ -60,12 +60,9 @@ class SecondStage:
         """Rank all candidates of a split."""
         cases = self.splits.cases[split]
         return self._rank(
-            cases, lambda users: recommender.scores(self.queries(cases, users), allowed_items(cases, users))
+            cases,
+            lambda users: recommender.scores(Queries.of(cases, users, self.splits.groups), allowed_items(cases, users)),
         )
-
-    def queries(self, cases: Cases, users: np.ndarray) -> Queries:
-        """Return what is known of some users, given by their places among the cases."""
-        return Queries(cases.histories.select(users), self.splits.groups[cases.users[users]])
 
     def _rank(self, cases: Cases, scores: Callable[[np.ndarray], np.ndarray]) -> RankedLists:
         return rank(cases, scores, cutoff=self.evaluation.cutoff, block_users=self.evaluation.block_users)
@@ -74,7 +71,7 @@ class SecondStage:
         cases = self.splits.cases["validation"]
         users = sample_users(cases, len(unweighted.parts), self.seed)
         allowed = allowed_items(cases, users)
-        features = unweighted.features(self.queries(cases, users), allowed)
+        features = unweighted.features(Queries.of(cases, users, self.splits.groups), allowed)
         return Examples(users, features, allowed, target_shares(cases, users))
 
 

@@ -273,20 +273,19 @@ def test_lora_with_a_projection_exports_a_merged_tower_and_its_adapter(world: Pa
     [
         ("task.loss=sampled-softmax", "task.negatives=20", "data.split={protocol: time}"),
         ("task.loss=bpr", "task.negatives=20", "data.split={protocol: random}"),
-        ("tuning={method: linear-probe}", "model.dimensions=8", "data.split={protocol: cold-items}"),
         ("task={kind: recommendation, objective: next-item, recency: 3, items_per_step: 30}", "model.item_bias=false"),
     ],
-    ids=["sampled-softmax", "bpr", "linear-probe", "next-item"],
+    ids=["sampled-softmax", "bpr", "next-item"],
 )
-def test_other_losses_methods_and_protocols_train_and_export(world: Path, settings: tuple[str, ...]) -> None:
-    name = settings[0].replace("/", "-")
-    ended = finetune(world, name, *settings)
+def test_other_losses_and_protocols_train_and_export(world: Path, settings: tuple[str, ...]) -> None:
+    ended = finetune(world, settings[0], *settings)
     assert ended.code == 0, ended
-    assert read_json(world / name / "results.json")["gate"]["scores"] < 1e-5
+    assert read_json(world / settings[0] / "results.json")["gate"]["scores"] < 1e-5
 
 
 def test_a_frozen_encoder_stays_as_it_was(world: Path, lively_backbone: Path) -> None:
-    ended = finetune(world, "probe", "tuning={method: linear-probe}", "model.dimensions=8")
+    settings = ("tuning={method: linear-probe}", "model.dimensions=8", "data.split={protocol: cold-items}")
+    ended = finetune(world, "probe", *settings)
     assert ended.code == 0, ended
     before, after = (load_file(path / "model.safetensors") for path in (lively_backbone, world / "probe" / "model"))
     assert all((before[name] == after[name]).all() for name in before)
@@ -296,7 +295,7 @@ def test_a_spoiled_tower_fails_its_gate(world: Path, monkeypatch: pytest.MonkeyP
     save = item_tower.save_encoder
 
     def spoil(encoder: Any, *others: Any) -> None:
-        encoder.embeddings.word_embeddings.weight.data += 0.05
+        encoder.embeddings.word_embeddings.weight.data[:, 0] += 0.5
         save(encoder, *others)
 
     monkeypatch.setattr(item_tower, "save_encoder", spoil)

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hftoolkit.predictor import Predictor
+    from hftoolkit.predictor import Predictor, RecommendationPredictor
 
 __version__ = version("hftoolkit")
 
 
-def load(run: str | Path) -> "Predictor":
+def load(run: str | Path) -> "Predictor | RecommendationPredictor":
     """Return a predictor for a finished run directory.
 
     Raises:
         DataError: the directory holds no finished model.
     """
-    from hftoolkit.predictor import load_predictor
+    from hftoolkit.predictor import is_recommender, load_predictor, load_recommender
 
-    return load_predictor(Path(run))
+    return load_recommender(Path(run)) if is_recommender(Path(run)) else load_predictor(Path(run))

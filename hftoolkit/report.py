@@ -21,6 +21,10 @@ HEADLINES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
     "ece": "ECE",
+    "hr": "HR",
+    "recall": "recall",
+    "ndcg": "NDCG",
+    "coverage": "coverage",
 }
 PER_CLASS = ("precision", "recall", "f1")
 DOTS_PER_INCH = 150
@@ -29,8 +33,8 @@ GRID_COLUMNS = 6
 MAX_NUMBERED_CLASSES = 20  # more cells than this squared hold no readable count
 
 
-def results_table(results: Mapping[str, Any]) -> Table:
-    """Return one row for the fine-tuned model and for each baseline, with 95 % intervals.
+def results_table(results: Mapping[str, Any], ours: str = "fine-tuned") -> Table:
+    """Return one row for ours, which is the fine-tuned model, and for each baseline, with 95 % intervals.
 
     Where a baseline has a paired ``difference``, a last column says how much better the fine-tuned model is.
 
@@ -38,14 +42,20 @@ def results_table(results: Mapping[str, Any]) -> Table:
         results: what results.json holds; ``test`` and ``baselines`` are read.
     """
     test, baselines = results["test"], results.get("baselines", {})
-    ours = test["metrics"]
-    shown = [metric for metric in HEADLINES if metric in ours]
+    shown = [metric for metric in HEADLINES if metric in test["metrics"]]
     compared = sorted({metric for baseline in baselines.values() for metric in baseline.get("difference", {})})
-    rows = [_result_row("fine-tuned", test, shown, compared)]
+    rows = [_result_row(ours, test, shown, compared)]
     rows += [_result_row(name, baseline, shown, compared) for name, baseline in baselines.items()]
     columns = ["model", *(HEADLINES[metric] for metric in shown)]
     columns += [f"lead in {HEADLINES.get(metric, metric)}" for metric in compared]
     return Table(f"Test split, {test['examples']} rows, 95 % intervals", tuple(columns), tuple(rows))
+
+
+def gains_table(gains: Mapping[str, Mapping[str, Sequence[float]]]) -> Table:
+    """Return one row for each pair of models: how much better the first is, with paired intervals."""
+    metrics = list(next(iter(gains.values())))
+    rows = tuple((name, *(_signed(gain[metric]) for metric in metrics)) for name, gain in gains.items())
+    return Table("What fine-tuning adds, paired 95 % intervals", ("", *(HEADLINES[name] for name in metrics)), rows)
 
 
 def per_class_table(metrics: Metrics, intervals: Intervals, names: Sequence[str]) -> Table:

@@ -11,7 +11,6 @@ from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import (
     FREE_TO_CHANGE,
     AnyRecipe,
-    Recipe,
     ReinforcementRecipe,
     differences,
     dump_recipe,
@@ -76,6 +75,8 @@ def check_unchanged(path: Path, content: Mapping[str, Any], what: str) -> None:
 
 
 def _is_longer(before: AnyRecipe, recipe: AnyRecipe) -> bool:
-    if not isinstance(before, Recipe) or not isinstance(recipe, Recipe) or recipe.train.epochs <= before.train.epochs:
+    if isinstance(before, ReinforcementRecipe) or isinstance(recipe, ReinforcementRecipe):
+        return False
+    if recipe.train.epochs <= before.train.epochs:
         return False
     return not differences(before, recipe, ignored=(*FREE_TO_CHANGE, "train.epochs"))

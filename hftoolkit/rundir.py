@@ -1,8 +1,8 @@
 """The run directory: sole owner of its file names, written before the model exists.
 
 runs/NAME/  recipe.yaml environment.json backbone.json data.json labels.json metrics.jsonl train.log status.json
-            results.json  checkpoints/step-000500/  checkpoints/best-000500/  model/  model/adapter/  report/
-            predictions/  seeds/seed-0/  .lock
+            results.json  checkpoints/step-000500/  checkpoints/best-000500/  model/  model/adapter/  model/recommender/
+            users/  report/  predictions/  seeds/seed-0/  .lock
 """
 
 import errno
@@ -140,6 +140,16 @@ class RunDir:
     def adapter_base(self) -> Path:
         """What the adapter was trained on, where no Hub id names it."""
         return self.adapter / "base"
+
+    @property
+    def recommender(self) -> Path:
+        """What a recommender has beside its item tower."""
+        return self.model / "recommender"
+
+    @property
+    def users(self) -> Path:
+        """What the log says of its users: personal data, so not in ``model/``."""
+        return self.root / "users"
 
     @property
     def report(self) -> Path:

@@ -109,6 +109,7 @@ def test_recipes_are_shipped() -> None:
         "sentiment-lora",
         "vision",
         "vision-lora",
+        "recommendation",
         "dqn",
         "dqn-acrobot",
         "dqn-mountaincar",

@@ -1,4 +1,4 @@
-"""Tables of texts, and images, with labels: read, checked row by row, divided into splits, and summed up."""
+"""Tables of texts and images with labels, and logs of interactions: read, checked, divided into splits, summed up."""
 
 from hftoolkit.data.files import write_table
 from hftoolkit.data.image_cache import (
@@ -13,7 +13,9 @@ from hftoolkit.data.image_cache import (
 )
 from hftoolkit.data.image_sources import open_images
 from hftoolkit.data.images import FittedImages, ImageSplits, load_image_splits, load_labelled_images
+from hftoolkit.data.interactions import Catalogue
 from hftoolkit.data.labels import LabelSet, canonical_value, check_same
+from hftoolkit.data.protocols import RecommendationSplits, load_recommendation_splits
 from hftoolkit.data.splits import split_rows
 from hftoolkit.data.tables import Table, read_table, require_columns
 from hftoolkit.data.text_rows import BadRow, BadRows, CleanRows, clean_rows, clean_texts, describe_bad_texts
@@ -25,11 +27,13 @@ __all__ = [
     "BadRows",
     "BrokenImage",
     "CachedImages",
+    "Catalogue",
     "CleanRows",
     "FittedImages",
     "Geometry",
     "ImageSplits",
     "LabelSet",
+    "RecommendationSplits",
     "Splits",
     "StoredImage",
     "Table",
@@ -44,6 +48,7 @@ __all__ = [
     "fit",
     "load_image_splits",
     "load_labelled_images",
+    "load_recommendation_splits",
     "load_text_splits",
     "open_images",
     "read_table",

@@ -94,14 +94,14 @@ def clean_texts(columns: Mapping[str, Sequence[Any]], data: TextData) -> tuple[l
         RecipeError: the template does not fit the text columns.
     """
     names = data.columns.text
-    template = None if data.template is None else _parse_template(data.template, names)
+    template = None if data.template is None else parse_template(data.template, names)
     markers = frozenset(data.missing_values)
     texts: list[str] = []
     bad: BadRows = {}
     for number, cells in enumerate(zip(*(columns[name] for name in names), strict=True), start=1):
-        parts = [_cell_text(cell) for cell in cells]
+        parts = [cell_text(cell) for cell in cells]
         usable = ["" if part is None or part in markers else part for part in parts]
-        text = _join(usable, names, template)
+        text = join_parts(usable, names, template)
         problem = _text_problem(cells, parts, usable, text)
         if problem:
             bad[number] = problem
@@ -230,31 +230,44 @@ def describe_bad_texts(bad: BadRows, num_rows: int) -> str:
     return "\n".join([*lines, f"Fix these rows, or {LEAVE_OUT}"])
 
 
-def _parse_template(template: str, names: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Split a template into (literal, column or None) pairs; only plain ``{column}`` fields of text columns pass."""
+def parse_template(
+    template: str, names: Sequence[str], key: str = "data.template", columns_key: str = "data.columns.text"
+) -> list[tuple[str, str | None]]:
+    """Split a template into (literal, column or None) pairs; only plain ``{column}`` fields of text columns pass.
+
+    Args:
+        template: of the recipe.
+        names: the columns; each must occur.
+        key: what the recipe calls the template.
+        columns_key: what the recipe calls the columns.
+
+    Raises:
+        RecipeError: the template does not fit the columns.
+    """
     allowed = ", ".join(f"{{{name}}}" for name in names)
     try:
         fields = list(Formatter().parse(template))
     except ValueError as error:
-        raise RecipeError(f"data.template {template!r}: {error}; write fields as {allowed}, a brace as {{{{") from error
+        raise RecipeError(f"{key} {template!r}: {error}; write fields as {allowed}, a brace as {{{{") from error
     for _, name, spec, conversion in fields:
         if name is not None and (name not in names or spec or conversion):
             field = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
-            raise RecipeError(f"data.template has {field}, but the fields are {allowed} (data.columns.text)")
+            raise RecipeError(f"{key} has {field}, but the fields are {allowed} ({columns_key})")
     unused = [name for name in names if name not in {name for _, name, _, _ in fields}]
     if unused:
-        raise RecipeError(f"data.template leaves out {', '.join(unused)}; add it, or drop it from data.columns.text")
+        raise RecipeError(f"{key} leaves out {', '.join(unused)}; add it, or drop it from {columns_key}")
     return [(literal, name) for literal, name, _, _ in fields]
 
 
-def _join(parts: Sequence[str], names: Sequence[str], template: Sequence[tuple[str, str | None]] | None) -> str:
+def join_parts(parts: Sequence[str], names: Sequence[str], template: Sequence[tuple[str, str | None]] | None) -> str:
+    """Return the parts in the template's places, or each non-empty one on a line without a template."""
     if template is None:
         return "\n".join(part for part in parts if part)
     by_name = dict(zip(names, parts, strict=True))
     return "".join(literal + (by_name[name] if name is not None else "") for literal, name in template).strip()
 
 
-def _cell_text(cell: Any) -> str | None:
+def cell_text(cell: Any) -> str | None:
     """Return the stripped text of a cell, ``""`` for a missing one, None for what is no text: lists, objects, bytes."""
     if isinstance(cell, str):
         return cell.strip()

@@ -127,7 +127,7 @@ def check_round_trip(
                 base = Path(folder) / "base"
                 save_base(base)
             request |= {"adapter": str(run.adapter), "backbone": str(base)}
-        reloaded = _reload(request, Path(folder))
+        reloaded = reload_in_fresh_process(request, Path(folder))
     report = GateReport(
         rows=len(merged),
         saved=max(_difference(logits, merged) for logits in reloaded["logits"].values()),
@@ -158,8 +158,21 @@ def _problems(report: GateReport, scale: float) -> list[str]:
     ]
 
 
-def _reload(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    script = Path(__file__).with_name("fresh_process.py")
+def reload_in_fresh_process(
+    request: dict[str, Any], folder: Path, script_name: str = "fresh_process.py"
+) -> dict[str, Any]:
+    """Run a script of this folder where hftoolkit cannot be imported, and return its answer.
+
+    Args:
+        request: what it reads; ``model`` is the folder that it loads.
+        folder: for the request and the answer.
+        script_name: takes their two paths.
+
+    Raises:
+        ArtifactError: it failed.
+        EnvironmentFault: it did not end in time.
+    """
+    script = Path(__file__).with_name(script_name)
     question, answer = folder / "request.json", folder / "answer.json"
     question.write_text(json.dumps(request), encoding="utf-8")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

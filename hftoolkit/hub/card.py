@@ -5,7 +5,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hftoolkit.recipe import Dqn, ImageRecipe, MlpNetwork, Recipe, ReinforcementRecipe, TextRecipe, dump_recipe
+from hftoolkit.recipe import (
+    Dqn,
+    ImageRecipe,
+    MlpNetwork,
+    Recipe,
+    RecommendationRecipe,
+    ReinforcementRecipe,
+    TextRecipe,
+    dump_recipe,
+)
 from hftoolkit.rundir import RunDir
 from hftoolkit.sources import Resolved, public_address
 
@@ -32,8 +41,13 @@ def write_card(
 
 def hub_id(recipe: Recipe, weights: Resolved | None) -> str | None:
     """Return the Hub id of the pretrained weights, if they have one."""
-    if recipe.model.hub_id:
-        return recipe.model.hub_id
+    return hub_id_of(recipe.model.hub_id, weights)
+
+
+def hub_id_of(stated: str | None, weights: Resolved | None) -> str | None:
+    """Return the Hub id that a recipe states for the pretrained weights, or the one they came by, if there is any."""
+    if stated:
+        return stated
     return weights.address.partition("@")[0] if weights is not None and weights.kind == "hub" else None
 
 
@@ -277,3 +291,86 @@ from hftoolkit.rl.artifact import load_policy
 policy = load_policy(Path("path/of/this/folder"))
 actions = policy.act(observations, None)  # (N, ...) -> (N,)
 ```"""
+
+
+def write_recommender_card(
+    run: RunDir, recipe: RecommendationRecipe, results: Mapping[str, Any], data: Mapping[str, Any]
+) -> None:
+    """Write ``model/README.md`` of a recommender: use, results with intervals, data fingerprint, limits, recipe.
+
+    Args:
+        run: a run whose model is exported.
+        recipe: the recipe of the run.
+        results: the content of results.json.
+        data: the content of data.json.
+    """
+    tables = recipe.data.interactions, recipe.data.items
+    sources = [f"`{public_address(table.source)}`" for table in tables]
+    metadata = ModelCardData(
+        base_model=recipe.model.hub_id,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        license=recipe.model.license,
+        tags=["hftoolkit", "recommendation", recipe.tuning.method],
+    )
+    k, test = results["cutoff"], results["test"]
+    rows = {"sum of parts": test, **results["baselines"]}
+    lines = [f"| {name} | {_ranked_cell(row, 'hr')} | {_ranked_cell(row, 'ndcg')} |" for name, row in rows.items()]
+    weights = ", ".join(f"{name} {weight:.3f}" for name, weight in results["weights"].items())
+    sections = (
+        f"# Item tower and recommender, {data['users']} users and {data['items']} items",
+        f"## Use\n\nThe item tower alone:\n\n```python\n{_TOWER_USE}\n```\n\n"
+        f"Everything, with `hftoolkit`: `recommender/` holds the parts whose standardized scores are added ({weights}) "
+        "as safetensors and JSON.\n\n```python\n" + _RECOMMENDER_USE + "\n```",
+        f"## Results\n\nProtocol {results['protocol']}; {test['examples']} users, all items ranked, own history left "
+        f"out; 95 % bootstrap intervals.\n\n| model | HR@{k} | NDCG@{k} |\n|---|---|---|\n" + "\n".join(lines),
+        f"## Data\n\n- Sources: {', '.join(sources)}{_licence(recipe.data.license)}\n"
+        f"- Fingerprint of the split (SHA-256): `{data['fingerprint']}`",
+        f"## Limits\n\n- {data['ties']['interactions']:.0%} of the interactions share their time with the one before; "
+        "the order of the file decided between them.\n- Lists favour what was popular in the training log. New items "
+        "are known by their texts alone.\n- Histories of users are personal data and not part of this folder.",
+        f"## Recipe\n\n```yaml\n{dump_recipe(_public_tables(recipe)).strip()}\n```",
+    )
+    text = "\n\n".join(sections) + "\n"
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
+    (run.model / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def _public_tables(recipe: RecommendationRecipe) -> RecommendationRecipe:
+    """The recipe without folders of this machine."""
+    data = recipe.data
+    public = {
+        name: table.model_copy(update={"source": public_address(table.source)})
+        for name, table in (("interactions", data.interactions), ("items", data.items), ("users", data.users))
+        if table is not None
+    }
+    model = recipe.model.model_copy(update={"backbone": public_address(recipe.model.backbone)})
+    return recipe.model_copy(update={"data": data.model_copy(update=public), "model": model})
+
+
+def _ranked_cell(measured: Mapping[str, Any], metric: str) -> str:
+    low, high = measured["intervals"][metric]
+    return f"{measured['metrics'][metric]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+_TOWER_USE = """from sentence_transformers import SentenceTransformer
+
+tower = SentenceTransformer("path/or/repository")
+vectors = tower.encode(["Toy Story (1995). Animation, Children's, Comedy"])  # length 1; compare by dot product"""
+
+_RECOMMENDER_USE = """import numpy as np
+from pathlib import Path
+
+from hftoolkit.histories import Histories
+from hftoolkit.models.recommend_parts import Queries
+from hftoolkit.models.recommender import Recommender
+
+recommender = Recommender.load(Path("path/recommender"))
+chosen = recommender.catalogue.ids[:3]  # by a user, oldest first
+history = [recommender.catalogue.ids.index(item) for item in chosen]
+allowed = np.ones((1, len(recommender.catalogue)), dtype=bool)
+allowed[0, history] = False
+groups = np.zeros((1, recommender.num_groups), dtype=np.float32)  # of the user, where they are known
+scores = recommender.scores(Queries(Histories.of([history]), groups), allowed)
+best = np.where(allowed, scores, -np.inf)[0].argsort()[::-1][:10]
+print([recommender.catalogue.titles[item] for item in best])"""

@@ -21,7 +21,7 @@ from hftoolkit.contracts import Emit, Message
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, patiently
 from hftoolkit.hub.repository import ready, visibility
-from hftoolkit.recipe import check_repository, is_reinforcement_recipe, load_recipe
+from hftoolkit.recipe import RecommendationRecipe, check_repository, is_reinforcement_recipe, load_recipe
 from hftoolkit.rundir import RunDir
 
 CARD = "README.md"
@@ -198,5 +198,8 @@ def _quieten() -> None:
 def _how_to_load(run: RunDir, repository: str) -> str:
     if is_reinforcement_recipe(run.recipe):
         return f'huggingface_hub.snapshot_download("{repository}"), then as in its README.md'
-    kind = load_recipe(run.recipe).task.kind
+    recipe = load_recipe(run.recipe)
+    if isinstance(recipe, RecommendationRecipe):
+        return f'sentence_transformers.SentenceTransformer("{repository}")'
+    kind = recipe.task.kind
     return f'transformers.pipeline("{kind}", model="{repository}")'

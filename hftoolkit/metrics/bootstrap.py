@@ -99,6 +99,21 @@ def resample_counts(num_rows: int, *, samples: int, seed: int, chunk: int | None
         yield np.ascontiguousarray(counts_BN.T, dtype=np.float64)
 
 
+def mean_intervals(values: Mapping[str, np.ndarray], *, samples: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Return the 95 % interval of the mean of each array, (N,), over resampled rows.
+
+    Of the differences of two models on the same rows, it is the paired interval. Rows that are nan in one array are
+    left out for all; an empty result means that no row is left.
+    """
+    rows = np.stack(list(values.values())).astype(np.float64)  # (K, N)
+    rows = rows[:, ~np.isnan(rows).any(axis=0)]
+    if not rows.shape[1]:
+        return {}
+    chunks = resample_counts(rows.shape[1], samples=samples, seed=seed)
+    means_KS = np.concatenate([rows @ counts / rows.shape[1] for counts in chunks], axis=1)
+    return {name: _interval(draws) for name, draws in zip(values, means_KS, strict=True)}
+
+
 @dataclass(frozen=True, slots=True)
 class _Ranking:
     """Rows in ascending order of one class's score, and where the rows of that class stand."""

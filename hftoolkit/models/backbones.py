@@ -62,7 +62,7 @@ def load_text_classifier(
         model, output_layers, fresh = load_with_head(
             AutoModelForSequenceClassification, path, config, keep_head=kept, seed=seed
         )
-    _configure_lengths(config, tokenizer, max_length)
+    configure_lengths(config, tokenizer, max_length)
     return TextBackbone(
         model=model, tokenizer=tokenizer, output_layers=output_layers, fresh_modules=fresh, replaced_labels=replaced
     )
@@ -274,7 +274,12 @@ def _draw_head(layer: nn.Module, standard_deviation: float) -> None:
             nn.init.normal_(parameter, std=standard_deviation)
 
 
-def _configure_lengths(config: PretrainedConfig, tokenizer: Any, max_length: int) -> None:
+def configure_lengths(config: PretrainedConfig, tokenizer: Any, max_length: int) -> None:
+    """Let the tokenizer cut at ``max_length``, and agree with the model on a padding token.
+
+    Raises:
+        RecipeError: the model has fewer positions.
+    """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and 0 < positions < max_length:
         raise RecipeError(f"model.max_length: {max_length} is more than the {positions} positions of this backbone")

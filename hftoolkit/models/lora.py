@@ -50,10 +50,10 @@ def apply_lora(
         RecipeError: no layer that can have an adapter matches ``targets``.
     """
     names = _match_targets(model, targets, blocks, trained_modules)
-    # peft has no task for images; for the one of texts it knows some heads itself.
-    own_heads = () if is_image_model(model) else PEFT_HEADS
+    # peft has no task for images; for that of classifying texts it knows some heads itself.
+    own_heads = PEFT_HEADS if _task(model) is TaskType.SEQ_CLS else ()
     config = LoraConfig(
-        task_type=None if is_image_model(model) else TaskType.SEQ_CLS,
+        task_type=_task(model),
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
@@ -138,6 +138,13 @@ def _match_targets(model: nn.Module, targets: str, blocks: Set[str], excluded: S
             r"write a pattern for whole names, for example '.*\.(query|value)', or auto"
         )
     return found
+
+
+def _task(model: nn.Module) -> TaskType | None:
+    if is_image_model(model):
+        return None
+    encodes = "ForSequenceClassification" not in type(model).__name__
+    return TaskType.FEATURE_EXTRACTION if encodes else TaskType.SEQ_CLS
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -12,38 +12,72 @@ from hftoolkit.predictor.files import (
     write_prediction_file,
 )
 from hftoolkit.predictor.images import ImagePredictor
+from hftoolkit.predictor.recommendations import RecommendationPredictor
 from hftoolkit.predictor.texts import TextPredictor
-from hftoolkit.recipe import ImageRecipe, TextRecipe, is_reinforcement_recipe, load_recipe
+from hftoolkit.recipe import ImageRecipe, RecommendationRecipe, TextRecipe, is_reinforcement_recipe, load_recipe
 from hftoolkit.rundir import RunDir
 
 __all__ = [
     "ImagePredictor",
     "Prediction",
     "Predictor",
+    "RecommendationPredictor",
     "TextPredictor",
     "as_csv",
     "as_jsonl",
     "check_output",
+    "is_recommender",
     "load_predictor",
+    "load_recommender",
     "prediction_columns",
     "write_prediction_file",
 ]
 
 
 def load_predictor(path: Path) -> Predictor:
-    """Return the predictor of a run directory.
+    """Return the predictor of a classifier's run directory.
 
     Raises:
-        DataError: there is no run, it did not finish, or it holds another model than its labels.
+        DataError: there is no run, it did not finish, it holds another model than its labels, or it is no classifier.
     """
-    run = RunDir.open(path)
-    if is_reinforcement_recipe(run.recipe):
-        raise DataError(f"{path} is a reinforcement-learning run; type: hftoolkit rl evaluate {path}")
-    run.refuse_unfinished()
+    run = _finished(path)
     match load_recipe(run.recipe):
         case TextRecipe() as recipe:
             return TextPredictor(run, recipe)
         case ImageRecipe() as recipe:
             return ImagePredictor(run, recipe)
+        case RecommendationRecipe():
+            raise DataError(f"{path} is a recommender; type: hftoolkit recommend {path} --user ID")
         case other:
             raise AssertionError(type(other))
+
+
+def load_recommender(path: Path) -> RecommendationPredictor:
+    """Return the recommender of a run directory.
+
+    Raises:
+        DataError: there is no run, it did not finish, or it is no recommender.
+    """
+    run = _finished(path)
+    recipe = load_recipe(run.recipe)
+    if not isinstance(recipe, RecommendationRecipe):
+        raise DataError(f"{path} is a run of {recipe.task.kind}, which recommends nothing; use hftoolkit predict")
+    return RecommendationPredictor.open(run, recipe)
+
+
+def is_recommender(path: Path) -> bool:
+    """Return whether a run directory is that of a recommender.
+
+    Raises:
+        DataError: there is no run.
+    """
+    recipe = RunDir.open(path).recipe
+    return not is_reinforcement_recipe(recipe) and isinstance(load_recipe(recipe), RecommendationRecipe)
+
+
+def _finished(path: Path) -> RunDir:
+    run = RunDir.open(path)
+    if is_reinforcement_recipe(run.recipe):
+        raise DataError(f"{path} is a reinforcement-learning run; type: hftoolkit rl evaluate {path}")
+    run.refuse_unfinished()
+    return run

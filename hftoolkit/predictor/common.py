@@ -85,14 +85,19 @@ class Predictor(ABC):
 
     def refuse_changed(self, fingerprint: str) -> None:
         """Raise DataError if the splits of the recipe are no longer those of the run."""
-        trained_on = read_json(self._run.data)["fingerprint"]
-        if fingerprint != trained_on:
-            raise DataError(
-                f"{self.recipe.data.source} has changed since the run (fingerprint {fingerprint[:12]}, "
-                f"was {trained_on[:12]}), so its splits are others; use --data to measure on any table"
-            )
+        refuse_changed(self._run, self.recipe.data.source, fingerprint)
 
     def _names(self, decision: Any) -> tuple[str, ...]:
         if self.labels.multi_label:
             return tuple(name for name, chosen in zip(self.labels.names, decision, strict=True) if chosen)
         return (self.labels.names[int(decision)],)
+
+
+def refuse_changed(run: RunDir, source: str, fingerprint: str) -> None:
+    """Raise DataError if ``source`` no longer gives the splits that the run was trained on."""
+    trained_on = read_json(run.data)["fingerprint"]
+    if fingerprint != trained_on:
+        raise DataError(
+            f"{source} has changed since the run (fingerprint {fingerprint[:12]}, was {trained_on[:12]}), so its "
+            "splits are others; use --data to measure on any table"
+        )

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from pydantic.json_schema import models_json_schema
 
 from hftoolkit.errors import RecipeError
-from hftoolkit.recipe.kinds import ALL_RECIPES, RECIPES, AnyRecipe
+from hftoolkit.recipe.kinds import ALL_RECIPES, RECIPES, AnyFineTuning, AnyRecipe
 from hftoolkit.recipe.problems import Node, Problem, explain, recipe_schema, resolve, shown, wrong_choice
 from hftoolkit.recipe.reinforcement import ReinforcementRecipe
-from hftoolkit.recipe.sections import Recipe, Section
+from hftoolkit.recipe.sections import Section
 from hftoolkit.recipe.shipped import list_recipes
 from hftoolkit.recipe.yaml_file import (
     MAX_DEPTH,
@@ -39,7 +39,7 @@ class Place(NamedTuple):
     text: str
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> AnyFineTuning:
     """Return the fine-tuning recipe of a file: defaults, then the file, then the overrides.
 
     Args:
@@ -84,7 +84,7 @@ def _draft(path: Path, document: Document, overrides: Sequence[str]) -> "_Draft"
     return draft
 
 
-def _kind(draft: "_Draft") -> type[Recipe]:
+def _kind(draft: "_Draft") -> type[AnyFineTuning]:
     """Return the class of the recipe; where ``task.kind`` is no kind, note that, and take the one that is closest."""
     task = draft.data.get("task")
     if not isinstance(task, dict) or "kind" not in task:

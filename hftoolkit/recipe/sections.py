@@ -218,14 +218,30 @@ class Train(Section):
         return self
 
 
+def refuse_late_layers(tuning: Tuning, train: Train) -> None:
+    """Raise ValueError if gradual unfreezing would end after the training."""
+    if isinstance(tuning, FullTuning) and tuning.unfreeze_epochs >= train.epochs:
+        raise ValueError(
+            f"tuning.unfreeze_epochs: {tuning.unfreeze_epochs:g} must be less than train.epochs "
+            f"({train.epochs}), or the lowest layer is never trained"
+        )
+
+
 class Evaluation(Section):
     """When and by what the best weights are chosen, and how sure the numbers are."""
+
+    best_by: str = Field(description="Validation metric that chooses the best weights.")
+    times_per_epoch: int = Field(1, ge=1, le=1000, description="Validation runs per epoch, evenly spaced.")
+    bootstrap_samples: int = Field(1000, ge=100, le=100000, description="Resamples behind each 95 % interval.")
+    baselines: bool = Field(True, description="Fit and report simple models on the same split.")
+
+
+class ClassificationEvaluation(Evaluation):
+    """The same for classifiers."""
 
     best_by: Literal["accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss"] = (
         Field("macro_f1", description="Validation metric that chooses the best weights; ece and loss: lower is better.")
     )
-    times_per_epoch: int = Field(1, ge=1, le=1000, description="Validation runs per epoch, evenly spaced.")
-    bootstrap_samples: int = Field(1000, ge=100, le=100000, description="Resamples behind each 95 % interval.")
     baselines: bool = Field(True, description="Fit and report majority and TF-IDF baselines on the same split.")
 
 
@@ -260,16 +276,14 @@ class Recipe(Section):
     model: Model = Field(description="Which pretrained weights to start from.")
     tuning: Tuning = Field(default_factory=FullTuning, description="Which weights are trained.")
     train: Train = Field(default_factory=Train, description="The optimization.")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="How results are measured.")
+    evaluation: ClassificationEvaluation = Field(
+        default_factory=ClassificationEvaluation, description="How results are measured."
+    )
     hub: Hub | None = Field(None, description="Where the model is pushed when the run is done. Default: nowhere.")
 
     @model_validator(mode="after")
     def _all_layers_join(self) -> Self:
-        if isinstance(self.tuning, FullTuning) and self.tuning.unfreeze_epochs >= self.train.epochs:
-            raise ValueError(
-                f"tuning.unfreeze_epochs: {self.tuning.unfreeze_epochs:g} must be less than train.epochs "
-                f"({self.train.epochs}), or the lowest layer is never trained"
-            )
+        refuse_late_layers(self.tuning, self.train)
         return self
 
     @model_validator(mode="after")

@@ -141,10 +141,10 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]],
     return whole, lengths
 
 
-def pad_tokens(token_ids: Sequence[Sequence[int]], tokenizer: Any) -> Batch:
-    """Return right-padded ``input_ids`` and their ``attention_mask``, both (B, L), L a multiple of 8 where it fits."""
+def pad_tokens(token_ids: Sequence[Sequence[int]], tokenizer: Any, multiple_of: int = LENGTH_STEP) -> Batch:
+    """Return right-padded ``input_ids`` and their ``attention_mask``, both (B, L), L such a multiple where it fits."""
     longest = max(len(ids) for ids in token_ids)
-    length = max(longest, min(-(-longest // LENGTH_STEP) * LENGTH_STEP, tokenizer.model_max_length))
+    length = max(longest, min(-(-longest // multiple_of) * multiple_of, tokenizer.model_max_length))
     input_ids = torch.full((len(token_ids), length), tokenizer.pad_token_id, dtype=torch.long)
     mask = torch.zeros((len(token_ids), length), dtype=torch.long)
     for row, ids in enumerate(token_ids):

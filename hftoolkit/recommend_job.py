@@ -1,0 +1,118 @@
+"""A recommendation recipe made real: log, catalogue, tower and models of ids, loaded and checked."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hftoolkit.contracts import Emit, Message
+from hftoolkit.data import RecommendationSplits, load_recommendation_splits
+from hftoolkit.devices import make_accelerator
+from hftoolkit.inference import Inference
+from hftoolkit.models.backbones import enable_gradient_checkpointing, set_attention
+from hftoolkit.models.item_tower import ItemTower, TowerShape, load_text_encoder, put_on_top
+from hftoolkit.models.recommend_parts import ITEM_SQUARED, Part, TrainingLog, fit_part
+from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
+from hftoolkit.recipe import LinearProbe, RecommendationRecipe
+from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
+from hftoolkit.tasks.recommendation import RecommendationTower
+
+BASELINES = ("popularity", "recent-popularity", "item-knn", "ease", "slit", "ials")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything a recipe names, loaded and checked.
+
+    Attributes:
+        parts: what needs no training of the tower, by name: models of ids, and ``frozen-text``.
+        pooler: of the encoder, unused, but kept for the saved model.
+    """
+
+    recipe: RecommendationRecipe
+    splits: RecommendationSplits
+    task: RecommendationTower
+    tuned: TunedModel
+    tokenizer: Any
+    pooler: nn.Module | None
+    infer: Inference
+    weights: Resolved
+    parts: Mapping[str, Part]
+
+    def pooling(self) -> AbstractContextManager[None]:
+        """Return a context in which a frozen encoder is run once and for all."""
+        if isinstance(self.recipe.tuning, LinearProbe):
+            return self.task.cached_pooling(self.tuned.model, self.infer)
+        return nullcontext()
+
+
+def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
+    """Fetch, load and check everything, and fit what needs no training of the tower.
+
+    Raises:
+        RecipeError, DataError, EnvironmentFault: what is wrong, before anything was trained.
+    """
+    splits = load_splits(recipe, emit)
+    weights = resolve_model(recipe.model.backbone, sha256=recipe.model.sha256)
+    emit(Message(f"backbone: {describe(weights)}"))
+    accelerator = make_accelerator(recipe.train.precision)
+    encoder, pooler = load_text_encoder(weights.path, max_length=recipe.model.max_length, dropout=recipe.model.dropout)
+    kernel = set_attention(encoder.model, accelerator.device)
+    if recipe.model.gradient_checkpointing:
+        enable_gradient_checkpointing(encoder.model)
+    task = RecommendationTower(
+        recipe.task, splits, encoder.tokenizer, recipe.evaluation, frozen=isinstance(recipe.tuning, LinearProbe)
+    )
+    _tell_about_truncation(task, recipe.model.max_length, emit)
+    parts = _fit_parts(recipe, splits, emit)
+    shape = TowerShape(recipe.model.dimensions, recipe.model.item_bias)
+    infer = Inference(task, accelerator)
+    frozen = ItemTower(encoder.model, TowerShape(None, item_bias=False), seed=recipe.train.seed)
+    parts["frozen-text"] = task.text_part(frozen, infer, full_precision=True)
+    tuned = put_on_top(
+        apply_tuning(encoder, recipe.tuning),
+        shape,
+        seed=recipe.train.seed,
+        head_scale=recipe.tuning.head_learning_rate_scale,
+    )
+    emit(trainable_table(tuned.model))
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    emit(Message(f"{accelerator.device.type}, precision {precision}, attention {kernel}"))
+    return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, parts)
+
+
+def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplits:
+    """Fetch the tables of a recipe and divide them."""
+    tables = [recipe.data.interactions, recipe.data.items, *([recipe.data.users] if recipe.data.users else [])]
+    found = [resolve_data(table.source, sha256=table.sha256) for table in tables]
+    for each in found:
+        emit(Message(f"data: {describe(each)}"))
+    users = found[2].path if recipe.data.users else None
+    splits = load_recommendation_splits(found[0].path, found[1].path, users, recipe.data)
+    summary = splits.summary
+    sizes = ", ".join(f"{name} {count}" for name, count in summary["sizes"].items())
+    emit(Message(f"{summary['users']} users, {summary['items']} items; {summary['protocol']}: {sizes} interactions"))
+    for sentence in summary["warnings"]:
+        emit(Message(sentence, "warning"))
+    return splits
+
+
+def _fit_parts(recipe: RecommendationRecipe, splits: RecommendationSplits, emit: Emit) -> dict[str, Part]:
+    """Fit the models of ids that the sum adds up, and those it is compared with."""
+    log = TrainingLog(splits.train, splits.groups[splits.train_users], splits.train_items, len(splits.catalogue))
+    wanted: list[str] = [name for name in recipe.fusion.parts if name != "text"]
+    if recipe.evaluation.baselines:
+        wanted += [name for name in BASELINES if name not in wanted]
+        too_large = [name for name in wanted if name in ITEM_SQUARED and name not in recipe.fusion.parts]
+        if log.num_items > recipe.id_models.max_items and too_large:
+            wanted = [name for name in wanted if name not in too_large]
+            emit(Message(f"no baselines {', '.join(too_large)}: the catalogue is above id_models.max_items", "warning"))
+    return {name: fit_part(name, log, recipe.id_models) for name in wanted}
+
+
+def _tell_about_truncation(task: RecommendationTower, max_length: int, emit: Emit) -> None:
+    cut = int((task.token_counts > max_length).sum())
+    if cut:
+        emit(Message(f"{cut} of {len(task.token_counts)} item texts are cut at {max_length} tokens", "warning"))

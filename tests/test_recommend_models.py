@@ -1,0 +1,322 @@
+"""Models of ids, the losses of the tower and the second stage, each against a slow version of its definition."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import approx_fprime
+
+from hftoolkit.errors import RecipeError
+from hftoolkit.histories import Cases, Histories
+from hftoolkit.models import fusion
+from hftoolkit.models.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
+from hftoolkit.models.recommend_parts import Queries, TextVectors, TrainingLog, fit_part
+from hftoolkit.recipe import IdModels
+from hftoolkit.tasks.recommendation_losses import (
+    Drawn,
+    StepItems,
+    draw_evenly,
+    draw_targets,
+    pair_loss,
+    sample_negatives,
+    softmax_loss,
+    trained_evenly,
+    within,
+)
+
+NUM_ITEMS = 9
+LISTS = [[0, 1, 2, 3], [1, 2, 4], [5, 0, 1], [6, 7], [2, 3, 5, 6, 8], [4]]
+SETTINGS = IdModels(
+    neighbors=3, ease_regularization=2.0, ease_recency=2.0, slit_regularization=1.5, slit_recency=2.0, recent_share=0.2
+)
+
+
+def training_log() -> TrainingLog:
+    histories = Histories.of(LISTS)
+    groups = np.array([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 0]], dtype=np.float32)
+    return TrainingLog(histories, groups, histories.items, NUM_ITEMS)
+
+
+def scores_of(name: str, lists: list[list[int]], groups: np.ndarray | None = None) -> np.ndarray:
+    if groups is None:
+        groups = np.zeros((len(lists), 2), dtype=np.float32)
+    return fit_part(name, training_log(), SETTINGS).scores(Queries(Histories.of(lists), groups))
+
+
+def chosen_matrix() -> np.ndarray:
+    matrix = np.zeros((len(LISTS), NUM_ITEMS))
+    for user, items in enumerate(LISTS):
+        matrix[user, items] = 1
+    return matrix
+
+
+def test_a_matrix_of_histories_weighs_entries_by_how_many_came_later() -> None:
+    matrix = Histories.of([[3, 1], [], [2]]).matrix(4, recency=2.0).toarray()
+    assert matrix.tolist() == [[0, 1, 0, pytest.approx(math.exp(-0.5))], [0, 0, 0, 0], [0, 0, 1, 0]]
+
+
+def test_selected_and_latest_histories_are_those_of_the_users() -> None:
+    histories = Histories.of(LISTS)
+    assert histories.select(np.array([4, 0])).as_sets() == [set(LISTS[4]), set(LISTS[0])]
+    assert histories.latest(2).items.tolist() == [item for items in LISTS for item in items[-2:]]
+
+
+def test_ease_is_the_least_squares_solution_with_a_zero_diagonal() -> None:
+    part = fit_part("ease", training_log(), SETTINGS)
+    X = chosen_matrix()
+    for item in range(NUM_ITEMS):  # each column by itself, without the item's own row
+        others = [other for other in range(NUM_ITEMS) if other != item]
+        gram = X[:, others].T @ X[:, others] + 2.0 * np.eye(NUM_ITEMS - 1)
+        expected = np.linalg.solve(gram, X[:, others].T @ X[:, item])
+        assert part.weights[others, item] == pytest.approx(expected, abs=1e-5)  # type: ignore[attr-defined]
+        assert part.weights[item, item] == 0  # type: ignore[attr-defined]
+    query = scores_of("ease", [[0, 4]])
+    expected = part.weights[4] + math.exp(-1 / 2) * part.weights[0]  # type: ignore[attr-defined]
+    assert query[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_slit_gives_the_next_item_from_the_decayed_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    pasts, following = [], []
+    for items in LISTS:
+        for place in range(len(items) - 1):
+            past, after = np.zeros(NUM_ITEMS), np.zeros(NUM_ITEMS)
+            for lag, item in enumerate(reversed(items[: place + 1])):
+                past[item] = math.exp(-lag / 2.0)
+            after[items[place + 1]] = 1
+            pasts.append(past)
+            following.append(after)
+    S, T = np.stack(pasts), np.stack(following)
+    expected = np.linalg.solve(S.T @ S + 1.5 * np.eye(NUM_ITEMS), S.T @ T)
+    for entries in (10**6, 30):  # at once, and in blocks
+        monkeypatch.setattr("hftoolkit.models.recommend_parts.SLIT_ENTRIES", entries)
+        part = fit_part("slit", training_log(), SETTINGS)
+        assert part.weights == pytest.approx(expected, abs=1e-5)  # type: ignore[attr-defined]
+
+
+def test_item_knn_sums_the_cosines_of_the_nearest_neighbours() -> None:
+    X = chosen_matrix()
+    cosine = np.array(
+        [
+            [0 if a == b else X[:, a] @ X[:, b] / math.sqrt(X[:, a].sum() * X[:, b].sum()) for b in range(NUM_ITEMS)]
+            for a in range(NUM_ITEMS)
+        ]
+    )
+    found = scores_of("item-knn", [[1, 3]])[0]
+    for item in range(NUM_ITEMS):
+        limit = sorted(cosine[item], reverse=True)[SETTINGS.neighbors - 1]
+        expected = sum(cosine[item][seen] for seen in (1, 3) if cosine[item][seen] >= limit)
+        assert found[item] == pytest.approx(expected, abs=1e-6)
+
+
+def test_ials_lowers_its_own_loss_and_solves_for_users_exactly() -> None:
+    def loss(iterations: int) -> float:
+        settings = SETTINGS.model_copy(update={"ials_iterations": iterations, "ials_dimensions": 3})
+        part = fit_part("ials", training_log(), settings)
+        queries = Queries(training_log().histories, training_log().groups)
+        X, scores = chosen_matrix(), part.scores(queries)
+        errors = (1 + settings.ials_confidence * X) * (X - scores) ** 2
+        items: np.ndarray = part.items  # type: ignore[attr-defined]
+        users = np.linalg.lstsq(items, scores.T, rcond=None)[0]
+        return float(errors.sum() + settings.ials_regularization * ((items**2).sum() + (users**2).sum()))
+
+    losses = [loss(count) for count in (1, 2, 4, 8)]
+    assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(losses))
+
+
+def test_popularities_count_all_or_the_latest_and_groups_their_own() -> None:
+    counts = np.bincount([item for items in LISTS for item in items], minlength=NUM_ITEMS)
+    assert scores_of("popularity", [[], [0]]) == pytest.approx(np.tile(np.log1p(counts), (2, 1)))
+    latest = np.bincount(training_log().by_time[-4:], minlength=NUM_ITEMS)  # a fifth of 18, rounded
+    assert scores_of("recent-popularity", [[]])[0] == pytest.approx(np.log1p(latest))
+    lifts = scores_of("groups", [[], []], np.array([[1, 0], [0, 0]], dtype=np.float32))
+    assert lifts[1].tolist() == [0] * NUM_ITEMS
+    expected = math.log((2 + 10) / (10 * counts[0] / 18 + 10))  # both choices of item 0 are by the first group
+    assert lifts[0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_catalogue_above_the_limit_is_refused_with_what_to_do() -> None:
+    small = SETTINGS.model_copy(update={"max_items": NUM_ITEMS - 1})
+    for name in ("ease", "slit", "item-knn"):
+        with pytest.raises(RecipeError, match=r"9 x 9 items, and id_models.max_items is 8; take it out"):
+            fit_part(name, training_log(), small)
+    fit_part("ials", training_log(), small)
+
+
+def text_part(recency: float = 0.0) -> TextVectors:
+    vectors = np.random.default_rng(1).standard_normal((NUM_ITEMS, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return TextVectors(vectors, np.arange(NUM_ITEMS, dtype=np.float32), temperature=0.5, recency=recency)
+
+
+def test_the_vector_of_a_user_is_the_weighted_mean_of_the_history() -> None:
+    part = text_part(recency=3.0)
+    found = part.scores(Queries(Histories.of([[2, 5], []]), np.zeros((2, 0))))
+    share = math.exp(-1 / 3)
+    user = (share * part.vectors[2] + part.vectors[5]) / (share + 1)
+    assert found[0] == pytest.approx(part.vectors @ user / 0.5 + part.biases, abs=1e-5)
+    assert found[1].tolist() == part.biases.tolist()
+
+
+@pytest.mark.parametrize("name", ["ease", "slit", "item-knn", "text"])
+def test_what_the_entries_of_a_history_add_sums_up_to_the_score(name: str) -> None:
+    part = text_part() if name == "text" else fit_part(name, training_log(), SETTINGS)
+    query = Queries(Histories.of([[4, 1, 7]]), np.zeros((1, 2)))
+    bias = part.biases if isinstance(part, TextVectors) else 0
+    shares = part.by_entry(query)
+    assert shares is not None and shares.shape == (3, NUM_ITEMS)
+    assert shares.sum(axis=0) + bias == pytest.approx(part.scores(query)[0], abs=1e-5)
+
+
+# The losses of the tower.
+
+
+def drawn(items: list[list[int]], inputs: list[list[float]], targets: list[list[float]]) -> Drawn:
+    return Drawn(torch.tensor(items), torch.tensor(inputs), torch.tensor(targets))
+
+
+EXAMPLE = drawn([[0, 1, 2], [-1, 3, 4]], [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+
+
+def test_the_softmax_leaves_out_the_history_and_nothing_else() -> None:
+    items = draw_evenly(torch.arange(6), NUM_ITEMS, None)
+    logits = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    expected = 0.0
+    for row, (target, known) in enumerate([(2, {0, 1}), (4, {3})]):
+        total = sum(math.exp(logits[row, item]) for item in range(6) if item not in known)
+        expected += math.log(total) - float(logits[row, target])
+    assert float(softmax_loss(logits, EXAMPLE, items)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_several_targets_share_one_softmax() -> None:
+    example = drawn([[0, 1, 2]], [[1.0, 0, 0]], [[0, 0.25, 0.75]])
+    logits = torch.tensor([[5.0, 1.0, 2.0, 3.0]])
+    logs = torch.log_softmax(logits[0, 1:], dim=0)
+    loss = softmax_loss(logits, example, draw_evenly(torch.arange(4), NUM_ITEMS, None))
+    assert float(loss) == pytest.approx(float(-0.25 * logs[0] - 0.75 * logs[1]), rel=1e-5)
+
+
+def test_the_sampled_softmax_comes_to_the_whole_one_on_average() -> None:
+    generator = np.random.default_rng(0)
+    size, count = 300, 60
+    popularity = torch.from_numpy(generator.dirichlet(np.ones(size)))
+    logits = torch.from_numpy(generator.standard_normal(size)).float()
+    example = drawn([[0, 1]], [[1.0, 0.0]], [[0.0, 1.0]])
+    whole = float(softmax_loss(logits[None], example, draw_evenly(torch.arange(size), size, None)))
+    torch.manual_seed(0)
+    shares, naive = [], []
+    for _ in range(400):
+        items = sample_negatives(example.items, popularity, count)
+        mine = logits[items.places][None]
+        shares.append(math.exp(softmax_loss(mine, example, items)))  # one over the share of the target
+        plain = StepItems(items.places, items.column, torch.zeros(len(items.places)))
+        naive.append(math.exp(softmax_loss(mine, example, plain)))
+    assert np.mean(shares) == pytest.approx(math.exp(whole), rel=0.05)
+    assert np.mean(naive) < 0.5 * math.exp(whole)
+
+
+def test_items_that_are_here_for_a_history_alone_are_no_negatives() -> None:
+    items = sample_negatives(torch.tensor([[0, 1, 2]]), torch.tensor([0.0] * 8 + [1.0]).double(), 3)
+    assert items.places.tolist() == [0, 1, 2, 8]
+    assert torch.isinf(items.correction).tolist() == [True, True, True, False]
+
+
+def test_a_pair_loss_meets_each_target_with_an_item_its_user_did_not_choose() -> None:
+    chances = trained_evenly(torch.tensor([0.2, 0.2, 0.2, 0.2, 0.2, 0.0, 0, 0, 0]))
+    assert chances.tolist() == pytest.approx([0.2] * 5 + [0] * 4)
+    places = torch.arange(5)
+    items = StepItems(places, torch.cat([places, torch.full((4,), -1)]), torch.zeros(5))
+    logits = torch.tensor([[9.0, 9.0, 1.0, -2.0, -2.0], [0.5, 0.5, 0.5, 9.0, 3.0]])
+    expected = -math.log(1 / (1 + math.exp(-3.0))) - math.log(1 / (1 + math.exp(-2.5)))
+    assert float(pair_loss(logits, EXAMPLE, items)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["rest-of-history", "next-item"])
+def test_each_draw_knows_a_part_and_predicts_from_it(objective: str) -> None:
+    torch.manual_seed(0)
+    history = torch.tensor([[-1, -1, 3, 4], [0, 1, 2, 5], [7, -1, 8, -1]])
+    weights = (history >= 0).float()
+    sizes = set()
+    for _ in range(200):
+        found = draw_targets(history, weights, objective, recency=2.0)
+        known, target = found.inputs > 0, found.targets > 0
+        assert not (known & target).any() and not ((known | target) & (history < 0)).any()
+        assert known.any(dim=1).all() and target.any(dim=1).all()
+        assert found.inputs.sum(dim=1).tolist() == pytest.approx([1.0] * 3)
+        sizes.add((int(known[1].sum()), int(target[1].sum())))
+        for row in range(3):  # of those known, each counts exp(-1/2) of the next
+            shares = found.inputs[row][known[row]]
+            assert (shares[:-1] / shares[1:]).tolist() == pytest.approx([math.exp(-0.5)] * (len(shares) - 1))
+        if objective == "next-item":
+            last = known[1].nonzero().max()
+            assert known[1, : last + 1].all() and target[1].nonzero().tolist() == [[int(last) + 1]]
+    rest = {(1, 3), (2, 2), (3, 1)}
+    assert sizes == (rest if objective == "rest-of-history" else {(known, 1) for known, _ in rest})
+
+
+def test_a_step_over_some_items_sees_only_histories_within_them() -> None:
+    torch.manual_seed(0)
+    items = draw_evenly(torch.tensor([0, 2, 3, 5, 8]), NUM_ITEMS, 3)
+    assert len(items.places) == 3 and set(items.places.tolist()) <= {0, 2, 3, 5, 8}
+    some = StepItems(torch.tensor([2, 5]), torch.tensor([-1, -1, 0, -1, -1, 1, -1, -1, -1]), torch.zeros(2))
+    history, weights = within(torch.tensor([[2, 3, 5], [-1, 2, 3]]), torch.ones(2, 3), some)
+    assert history.tolist() == [[2, -1, 5]] and weights.tolist() == [[1, 0, 1]]
+    assert some.spread(drawn([[2, -1, 5]], [[0.0] * 3], [[0.0] * 3]), torch.tensor([[0.3, 9.0, 0.7]])).tolist() == [
+        [pytest.approx(0.3), pytest.approx(0.7)]
+    ]
+
+
+# The second stage.
+
+
+def cases(num_users: int = 40) -> Cases:
+    generator = np.random.default_rng(2)
+    seen = [generator.permutation(NUM_ITEMS)[:3].tolist() for _ in range(num_users)]
+    wanted = [[int(generator.choice([i for i in range(NUM_ITEMS) if i not in known]))] for known in seen]
+    everything = np.ones(NUM_ITEMS, dtype=bool)
+    unseen = np.zeros(num_users, dtype=bool)
+    return Cases(np.arange(num_users), Histories.of(seen), Histories.of(wanted), unseen, everything)
+
+
+def test_standard_scores_have_mean_0_and_deviation_1_over_what_is_allowed() -> None:
+    allowed = allowed_items(cases(), np.arange(40))
+    assert (allowed.sum(axis=1) == NUM_ITEMS - 3).all()
+    scores = np.random.default_rng(0).standard_normal((40, NUM_ITEMS)) * 7 + 3
+    features = standardize([scores, np.full((40, NUM_ITEMS), 5.0)], allowed)
+    for user in range(40):
+        inside = features[user, allowed[user], 0]
+        assert (inside.mean(), inside.std()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-5))
+    assert not features[:, :, 1].any() and not features[~allowed].any()
+
+
+def make_examples() -> Examples:
+    found = cases()
+    allowed = allowed_items(found, np.arange(40))
+    features = np.random.default_rng(3).standard_normal((40, NUM_ITEMS, 2)).astype(np.float32)
+    targets = fusion.target_shares(found, np.arange(40))
+    features[:, :, 0] += 2 * targets  # the first part knows something
+    return Examples(np.arange(40), features, allowed, targets)
+
+
+def test_weights_are_where_the_likelihood_is_greatest() -> None:
+    examples = make_examples()
+
+    def loss(weights: np.ndarray) -> float:
+        total = 0.5 * (weights**2).sum()
+        for user in range(40):
+            logits = examples.features[user].astype(np.float64) @ weights
+            inside = logits[examples.allowed[user]]
+            total += math.log(np.exp(inside).sum()) - logits[examples.targets[user].argmax()]
+        return float(total)
+
+    weights = fit_weights(examples, regularization=1.0)
+    assert approx_fprime(weights.astype(np.float64), loss, 1e-6) == pytest.approx([0, 0], abs=0.05)
+    assert weights[0] > 1 > abs(weights[1])
+
+
+def test_folds_are_even_and_users_are_sampled_where_memory_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sorted(np.bincount(fold_of_users(41, 4, seed=0)).tolist()) == [10, 10, 10, 11]
+    assert sample_users(cases(), parts=2, seed=0).tolist() == list(range(40))
+    monkeypatch.setattr(fusion, "MAX_CELLS", 7 * NUM_ITEMS * 2)
+    assert len(set(sample_users(cases(), parts=2, seed=0).tolist())) == 7

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hftoolkit.checkpoint import prune
+from hftoolkit.checkpoint import has_states, prune
 from hftoolkit.collectives import is_main, leave, share
 from hftoolkit.contracts import Emit, Event, Message
 from hftoolkit.devices import join_processes
@@ -67,6 +67,8 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     listen = run.recording(emit)
     with recorded(run):
         write_origin(recipe, run, listen)
+        if resume and not has_states(run.checkpoints):
+            listen(Message("the run has no checkpoint yet; it begins at its first step"))
         share(run.root)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.task.summary, "the data")

@@ -124,6 +124,11 @@ def newest_state(parent: Path, warn: Callable[[str], None]) -> State | None:
     return None
 
 
+def has_states(parent: Path) -> bool:
+    """Return whether any state was ever saved there, whole or not."""
+    return bool(_newest_first(parent, STATE))
+
+
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint whose hashes agree with its manifest, on the CPU.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hftoolkit.checkpoint import has_states
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.environment import describe_environment
 from hftoolkit.errors import DataError, RecipeError
@@ -27,6 +28,7 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
 
     Raises:
         RecipeError: there is no such run, it is done, or its recipe is another one.
+        DataError: it is done, and the state that it could go on from was removed.
     """
     run = RunDir.to_resume(name, exact)
     learns_by_acting = isinstance(recipe, ReinforcementRecipe)
@@ -34,6 +36,8 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
     changed = differences(before, recipe, ignored=FREE_TO_CHANGE)
     if run.is_done():
         if _is_longer(before, recipe):
+            if not has_states(run.checkpoints):
+                raise DataError(f"{run.checkpoints} is gone, and with it what {run.root} could be extended from")
             return run
         if not changed:
             more = "" if learns_by_acting else "; a larger train.epochs would extend it"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hftoolkit.checkpoint import prune
+from hftoolkit.checkpoint import has_states, prune
 from hftoolkit.collectives import is_main, leave, share
 from hftoolkit.contracts import Emit, Event, Message
 from hftoolkit.devices import join_processes
@@ -69,6 +69,8 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
         write_origin(recipe, run, listen)
         if recipe.hub is not None:
             announce(recipe.hub.repo, private=recipe.hub.private, create=True, emit=listen)
+        if resume and not has_states(run.checkpoints):
+            listen(Message("the run has no checkpoint yet; it begins at its first step"))
         share(run.root)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.task.summary, "the data")

@@ -17,10 +17,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from hftoolkit.checkpoint import Checkpoint, load_weights, newest_state, save_best, save_state
 from hftoolkit.collectives import is_main, share, share_tensors
+from hftoolkit.contracts import Message
 from hftoolkit.errors import DataError, EnvironmentFault
 
 MODEL, AVERAGE, OPTIMIZER, AVERAGED_STEPS = "model", "average", "optimizer", "averaged_steps"
-# Where the recipe does not say how often: about once a minute, and at most for a hundredth of the time.
+# Where the recipe does not say how often: about once a minute, and for at most a hundredth of the time.
 SAVE_SECONDS, SAVE_SHARE = 60.0, 0.01
 
 
@@ -31,6 +32,7 @@ class Progress:
     Attributes:
         epochs: of the recipe that the last step followed.
         micro_batch_size: examples of a forward pass of one process, as it is in force.
+        processes: that work on the run.
         step: optimizer steps done.
         examples: that these steps saw.
         seconds: that these steps took, without evaluation.
@@ -41,6 +43,7 @@ class Progress:
 
     epochs: int
     micro_batch_size: int
+    processes: int
     step: int = 0
     examples: int = 0
     seconds: float = 0.0
@@ -48,14 +51,23 @@ class Progress:
     evaluations_since_best: int = 0
     extensions: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def extend(self, epochs: int) -> str:
-        """Note that a finished run gets more epochs, begin to count evaluations anew, and say what that means."""
-        self.extensions.append((self.step, self.epochs, epochs))
-        before, self.epochs, self.evaluations_since_best = self.epochs, epochs, 0
-        return (
-            f"extended from {before} to {epochs} epochs: from here on the learning rate is that of a run of {epochs} "
-            "epochs at this step"
-        )
+    def go_on_as(self, fresh: "Progress", total_steps: int) -> list[Message]:
+        """Adapt to what the process that goes on was told at its start, and say what that means."""
+        told = [Message(f"resumed after step {self.step} of {total_steps}")]
+        if self.epochs != fresh.epochs:
+            self.extensions.append((self.step, self.epochs, fresh.epochs))
+            told.append(
+                Message(
+                    f"extended from {self.epochs} to {fresh.epochs} epochs: from here on the learning rate is that of "
+                    f"a run of {fresh.epochs} epochs at this step"
+                )
+            )
+            self.epochs, self.evaluations_since_best = fresh.epochs, 0
+        if self.processes != fresh.processes:
+            counts = f"{fresh.processes} instead of {self.processes} processes"
+            told.append(Message(f"{counts}: the run goes on, but not to the last bit as it would have", "warning"))
+            self.processes, self.micro_batch_size = fresh.processes, fresh.micro_batch_size
+        return told
 
 
 @dataclass(slots=True)
@@ -128,7 +140,7 @@ class Snapshots:
             self._check_room()
             state = newest_state(self.folder, warn)
         facts = share(None if state is None else (state.values, state.best))
-        if facts is None:  # each process has drawn the same first weights, but nothing depends on that
+        if facts is None:  # each process should have drawn the same first weights; now it surely has them
             first = trained_state(self.model, self.trained)
             load_trained(self.model, self.trained, share_tensors(first if is_main() else None, self.device))
             return None

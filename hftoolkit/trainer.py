@@ -113,7 +113,9 @@ def one_step(task: Task, tuned: TunedModel, *, train: Train, evaluation: Evaluat
     # All layers at once, which takes the most memory of all steps.
     at_once = TunedModel(tuned.model, tuned.rate_scales)
     loop = _Loop(task, at_once, train, evaluation, accelerator, Path(), listen)
-    loop.train_step(next(loop.steps()))
+    steps = loop.steps()
+    while not losses:  # where memory runs out, the step comes again
+        loop.train_step(next(steps))
     return losses[0]
 
 
@@ -141,7 +143,7 @@ class _Loop:
 
     def __post_init__(self) -> None:
         size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
-        self.progress = Progress(self.train.epochs, size if isinstance(size, int) else share)
+        self.progress = Progress(self.train.epochs, size if isinstance(size, int) else share, num_processes())
         self.feed = Feed(self.task.datasets(), self.train)
         self.model.to(self.accelerator.device)
         self.frozen_statistics = frozen_statistics(self.model)
@@ -194,12 +196,11 @@ class _Loop:
         """Bring back the newest checkpoint of the run, if it has any, and forget what the log has after it."""
         restored = self.snapshots.restore(lambda sentence: self.emit(Message(sentence, "warning")))
         if restored is not None:
-            self.progress, self.best = restored
-            self.emit(Message(f"resumed after step {self.progress.step} of {self.total_steps}"))
+            fresh, (self.progress, self.best) = self.progress, restored
+            for message in self.progress.go_on_as(fresh, self.total_steps):
+                self.emit(message)
         if is_main():
             run.forget_after(self.progress.step)
-        if self.progress.epochs != self.train.epochs:
-            self.emit(Message(self.progress.extend(self.train.epochs)))
         if restored is None and self.train.micro_batch_size == "auto":
             self.measure_micro_batch()
 

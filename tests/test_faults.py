@@ -390,6 +390,8 @@ def test_a_finished_run_is_extended_on_purpose(server, jobs, tmp_path: Path):
     events = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 46))
     assert events[-2]["total_steps"] == 45 and "epochs: 5" in (run / "recipe.yaml").read_text()
+    shutil.rmtree(run / "checkpoints")
+    refused(hft("finetune", job.recipe, "--resume", "--run-dir", run, "--set", "train.epochs=6"), 3, "is gone")
     assert not (run / ".model-old").exists() and hft("predict", run, "-", stdin=b"good\n").code == 0
 
 

@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import signal
+from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -12,9 +14,10 @@ import torch
 from test_trainer import Bench, SmallMemory, ToyTask, assert_same, copy_of, differ, flat, toy_model
 
 from hftoolkit import trainer
-from hftoolkit.checkpoint import TENSORS
+from hftoolkit.checkpoint import TENSORS, newest_state, save_state
 from hftoolkit.contracts import Evaluated, Message, StepDone
 from hftoolkit.errors import DataError, Interrupted, TrainingError
+from hftoolkit.inference import Inference
 from hftoolkit.rundir import RunDir
 
 STEPS = 9  # 40 examples in batches of 16: 3 steps an epoch, 3 epochs
@@ -178,6 +181,54 @@ def test_a_signal_before_an_evaluation_does_not_skip_it(tmp_path):
     again = Attempt(tmp_path / "cut")
     fit(again)
     assert [event.step for event in again.told(Evaluated)] == [3, 6, 9]
+
+
+class StopsInEvaluation(ToyTask):
+    """Gets a signal while it predicts the third of its batches."""
+
+    predicted = 0
+
+    def predict_step(self, model, batch):
+        self.predicted += not model.training
+        if self.predicted == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().predict_step(model, batch)
+
+
+def test_a_signal_ends_an_evaluation_which_is_then_done_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("hftoolkit.trainer.Inference", partial(Inference, batch_size=4))
+    monkeypatch.setattr("hftoolkit.trainer.first_position_only", lambda *_: nullcontext())
+    whole, cut = Attempt(tmp_path / "whole"), Attempt(tmp_path / "cut", StopsInEvaluation())
+    fit(whole)
+    with pytest.raises(Interrupted, match="SIGTERM at step 3"):
+        fit(cut)
+    assert cut.task.predicted == 3 and not cut.told(Evaluated)
+    again = Attempt(tmp_path / "cut")
+    fit(again)
+    assert_same(again.weights, whole.weights)
+    assert events_of(again.run) == events_of(whole.run)
+
+
+def test_what_is_found_out_about_the_model_is_found_before_the_state_comes_back(tmp_path, monkeypatch):
+    seen = []
+    note = lambda model, _: seen.append(copy_of(model)) or nullcontext()  # noqa: E731
+    monkeypatch.setattr("hftoolkit.trainer.first_position_only", note)
+    interrupt(Attempt(tmp_path / "cut"), 4)
+    fit(Attempt(tmp_path / "cut"))
+    assert len(seen) == 2
+    assert_same(*seen)
+
+
+def test_another_number_of_processes_is_told(tmp_path, monkeypatch):
+    interrupt(Attempt(tmp_path / "cut"), 4, micro_batch_size=4)
+    path = tmp_path / "cut" / "checkpoints"
+    state = newest_state(path, print)
+    values = state.values | {"progress": state.values["progress"] | {"processes": 2, "micro_batch_size": 2}}
+    save_state(path, step=4, tensors=state.tensors, values=values, best=state.best)
+    again = Attempt(tmp_path / "cut")
+    fit(again, micro_batch_size=4)
+    (warning,) = [message.text for message in again.told(Message) if message.level == "warning"]
+    assert "1 instead of 2 processes" in warning and len(again.task.drawn[0]) == 4
 
 
 def test_a_finished_run_goes_straight_to_its_best_weights(tmp_path):

@@ -624,6 +624,15 @@ def test_auto_finds_the_micro_batch_before_the_first_step_and_learns_nothing_fro
     assert toy.told(Message)[-1].text == "micro-batches of 4 examples fit into memory"
 
 
+def test_a_rehearsal_in_little_memory_takes_its_step_in_pieces():
+    task, model = SmallMemory(5), toy_model()
+    train = Train.model_validate({"batch_size": 16, "precision": "fp32"})
+    evaluation = Evaluation.model_validate({"best_by": "accuracy"})
+    loss = one_step(task, TunedModel(model), train=train, evaluation=evaluation, accelerator=make_accelerator("fp32"))
+    indices = flat(task.drawn)
+    assert loss == pytest.approx(cross_entropy(toy_model()(task.x[indices]), task.y[indices]).item(), abs=1e-6)
+
+
 def test_lack_of_memory_for_a_single_example_stops_training(bench):
     toy = bench(SmallMemory(0))
     with pytest.raises(TrainingError, match=r"step 1: out of memory with a single example, no weights were kept yet"):

@@ -4,6 +4,10 @@ import ast
 import csv
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ import hftoolkit
 from hftoolkit.models import item_tower
 from hftoolkit.predictor import RecommendationPredictor
 
+PATIENCE_SECONDS = 120
 QUICK = ("--set", "train.epochs=1", "--set", "evaluation.baselines=false", "--set", "fusion.parts=[text, popularity]")
 
 
@@ -85,6 +90,34 @@ def test_a_run_ends_with_a_table_of_ours_next_to_baselines_on_the_same_split(run
         lead = results["test"]["metrics"]["ndcg"] - row["metrics"]["ndcg"]
         assert row["difference"]["ndcg"][0] == pytest.approx(lead, abs=1e-9), name
         assert row["difference"]["ndcg"][1] <= lead <= row["difference"]["ndcg"][2]
+
+
+def test_an_interrupted_run_resumes_to_the_same_recommender(run: Path, world: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    command = [sys.executable, "-m", "hftoolkit", "finetune", world / "tiny.yaml", "--run-dir", again]
+    process = subprocess.Popen(command, cwd=world, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    start = time.monotonic()
+    while not (again / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() - start < PATIENCE_SECONDS, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130 and "--resume" in err, err
+    with chdir(world):
+        refused(
+            hft("finetune", "tiny.yaml", "--run-dir", again, "--resume", "--set", "train.seed=9"),
+            2,
+            "train.seed: 0 -> 9",
+        )
+        ended = hft("finetune", "tiny.yaml", "--run-dir", again, "--resume")
+    assert ended.code == 0 and "resumed after step" in ended.out, ended
+    files = sorted(path.relative_to(run) for path in run.glob("model/**/*.safetensors"))
+    assert len(files) >= 2
+    for file in files:
+        whole, resumed = load_file(run / file), load_file(again / file)
+        assert whole.keys() == resumed.keys()
+        for name, tensor in whole.items():
+            np.testing.assert_array_equal(tensor, resumed[name], err_msg=f"{file} {name}")
 
 
 def test_the_reported_hit_rate_is_that_of_the_written_lists(run: Path, world: Path) -> None:

@@ -19,6 +19,7 @@ from hftoolkit.recipe import LinearProbe, RecommendationRecipe
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.tasks.recommendation import RecommendationTower
 
+TEXT_PARTS = ("text", "frozen-text")
 BASELINES = ("popularity", "recent-popularity", "item-knn", "ease", "slit", "ials")
 
 
@@ -102,7 +103,7 @@ def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplit
 def _fit_parts(recipe: RecommendationRecipe, splits: RecommendationSplits, emit: Emit) -> dict[str, Part]:
     """Fit the models of ids that the sum adds up, and those it is compared with."""
     log = TrainingLog(splits.train, splits.groups[splits.train_users], splits.train_items, len(splits.catalogue))
-    wanted: list[str] = [name for name in recipe.fusion.parts if name != "text"]
+    wanted: list[str] = [name for name in recipe.fusion.parts if name not in TEXT_PARTS]
     if recipe.evaluation.baselines:
         wanted += [name for name in BASELINES if name not in wanted]
         too_large = [name for name in wanted if name in ITEM_SQUARED and name not in recipe.fusion.parts]

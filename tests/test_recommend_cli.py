@@ -306,7 +306,10 @@ def test_lora_with_a_projection_exports_a_merged_tower_and_its_adapter(world: Pa
     [
         ("task.loss=sampled-softmax", "task.negatives=20", "data.split={protocol: time}"),
         ("task.loss=bpr", "task.negatives=20", "data.split={protocol: random}"),
-        ("task={kind: recommendation, objective: next-item, recency: 3, items_per_step: 30}", "model.item_bias=false"),
+        (
+            "task={kind: recommendation, objective: next-item, recency: 3, items_per_step: 30}",
+            "fusion.parts=[text, frozen-text]",
+        ),
     ],
     ids=["sampled-softmax", "bpr", "next-item"],
 )

@@ -83,7 +83,7 @@ def _some(examples: Examples, chosen: np.ndarray) -> Examples:
 
 def ablations(parts: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield a name and the parts of each sum that tells what one kind of part adds."""
-    ids = tuple(name for name in parts if name != "text")
+    ids = tuple(name for name in parts if name not in ("text", "frozen-text"))
     if "text" in parts and ids:
         yield "sum without text", ids
         yield "sum with frozen text", ("frozen-text", *ids)

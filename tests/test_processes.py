@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import hft, read_json
 from test_resume import Attempt, stop_after
 from test_trainer import ToyTask, assert_close, assert_same, flat, toy_model
@@ -49,6 +50,7 @@ def member(function, index, count, port, out, arguments):
         "OMP_NUM_THREADS": "1",
     }
     torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the tests before, which were one process
     try:
         join_processes()
         torch.save(function(*arguments), f"{out}-{index}.pt")

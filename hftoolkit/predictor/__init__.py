@@ -66,13 +66,13 @@ def load_recommender(path: Path) -> RecommendationPredictor:
 
 
 def is_recommender(path: Path) -> bool:
-    """Return whether a run directory is that of a recommender.
-
-    Raises:
-        DataError: there is no run.
-    """
-    recipe = RunDir.open(path).recipe
-    return not is_reinforcement_recipe(recipe) and isinstance(load_recipe(recipe), RecommendationRecipe)
+    """Return whether a run directory is that of a recommender; a folder that is no run is not."""
+    recipe = RunDir(path).recipe
+    return (
+        recipe.is_file()
+        and not is_reinforcement_recipe(recipe)
+        and isinstance(load_recipe(recipe), RecommendationRecipe)
+    )
 
 
 def _finished(path: Path) -> RunDir:

@@ -29,18 +29,18 @@ logger = logging.getLogger(__name__)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads this spelling
+    Optional[list[str]],
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; repeatable."),
 ]
 RunDirectory = Annotated[
-    Optional[Path],  # noqa: UP045
+    Optional[Path],
     typer.Option("--run-dir", help="Where the run goes, exactly. Default: runs/RECIPE, then runs/RECIPE-2, ..."),
 ]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Import environment.module of the recipe, which runs its code here.")
 ]
 EvaluationSeed = Annotated[
-    Optional[int],  # noqa: UP045
+    Optional[int],
     typer.Option("--seed", min=0, help="Seed of the episodes. Default: evaluation.seed of the run."),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -137,12 +137,9 @@ def finetune(
 @app.command()
 def evaluate(
     run_folder: RunFolder,
-    split: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="train, validation or test. Default: test."),
-    ] = None,
+    split: Annotated[Optional[str], typer.Option(help="train, validation or test. Default: test.")] = None,
     data: Annotated[
-        Optional[str],  # noqa: UP045
+        Optional[str],
         typer.Option(help="Evaluate on all rows of another table or image folder like that of the run."),
     ] = None,
 ) -> None:
@@ -174,11 +171,11 @@ def predict(
         ),
     ],
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Optional[Path],
         typer.Option(help="A .csv, .jsonl or .parquet file. Default: CSV on standard output."),
     ] = None,
     top_k: Annotated[
-        Optional[int],  # noqa: UP045
+        Optional[int],
         typer.Option(
             min=1,
             help="Write the K most probable classes instead of the probability of each; of a recommender, the K best "
@@ -205,17 +202,14 @@ def predict(
 @app.command()
 def recommend(  # noqa: PLR0913 - each is an option of the command
     run_folder: RunFolder,
-    user: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="ID", help="A user of the log of the run."),
-    ] = None,
+    user: Annotated[Optional[str], typer.Option(metavar="ID", help="A user of the log of the run.")] = None,
     history: Annotated[
-        Optional[str],  # noqa: UP045
+        Optional[str],
         typer.Option(metavar="ID,ID,...", help="Items that anybody chose, oldest first."),
     ] = None,
     all_users: Annotated[bool, typer.Option("--all-users", help="Write a table for all users of the log.")] = False,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Optional[Path],
         typer.Option(help="With --all-users: a .csv, .jsonl or .parquet file. Default: CSV on standard output."),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Length of each list.")] = 10,
@@ -223,11 +217,11 @@ def recommend(  # noqa: PLR0913 - each is an option of the command
         bool, typer.Option("--include-seen/--exclude-seen", help="Also recommend what is in the history.")
     ] = False,
     candidates: Annotated[
-        Optional[Path],  # noqa: UP045
+        Optional[Path],
         typer.Option(help="A file with an item id a line: the only items to choose from."),
     ] = None,
     new_items: Annotated[
-        Optional[Path],  # noqa: UP045
+        Optional[Path],
         typer.Option(help="A table of items like that of the run, which are recommended by their texts."),
     ] = None,
     explain: Annotated[
@@ -300,7 +294,7 @@ def rl_train(
 def rl_evaluate(
     run_folder: RunFolder,
     episodes: Annotated[
-        Optional[int],  # noqa: UP045
+        Optional[int],
         typer.Option(min=1, help="How many. Default: evaluation.episodes of the run."),
     ] = None,
     seed: EvaluationSeed = None,
@@ -319,10 +313,7 @@ def rl_evaluate(
 def rl_play(
     run_folder: RunFolder,
     episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
-    video: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Write a .mp4 or .gif file. Default: a window."),
-    ] = None,
+    video: Annotated[Optional[Path], typer.Option(help="Write a .mp4 or .gif file. Default: a window.")] = None,
     seed: EvaluationSeed = None,
     allow_code: AllowCode = False,
 ) -> None:

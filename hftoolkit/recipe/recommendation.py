@@ -87,7 +87,9 @@ class InteractionTable(Source):
     """Who chose what."""
 
     columns: InteractionColumns = Field(default_factory=InteractionColumns, description="Which columns are read.")
-    minimum_value: float | None = Field(None, description="Interactions of a smaller value are left out.")
+    minimum_value: float | None = Field(
+        None, ge=-1e12, le=1e12, description="Interactions of a smaller value are left out."
+    )
 
     @model_validator(mode="after")
     def _value_is_read(self) -> Self:

@@ -346,8 +346,10 @@ def test_a_run_that_is_at_work_is_not_resumed_by_another_process(server, jobs, t
     job, run = jobs("text full"), tmp_path / "run"
     first = Process(server, "finetune", job.recipe, "--run-dir", run)
     assert first.wait_for(lambda: steps_logged(run) > 0)
+    first.signal(signal.SIGSTOP)
     refused(hft("finetune", job.recipe, "--resume", "--run-dir", run), 4, f"process {first.process.pid}", "at work on")
     assert read_json(run / "status.json")["state"] == "running"
+    first.signal(signal.SIGCONT)
     assert first.wait() == 0, first.said
     assert_same_run(run, job)
 

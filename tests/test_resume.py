@@ -141,6 +141,14 @@ def test_what_was_not_saved_is_done_again(tmp_path, every):
     assert events_of(again.run) == events_of(whole.run)
 
 
+def test_a_state_that_is_on_disk_is_not_saved_again(tmp_path, monkeypatch):
+    interrupt(Attempt(tmp_path / "cut"), 4)
+    saved = []
+    monkeypatch.setattr("hftoolkit.snapshot.save_state", lambda *_, step, **__: saved.append(step))
+    fit(Attempt(tmp_path / "cut"), checkpoint_every=2)
+    assert saved == [6, 8, 9]
+
+
 def test_without_a_number_of_steps_the_clock_says_when_to_save(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("hftoolkit.snapshot.time.monotonic", lambda: clock[0])

@@ -124,6 +124,7 @@ def test_the_best_adapter_so_far_goes_to_the_hub_merged_and_a_failed_push_is_one
     assert "hub: the best model so far, of step 12, was pushed" in log
 
     tree = pushed(client.hub, repository.trees[repository.commits[1]])
+    assert not any(str(folder.parent).encode() in content for content in tree.values())
     check_merged(load(tree["model.safetensors"]), load_file(folder / "kept" / "tensors.safetensors"), lively_backbone)
     check_card(tree["README.md"].decode(), 12, read_json(folder / "kept" / "facts.json")["metrics"]["loss"])
     labels = client.python(f"""
@@ -332,7 +333,8 @@ def test_a_push_that_cannot_start_is_a_warning(uploads, monkeypatch):
     monkeypatch.setattr(background.os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(1, "Not permitted")))
     up.step(1, better=True)
     up.step(2)
-    assert up.started == [] and [level for level, _ in up.told] == ["warning"]
+    (told,) = up.told
+    assert up.started == [] and told[0] == "warning" and told[1].endswith("could not be started (Not permitted)")
     assert not up.run.upload.exists()
 
 

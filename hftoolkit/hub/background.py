@@ -81,9 +81,10 @@ class BackgroundPushes:
         folder = self._run.upload
         command = [sys.executable, "-m", MODULE, str(self._run.root), str(os.getpid())]
         try:
-            folder.mkdir()
+            (folder / LINKED).mkdir(parents=True)
             # Links, because training removes the weights when it has better ones, and copies would take time.
-            shutil.copytree(best_at(self._run.checkpoints, self._step), folder / LINKED, copy_function=os.link)
+            for file in best_at(self._run.checkpoints, self._step).iterdir():
+                os.link(file, folder / LINKED / file.name)
             with (folder / ERRORS).open("wb") as errors:
                 # A process group of its own, so that Ctrl-C reaches only the training process, which stops this one.
                 self._process = subprocess.Popen(

@@ -142,7 +142,8 @@ def run_hftoolkit(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         fitted = train(recipe, job, RunDir(Path(folder)), emit=lambda event: None)
     probabilities = None if options.rates_only else job.probabilities("test")
-    write(options.output, fitted.examples_per_second, job.task.targets["test"], job.task.labels.names, probabilities)
+    rate = fitted.facts("examples")["examples_per_second"]
+    write(options.output, rate, job.task.targets["test"], job.task.labels.names, probabilities)
 
 
 def run_trainer(options: argparse.Namespace) -> None:

@@ -17,8 +17,10 @@ from safetensors.torch import load, load_file
 from test_push import POLICY_RECIPE, commits, model_files, remote_files
 from test_vision import write_pictures
 
+from hftoolkit import upload
 from hftoolkit.checkpoint import save_best
 from hftoolkit.contracts import Evaluated, Message, StepDone
+from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.hub import BackgroundPushes, background
 from hftoolkit.recipe import ClassifierHub
 from hftoolkit.rundir import RunDir
@@ -240,12 +242,13 @@ class Uploads:
     """Pushes of a run whose process only waits for a file, and then exits with the code in it."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, every: int | str) -> None:
-        self.run, self.events, self.started = RunDir(folder / "run"), [], []
+        self.run, self.events, self.started, self.started_after = RunDir(folder / "run"), [], [], []
         self.end = folder / "end"
         popen = subprocess.Popen
 
         def start(command, **options):
             self.started.append(read_json(self.run.upload / "best" / "facts.json")["step"])
+            self.started_after.append(self.now)
             code = f"import pathlib, time\nend = pathlib.Path({str(self.end)!r})\n"
             code += "while not end.exists(): time.sleep(0.01)\nimport sys\nprint('one\\nreason', file=sys.stderr)\n"
             code += "sys.exit(int(end.read_text()))"
@@ -256,6 +259,7 @@ class Uploads:
 
     def step(self, number: int, better: bool | None = None) -> None:
         """Tell of a step, and of its evaluation if there was one."""
+        self.now = number
         self.pushes.listen(StepDone(number, 100, 0.1, 1.0, 0.1, 1.0))
         if better:
             save_best(self.run.checkpoints, step=number, weights={"w": torch.ones(1)}, metrics={"loss": 1 / number})
@@ -312,7 +316,7 @@ def test_so_many_steps_lie_between_two_starts(uploads):
         up.step(number, better=number in (32, 38, 41, 53))
         if up.pushes._process is not None:
             up.let_it_end()
-    assert up.started == [38, 41, 53]
+    assert up.started == [38, 41, 53] and up.started_after == [40, 50, 60]
 
 
 def test_a_push_that_fails_is_told_once_and_the_next_one_is_tried(uploads):
@@ -336,6 +340,13 @@ def test_a_push_that_cannot_start_is_a_warning(uploads, monkeypatch):
     (told,) = up.told
     assert up.started == [] and told[0] == "warning" and told[1].endswith("could not be started (Not permitted)")
     assert not up.run.upload.exists()
+
+
+def test_what_a_killed_process_left_behind_goes_before_anything_else(uploads):
+    up = uploads()
+    (up.run.upload / "model").mkdir(parents=True)
+    with up.pushes:
+        assert not up.run.upload.exists()
 
 
 def test_never_starts_nothing(uploads):
@@ -399,6 +410,52 @@ def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path):
     parent.kill()
     parent.wait()
     wait_for(lambda: not children(tmp_path))
+
+
+# --- what the process itself refuses --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run whose best weights are linked for an upload; what would be sent is noted in ``sent`` instead."""
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(tiny_run, run.root)
+    run.recipe.write_text(run.recipe.read_text(encoding="utf-8").replace("hub: null", HUB.strip()), encoding="utf-8")
+    (best,) = run.checkpoints.glob("best-*")
+    shutil.copytree(best, run.upload / "best")
+    monkeypatch.setattr(upload, "push_unfinished", lambda folder, hub, **_: (tmp_path / "sent").write_text(hub.repo))
+    return run
+
+
+def test_it_pushes_and_cleans_up_and_changes_nothing_else(prepared: RunDir, tmp_path: Path):
+    before = {path: path.read_bytes() for path in prepared.root.rglob("*") if path.is_file()}
+    upload.push_best(prepared)
+    assert (tmp_path / "sent").read_text() == ID
+    after = {path: path.read_bytes() for path in prepared.root.rglob("*") if path.is_file()}
+    linked = {path for path in before if prepared.upload in path.parents}
+    assert len(linked) == 3 and after == {path: before[path] for path in before.keys() - linked}
+
+
+def test_it_pushes_nothing_where_the_pretrained_weights_changed(prepared: RunDir, tmp_path: Path):
+    prepared.backbone.write_text('{"revision": "other"}')
+    with pytest.raises(DataError, match="pretrained weights changed"):
+        upload.push_best(prepared)
+    assert not (tmp_path / "sent").exists()
+
+
+def test_it_leaves_room_on_the_disk_for_the_run(prepared: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (best,) = prepared.checkpoints.glob("best-*")
+    size = (best / "tensors.safetensors").stat().st_size
+    for factor, is_sent in ((9, False), (12, True)):  # the model, and twice a state and its best weights
+        usage = type("Usage", (), {"free": factor * size})
+        monkeypatch.setattr(upload.shutil, "disk_usage", lambda _, usage=usage: usage)
+        if is_sent:
+            upload.push_best(prepared)
+        else:
+            with pytest.raises(EnvironmentFault, match="the run itself may need them"):
+                upload.push_best(prepared)
+            shutil.copytree(best, prepared.upload / "best")
+        assert (tmp_path / "sent").exists() == is_sent
 
 
 # --- the knob -------------------------------------------------------------------------------------------------------

@@ -248,6 +248,7 @@ class DqnAgent:
             "step": self.step,
             "updates": self.updates,
             "largest_reward": self._largest_reward,
+            "statistics": self._statistics.state(),
             "generator": self._generator.bit_generator.state,
             "environments": self.environments.state(),
         }
@@ -278,6 +279,7 @@ class DqnAgent:
         self._generator.bit_generator.state = values["generator"]
         self.step, self.updates = values["step"], values["updates"]
         self._largest_reward = values["largest_reward"]
+        self._statistics.restore(values["statistics"])
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -1,5 +1,8 @@
 """Running means of whatever an agent wants to report."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class Statistics:
     """Sums by name; ``take`` returns their means and begins anew."""
@@ -11,7 +14,7 @@ class Statistics:
     def add(self, **values: float) -> None:
         """Count one value for each name."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
@@ -19,3 +22,12 @@ class Statistics:
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
+
+    def state(self) -> dict[str, tuple[float, int]]:
+        """Return sum and count by name, for ``restore``."""
+        return {name: (total, self._counts[name]) for name, total in self._sums.items()}
+
+    def restore(self, state: Mapping[str, Sequence[Any]]) -> None:
+        """Take back what ``state`` gave."""
+        self._sums = {name: total for name, (total, _) in state.items()}
+        self._counts = {name: count for name, (_, count) in state.items()}

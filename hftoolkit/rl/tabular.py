@@ -111,6 +111,7 @@ class TabularAgent:
             "step": self.step,
             "generator": self._generator.bit_generator.state,
             "environments": self.environments.state(),
+            "statistics": self._statistics.state(),
         }
         return arrays, values
 
@@ -125,6 +126,7 @@ class TabularAgent:
         self._actions = arrays["actions"].copy()
         self._generator.bit_generator.state = values["generator"]
         self.step = values["step"]
+        self._statistics.restore(values["statistics"])
 
     def _explore(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
         """Return allowed actions, (N,) int: any with probability epsilon, else one of the best."""

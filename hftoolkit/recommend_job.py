@@ -1,6 +1,6 @@
 """A recommendation recipe made real: log, catalogue, tower and models of ids, loaded and checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,12 @@ from hftoolkit.contracts import Emit, Message
 from hftoolkit.data import RecommendationSplits, load_recommendation_splits
 from hftoolkit.devices import make_accelerator
 from hftoolkit.inference import Inference
+from hftoolkit.metrics.ranking import mean_values
 from hftoolkit.models.backbones import enable_gradient_checkpointing, set_attention
 from hftoolkit.models.item_tower import ItemTower, TowerShape, load_text_encoder, put_on_top
-from hftoolkit.models.recommend_parts import ITEM_SQUARED, Part, TrainingLog, fit_part
+from hftoolkit.models.recommend_parts import ITEM_SQUARED, Part, TrainingLog, alternatives, fit_part
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
-from hftoolkit.recipe import LinearProbe, RecommendationRecipe
+from hftoolkit.recipe import IdModels, LinearProbe, RecommendationRecipe
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.tasks.recommendation import RecommendationTower
 
@@ -29,6 +30,7 @@ class Job:
 
     Attributes:
         parts: what needs no training of the tower, by name: models of ids, and ``frozen-text``.
+        chosen: settings of those that were chosen on validation, by name.
         pooler: of the encoder, unused, but kept for the saved model.
     """
 
@@ -41,6 +43,7 @@ class Job:
     infer: Inference
     weights: Resolved
     parts: Mapping[str, Part]
+    chosen: Mapping[str, Mapping[str, float | None]]
 
     def pooling(self) -> AbstractContextManager[None]:
         """Return a context in which a frozen encoder is run once and for all."""
@@ -67,11 +70,12 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
         recipe.task, splits, encoder.tokenizer, recipe.evaluation, frozen=isinstance(recipe.tuning, LinearProbe)
     )
     _tell_about_truncation(task, recipe.model.max_length, emit)
-    parts = _fit_parts(recipe, splits, emit)
+    parts, chosen = _fit_parts(recipe, task, emit)
     shape = TowerShape(recipe.model.dimensions, recipe.model.item_bias)
     infer = Inference(task, accelerator)
-    frozen = ItemTower(encoder.model, TowerShape(None, item_bias=False), seed=recipe.train.seed)
-    parts["frozen-text"] = task.text_part(frozen, infer, full_precision=True)
+    if recipe.evaluation.baselines or "frozen-text" in recipe.fusion.parts:
+        frozen = ItemTower(encoder.model, TowerShape(None, item_bias=False), seed=recipe.train.seed)
+        parts["frozen-text"] = task.text_part(frozen, infer, full_precision=True)
     tuned = put_on_top(
         apply_tuning(encoder, recipe.tuning),
         shape,
@@ -81,7 +85,7 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
     emit(trainable_table(tuned.model))
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     emit(Message(f"{accelerator.device.type}, precision {precision}, attention {kernel}"))
-    return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, parts)
+    return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, parts, chosen)
 
 
 def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplits:
@@ -100,8 +104,11 @@ def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplit
     return splits
 
 
-def _fit_parts(recipe: RecommendationRecipe, splits: RecommendationSplits, emit: Emit) -> dict[str, Part]:
-    """Fit the models of ids that the sum adds up, and those it is compared with."""
+def _fit_parts(
+    recipe: RecommendationRecipe, task: RecommendationTower, emit: Emit
+) -> tuple[dict[str, Part], dict[str, dict[str, float | None]]]:
+    """Fit the models of ids that the sum adds up, and those it is compared with; return also what was chosen."""
+    splits = task.splits
     log = TrainingLog(splits.train, splits.groups[splits.train_users], splits.train_items, len(splits.catalogue))
     wanted: list[str] = [name for name in recipe.fusion.parts if name not in TEXT_PARTS]
     if recipe.evaluation.baselines:
@@ -110,7 +117,35 @@ def _fit_parts(recipe: RecommendationRecipe, splits: RecommendationSplits, emit:
         if log.num_items > recipe.id_models.max_items and too_large:
             wanted = [name for name in wanted if name not in too_large]
             emit(Message(f"no baselines {', '.join(too_large)}: the catalogue is above id_models.max_items", "warning"))
-    return {name: fit_part(name, log, recipe.id_models) for name in wanted}
+    parts: dict[str, Part] = {}
+    chosen: dict[str, dict[str, float | None]] = {}
+    for name in wanted:
+        choices = list(alternatives(name, recipe.id_models))
+        if len(choices) == 1:
+            parts[name] = fit_part(name, log, recipe.id_models)
+        else:
+            parts[name], chosen[name] = _best_of(name, log, choices, task, recipe.evaluation.best_by)
+            listed = ", ".join(f"{knob} {'null' if value is None else value}" for knob, value in chosen[name].items())
+            emit(Message(f"{name}: {listed}, the best of {len(choices)} choices on validation"))
+    return parts, chosen
+
+
+def _best_of(
+    name: str,
+    log: TrainingLog,
+    choices: Sequence[tuple[dict[str, float | None], IdModels]],
+    task: RecommendationTower,
+    metric: str,
+) -> tuple[Part, dict[str, float | None]]:
+    """Return the part that ranks validation best by ``metric``, the first of equal ones, and its settings."""
+    best: tuple[float, Part, dict[str, float | None]] | None = None
+    for choice, settings in choices:
+        part = fit_part(name, log, settings)
+        value = mean_values(task.rank(part, "validation").values)[metric]
+        if best is None or value > best[0]:
+            best = value, part, choice
+    assert best is not None
+    return best[1:]
 
 
 def _tell_about_truncation(task: RecommendationTower, max_length: int, emit: Emit) -> None:

@@ -137,6 +137,8 @@ def test_cold_items_are_in_no_training_row_and_are_the_only_candidates(load: Loa
         name: {splits.catalogue.ids[i] for i in np.flatnonzero(case.candidates)} for name, case in splits.cases.items()
     }
     assert {name: len(items) for name, items in hidden.items()} == {"validation": 3, "test": 3}
+    drawn = np.random.default_rng(0).choice(12, 3, replace=False)  # which anybody can repeat
+    assert hidden["test"] == {splits.catalogue.ids[i] for i in drawn}
     assert hidden["validation"].isdisjoint(hidden["test"])
     trained = {item for items in chosen(splits, "train").values() for item in items}
     assert trained.isdisjoint(hidden["validation"] | hidden["test"])

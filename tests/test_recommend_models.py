@@ -57,6 +57,12 @@ def test_a_matrix_of_histories_weighs_entries_by_how_many_came_later() -> None:
     assert matrix.tolist() == [[0, 1, 0, pytest.approx(math.exp(-0.5))], [0, 0, 0, 0], [0, 0, 1, 0]]
 
 
+def test_histories_within_a_catalogue_keep_its_items_alone() -> None:
+    histories = Histories.of([[0, 7, 2], [9], [], [1, 8]]).within(7)
+    assert histories.offsets.tolist() == [0, 2, 2, 2, 3]
+    assert histories.items.tolist() == [0, 2, 1]
+
+
 def test_selected_and_latest_histories_are_those_of_the_users() -> None:
     histories = Histories.of(LISTS)
     assert histories.select(np.array([4, 0])).as_sets() == [set(LISTS[4]), set(LISTS[0])]
@@ -283,11 +289,12 @@ def test_standard_scores_have_mean_0_and_deviation_1_over_what_is_allowed() -> N
     allowed = allowed_items(cases(), np.arange(40))
     assert (allowed.sum(axis=1) == NUM_ITEMS - 3).all()
     scores = np.random.default_rng(0).standard_normal((40, NUM_ITEMS)) * 7 + 3
-    features = standardize([scores, np.full((40, NUM_ITEMS), 5.0)], allowed)
+    features = standardize(scores, allowed)
     for user in range(40):
-        inside = features[user, allowed[user], 0]
+        inside = features[user, allowed[user]]
         assert (inside.mean(), inside.std()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-5))
-    assert not features[:, :, 1].any() and not features[~allowed].any()
+    assert not features[~allowed].any()
+    assert not standardize(np.full((40, NUM_ITEMS), 30.7, dtype=np.float32), allowed).any()
 
 
 def make_examples() -> Examples:

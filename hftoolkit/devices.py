@@ -117,6 +117,12 @@ def choose_precision(precision: str, device: torch.device, *, bf16_pays_on_cpus:
     return "fp32"
 
 
+def describe_device(accelerator: Accelerator) -> str:
+    """Return device and precision in words."""
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    return f"{accelerator.device.type}, precision {precision}"
+
+
 def make_loader(
     rows: Rows, plan: list[np.ndarray], collate: Callable[[list[Any]], Batch], *, workers: int
 ) -> DataLoader[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.data import ImageSplits, TextSplits, load_image_splits, load_text_splits
-from hftoolkit.devices import Accelerator, make_accelerator
+from hftoolkit.devices import describe_device, make_accelerator
 from hftoolkit.inference import Inference
 from hftoolkit.models.backbones import (
     Backbone,
@@ -30,11 +30,12 @@ from hftoolkit.models.image_backbones import (
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import ImageRecipe, LinearProbe, Recipe, TextRecipe
 from hftoolkit.rundir import RunDir
+from hftoolkit.snapshot import Fitted
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.tasks.text_classification import TextClassificationTask, truncation_report
-from hftoolkit.trainer import Fitted, fit
+from hftoolkit.trainer import fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def prepare_texts(recipe: TextRecipe, splits: TextSplits, weights: Resolved, *, 
     task = TextClassificationTask(recipe.task, splits, backbone)
     _tell_about_truncation(task, recipe.model.max_length, emit)
     tuned = _tune(recipe, backbone, emit)
-    emit(Message(f"{_device(accelerator)}, attention {kernel}"))
+    emit(Message(f"{describe_device(accelerator)}, attention {kernel}"))
     return Job(task, backbone, tuned, Inference(task, accelerator), weights, save_base)
 
 
@@ -154,7 +155,7 @@ def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
         emit(Message("the weights have foreign names; count and shapes agree, so they were loaded by position"))
     task = ImageClassificationTask(recipe.task, splits, backbone, recipe.augmentation)
     tuned = _tune(recipe, backbone, emit)
-    emit(Message(_device(accelerator)))
+    emit(Message(describe_device(accelerator)))
     return Job(task, backbone, tuned, Inference(task, accelerator), weights, save_base)
 
 
@@ -182,11 +183,6 @@ def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit) -> Fitted:
             run=run,
             emit=emit,
         )
-
-
-def _device(accelerator: Accelerator) -> str:
-    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    return f"{accelerator.device.type}, precision {precision}"
 
 
 def _tell_about_data(splits: TextSplits | ImageSplits, emit: Emit) -> None:

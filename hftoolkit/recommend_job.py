@@ -9,7 +9,7 @@ from torch import nn
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.data import RecommendationSplits, load_recommendation_splits
-from hftoolkit.devices import make_accelerator
+from hftoolkit.devices import describe_device, make_accelerator
 from hftoolkit.inference import Inference
 from hftoolkit.metrics.ranking import mean_values
 from hftoolkit.models.backbones import enable_gradient_checkpointing, set_attention
@@ -83,8 +83,7 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
         head_scale=recipe.tuning.head_learning_rate_scale,
     )
     emit(trainable_table(tuned.model))
-    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    emit(Message(f"{accelerator.device.type}, precision {precision}, attention {kernel}"))
+    emit(Message(f"{describe_device(accelerator)}, attention {kernel}"))
     return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, parts, chosen)
 
 

@@ -21,6 +21,11 @@ from hftoolkit.recipe import (
 from hftoolkit.rundir import RunDir, read_json, write_json, write_text
 
 
+def new_run_or_old(recipe: AnyRecipe, name: str, exact: Path | None, *, resume: bool) -> RunDir:
+    """Return a new run directory, or that of the run that goes on, see ``run_to_resume``."""
+    return run_to_resume(recipe, name, exact) if resume else RunDir.create(name, exact)
+
+
 def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
     """Return the run that goes on: ``exact``, or the newest of that name, those that are not done first.
 
@@ -52,7 +57,7 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
 
 
 def write_origin(recipe: AnyRecipe, run: RunDir, emit: Emit) -> None:
-    """Write what a run comes from, before there is anything else; tell if packages changed since it began."""
+    """Write what a run comes from, before there is anything else; tell a run that goes on what is missing or new."""
     write_text(run.recipe, dump_recipe(recipe))
     environment = describe_environment()
     if run.environment.is_file():
@@ -61,6 +66,8 @@ def write_origin(recipe: AnyRecipe, run: RunDir, emit: Emit) -> None:
         if changed:
             text = f"packages changed since the run began, so it may not go on to the last bit: {', '.join(changed)}"
             emit(Message(text, "warning"))
+        if not has_states(run.checkpoints) and not run.seeds.is_dir():
+            emit(Message("the run has no checkpoint yet; it begins at its first step"))
     write_json(run.environment, environment)
 
 

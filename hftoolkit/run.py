@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from hftoolkit.checkpoint import has_states, prune
+from hftoolkit.checkpoint import prune
 from hftoolkit.collectives import is_main, leave, share
 from hftoolkit.contracts import Emit, Event, Message
 from hftoolkit.devices import join_processes
 from hftoolkit.export import GateReport, GateRows, export_model
-from hftoolkit.hub import announce, hub_id, push, write_card
+from hftoolkit.hub import announce, hub_id, publish, write_card
 from hftoolkit.job import Job, prepare, train
 from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference
 from hftoolkit.metrics.classification import classification_metrics, confusion_matrix
 from hftoolkit.metrics.probabilities import to_decisions
-from hftoolkit.predictor import as_csv, check_output, load_predictor, prediction_columns, write_prediction_file
+from hftoolkit.predictor import check_output, load_predictor, prediction_columns, write_or_format
 from hftoolkit.recipe import Recipe
 from hftoolkit.report import (
     confusion_table,
@@ -31,12 +31,12 @@ from hftoolkit.report import (
     write_predictions,
     write_reliability_png,
 )
-from hftoolkit.resume import check_unchanged, run_to_resume, write_origin
+from hftoolkit.resume import check_unchanged, new_run_or_old, write_origin
 from hftoolkit.rundir import RunDir, recorded, write_json
-from hftoolkit.snapshot import Progress
+from hftoolkit.snapshot import Fitted
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
-from hftoolkit.trainer import Fitted, one_step
+from hftoolkit.trainer import one_step
 
 GATE_ROWS = 64
 WORST_SHOWN = 24
@@ -63,14 +63,11 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     if not is_main():
         _help(recipe, RunDir(share(Path())))
         return None
-    run = run_to_resume(recipe, name, run_dir) if resume else RunDir.create(name, run_dir)
+    run = new_run_or_old(recipe, name, run_dir, resume=resume)
     listen = run.recording(emit)
     with recorded(run):
         write_origin(recipe, run, listen)
-        if recipe.hub is not None:
-            announce(recipe.hub.repo, private=recipe.hub.private, create=True, emit=listen)
-        if resume and not has_states(run.checkpoints):
-            listen(Message("the run has no checkpoint yet; it begins at its first step"))
+        announce(recipe.hub, create=True, emit=listen)
         share(run.root)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.task.summary, "the data")
@@ -85,10 +82,9 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
         _report(run, job.task, test, results, listen)
         if isinstance(job.task, ImageClassificationTask):
             _picture_report(run, job.task, job.tuned.model, test)
-        write_card(run, recipe, results, job.task.summary, hub_id(recipe, job.weights))
+        write_card(run, recipe, results, job.task.summary, hub_id(recipe.model, job.weights))
         prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
-    if recipe.hub is not None:  # after the run is done, so that a push that fails takes nothing from it
-        push(run.root, recipe.hub.repo, private=recipe.hub.private, emit=listen)
+    publish(recipe.hub, run, emit=listen)
     return run.root
 
 
@@ -118,8 +114,8 @@ def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
     emit = emit if is_main() else _keep_silent
-    if recipe.hub is not None and is_main():
-        announce(recipe.hub.repo, private=recipe.hub.private, create=False, emit=emit)
+    if is_main():
+        announce(recipe.hub, create=False, emit=emit)
     job = prepare(recipe, emit)
     with job.probe(recipe, emit):
         return one_step(
@@ -189,11 +185,7 @@ def predict(
         check_output(output, source)
     predictor = load_predictor(folder)
     names, predictions = predictor.predict_path(source) if lines is None else ([], predictor.predict(lines))
-    columns = prediction_columns(predictions, predictor.labels.names, names, top_k)
-    if output is None:
-        return as_csv(columns)
-    write_prediction_file(columns, output)
-    return ""
+    return write_or_format(prediction_columns(predictions, predictor.labels.names, names, top_k), output)
 
 
 def _export(recipe: Recipe, job: Job, run: RunDir) -> GateReport:
@@ -214,7 +206,7 @@ def _export(recipe: Recipe, job: Job, run: RunDir) -> GateReport:
         rows=GateRows(lambda folder: job.task.gate_request(chosen, folder), logits, job.task.auto_class),
         labels=job.task.labels.names,
         save_base=job.save_base,
-        adapter_base=hub_id(recipe, job.weights),
+        adapter_base=hub_id(recipe.model, job.weights),
     )
 
 
@@ -276,27 +268,11 @@ def _class_names(classes: np.ndarray, names: tuple[str, ...]) -> list[str]:
 
 
 def _training_facts(job: Job, fitted: Fitted, temperature: float, gate: GateReport) -> dict[str, Any]:
-    done = fitted.progress
     return {
-        "train": {
-            "seconds": done.seconds,
-            "examples_per_second": done.examples / done.seconds,
-            "epochs": done.epochs,
-            "steps": done.step,
-            **_extensions(done),
-            "best_step": fitted.best.step,
-            "peak_memory_bytes": fitted.peak_memory_bytes,
-        },
+        "train": fitted.facts("examples"),
         "validation": {"metrics": dict(fitted.best.metrics)},
         "skipped": job.task.summary["skipped"],
         **job.task.facts(),
         "temperature": temperature,
         "gate": gate.to_json(),
     }
-
-
-def _extensions(done: Progress) -> dict[str, Any]:
-    """Return where the finished run was given more epochs, if it was."""
-    keys = ("step", "epochs", "to_epochs")
-    extensions = [dict(zip(keys, each, strict=True)) for each in done.extensions]
-    return {"extensions": extensions} if extensions else {}

@@ -14,22 +14,23 @@ from hftoolkit.data import RecommendationSplits
 from hftoolkit.devices import join_processes
 from hftoolkit.errors import EnvironmentFault, RecipeError
 from hftoolkit.export.recommender import TowerFiles, TowerGate, export_recommender
-from hftoolkit.hub import announce, hub_id_of, push, write_recommender_card
+from hftoolkit.hub import announce, hub_id, publish, write_recommender_card
 from hftoolkit.metrics.bootstrap import mean_intervals
 from hftoolkit.metrics.ranking import NOBODY, RankedLists, blocks, mean_values, summarize_lists
 from hftoolkit.models.fusion import allowed_items
 from hftoolkit.models.item_tower import ItemTower, load_text_encoder, save_encoder
 from hftoolkit.models.recommend_parts import Part, Queries, TextVectors
 from hftoolkit.models.recommender import KnownUsers, Recommender
-from hftoolkit.predictor import as_csv, check_output, load_recommender, write_prediction_file
+from hftoolkit.predictor import check_output, load_recommender, write_or_format, write_prediction_file
 from hftoolkit.predictor.recommendations import RecommendationPredictor, Recommended, list_columns, read_candidates
 from hftoolkit.recipe import RecommendationRecipe
 from hftoolkit.recommend_job import Job, load_splits, prepare
 from hftoolkit.report import gains_table, results_table
-from hftoolkit.resume import check_unchanged, run_to_resume, write_origin
+from hftoolkit.resume import check_unchanged, new_run_or_old, write_origin
 from hftoolkit.rundir import RunDir, recorded, write_json
+from hftoolkit.snapshot import Fitted
 from hftoolkit.tasks.second_stage import SecondStage, ablations
-from hftoolkit.trainer import Fitted, fit, one_step
+from hftoolkit.trainer import fit, one_step
 
 GATE_USERS = 8
 COMPARED = ("hr", "ndcg")  # metrics with a paired lead
@@ -77,12 +78,11 @@ def finetune(
         HFToolkitError: see ``errors``; status.json says what happened.
     """
     _refuse_several_processes()
-    run = run_to_resume(recipe, name, run_dir) if resume else RunDir.create(name, run_dir)
+    run = new_run_or_old(recipe, name, run_dir, resume=resume)
     listen = run.recording(emit)
     with recorded(run):
         write_origin(recipe, run, listen)
-        if recipe.hub is not None:
-            announce(recipe.hub.repo, private=recipe.hub.private, create=True, emit=listen)
+        announce(recipe.hub, create=True, emit=listen)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.splits.summary, "the data")
         check_unchanged(run.backbone, {"revision": job.weights.revision}, "the pretrained weights")
@@ -93,14 +93,14 @@ def finetune(
         gate = _export(job, recommender, text, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same vectors"))
         ours = stage.rank(recommender, "test")
-        results = measure(job, stage, recommender, parts, ours) | _training_facts(fitted, gate)
+        results = measure(job, stage, recommender, parts, ours)
+        results |= {"train": fitted.facts("users"), "gate": gate}
         write_json(run.results, results)
         KnownUsers(job.splits.user_ids, job.splits.everything, job.splits.groups).save(run.users)
         _report(job.splits, run, ours, results, listen)
-        write_recommender_card(run, recipe, results, job.splits.summary)
+        write_recommender_card(run, recipe, results, job.splits.summary, hub_id(recipe.model, job.weights))
         prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
-    if recipe.hub is not None:  # after the run is done, so that a push that fails takes nothing from it
-        push(run.root, recipe.hub.repo, private=recipe.hub.private, emit=listen)
+    publish(recipe.hub, run, emit=listen)
     return run.root
 
 
@@ -115,8 +115,7 @@ def rehearse(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) 
     _refuse_several_processes()
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
-    if recipe.hub is not None:
-        announce(recipe.hub.repo, private=recipe.hub.private, create=False, emit=emit)
+    announce(recipe.hub, create=False, emit=emit)
     job = prepare(recipe, emit)
     with job.pooling():
         return one_step(
@@ -188,7 +187,7 @@ def predict(folder: Path, source: Path, *, output: Path | None, top_k: int) -> s
     for places in blocks(len(users), predictor.recipe.evaluation.block_users):
         some = Queries(queries.histories.select(places), queries.groups[places])
         lists += predictor.recommend(some, top_k=top_k)
-    return _written(list_columns(users, lists), output)
+    return write_or_format(list_columns(users, lists), output)
 
 
 def recommend_to_all(folder: Path, *, output: Path | None, choice: Choice) -> str:
@@ -201,7 +200,7 @@ def recommend_to_all(folder: Path, *, output: Path | None, choice: Choice) -> st
     for users, queries in predictor.all_users(predictor.recipe.evaluation.block_users):
         names += users
         lists += choice.lists(predictor, queries)
-    return _written(list_columns(names, lists), output)
+    return write_or_format(list_columns(names, lists), output)
 
 
 def recommend(folder: Path, *, user: str | None, history: list[str] | None, choice: Choice, emit: Emit) -> None:
@@ -222,13 +221,6 @@ def recommendations_table(found: list[Recommended], *, explained: bool) -> Table
             row.append("; ".join(f"{title} {value:+.2f}" for title, value in each.because) or "-")
         rows.append(tuple(row))
     return Table("Recommendations", (*columns, *(["because of"] if explained else [])), tuple(rows))
-
-
-def _written(columns: dict[str, list[Any]], output: Path | None) -> str:
-    if output is None:
-        return as_csv(columns)
-    write_prediction_file(columns, output)
-    return ""
 
 
 def _report(splits: RecommendationSplits, run: RunDir, ours: RankedLists, results: dict[str, Any], emit: Emit) -> None:
@@ -298,22 +290,7 @@ def _export(job: Job, recommender: Recommender, text: TextVectors, run: RunDir) 
         base, pooler = load_text_encoder(path, max_length=model.max_length, dropout=0.0)
         save_encoder(base.model, base.tokenizer, pooler, folder)
 
-    files = TowerFiles(job.tokenizer, job.pooler, hub_id_of(model.hub_id, job.weights), save_base)
+    files = TowerFiles(job.tokenizer, job.pooler, hub_id(model, job.weights), save_base)
     queries = Queries.of(cases, users, job.splits.groups)
     gate = TowerGate(job.splits.catalogue.texts, text.vectors, queries, allowed_items(cases, users))
     return export_recommender(tower, recommender, run, files=files, gate=gate)
-
-
-def _training_facts(fitted: Fitted, gate: dict[str, Any]) -> dict[str, Any]:
-    done = fitted.progress
-    return {
-        "train": {
-            "seconds": done.seconds,
-            "users_per_second": done.examples / done.seconds,
-            "epochs": done.epochs,
-            "steps": done.step,
-            "best_step": fitted.best.step,
-            "peak_memory_bytes": fitted.peak_memory_bytes,
-        },
-        "gate": gate,
-    }

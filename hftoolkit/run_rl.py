@@ -14,7 +14,7 @@ import torch
 
 from hftoolkit.contracts import Emit, Message, Table
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
-from hftoolkit.hub import announce, push, write_policy_card
+from hftoolkit.hub import announce, publish, write_policy_card
 from hftoolkit.metrics.returns import return_intervals, return_metrics, seed_metrics
 from hftoolkit.recipe import (
     Dqn,
@@ -24,7 +24,7 @@ from hftoolkit.recipe import (
     load_reinforcement_recipe,
 )
 from hftoolkit.report import return_text, write_learning_curve_png
-from hftoolkit.resume import run_to_resume, write_origin
+from hftoolkit.resume import new_run_or_old, write_origin
 from hftoolkit.rl.artifact import check_saved, load_policy, save_policy
 from hftoolkit.rl.dqn import DqnAgent
 from hftoolkit.rl.environments import Environments, check_environment, make_environment, register
@@ -66,7 +66,7 @@ def train(
             "hub.repo holds one policy; leave out the section hub, and push the seed of your choice later"
         )
     _prepare(recipe, allow_code=allow_code)
-    run = run_to_resume(recipe, name, run_dir) if resume else RunDir.create(name, run_dir)
+    run = new_run_or_old(recipe, name, run_dir, resume=resume)
     if resume:
         _refuse_another_count(run, seeds)
     if seeds == 1:
@@ -80,8 +80,7 @@ def rehearse(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: b
     """Make the agent, act, update once and play one evaluation episode; write nothing; return that episode's return."""
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
-    if recipe.hub is not None:
-        announce(recipe.hub.repo, private=recipe.hub.private, create=False, emit=emit)
+    announce(recipe.hub, create=False, emit=emit)
     _prepare(recipe, allow_code=allow_code)
     with _agent(recipe) as agent:
         agent.advance()
@@ -128,13 +127,11 @@ def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     listen = run.recording(emit)
     with recorded(run):
         write_origin(recipe, run, listen)
-        if recipe.hub is not None:
-            announce(recipe.hub.repo, private=recipe.hub.private, create=True, emit=listen)
+        announce(recipe.hub, create=True, emit=listen)
         with _agent(recipe) as agent:
             _learn_and_measure(recipe, agent, run, listen)
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # the replay memory is large, and nothing goes on from here
-    if recipe.hub is not None:
-        push(run.root, recipe.hub.repo, private=recipe.hub.private, emit=listen)
+    publish(recipe.hub, run, emit=listen)
 
 
 def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, listen: Emit) -> None:

@@ -70,6 +70,30 @@ class Progress:
         return told
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """How training ended. The model that was trained now has the best weights."""
+
+    progress: Progress
+    best: Checkpoint
+    peak_memory_bytes: int  # of the device; of the whole process on CPUs
+
+    def facts(self, unit: str) -> dict[str, Any]:
+        """Return what results.json tells of the training; ``unit``: the plural of what an example is."""
+        done = self.progress
+        keys = ("step", "epochs", "to_epochs")
+        extensions = [dict(zip(keys, each, strict=True)) for each in done.extensions]
+        return {
+            "seconds": done.seconds,
+            f"{unit}_per_second": done.examples / done.seconds,
+            "epochs": done.epochs,
+            "steps": done.step,
+            **({"extensions": extensions} if extensions else {}),
+            "best_step": self.best.step,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+
 @dataclass(slots=True)
 class Snapshots:
     """Saves the state of a run and brings it back. Of several processes, the main one alone reads and writes.

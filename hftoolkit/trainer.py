@@ -37,17 +37,8 @@ from hftoolkit.optim import build_optimizer, clip_to_mean, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
 from hftoolkit.seeding import seed_torch
-from hftoolkit.snapshot import Progress, Snapshots
+from hftoolkit.snapshot import Fitted, Progress, Snapshots
 from hftoolkit.tracking import tracked
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """What the loop did. The model it was given now has the best weights."""
-
-    progress: Progress
-    best: Checkpoint
-    peak_memory_bytes: int  # of the device; of the whole process on CPUs
 
 
 def fit(

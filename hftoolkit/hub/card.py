@@ -1,6 +1,6 @@
 """The model card, from the evidence of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -9,6 +9,7 @@ from hftoolkit.recipe import (
     Dqn,
     ImageRecipe,
     MlpNetwork,
+    Model,
     Recipe,
     RecommendationRecipe,
     ReinforcementRecipe,
@@ -34,20 +35,18 @@ def write_card(
         base: Hub id of the pretrained weights, if they have one.
     """
     recipe = _public(recipe)
-    body = _body(recipe, results, data)
-    card = ModelCard(f"---\n{_metadata(recipe, results, base).to_yaml()}\n---\n\n{body}")
-    (run.model / "README.md").write_text(str(card), encoding="utf-8")
+    _write(run, _metadata(recipe, results, base), _sections(recipe, results, data))
 
 
-def hub_id(recipe: Recipe, weights: Resolved | None) -> str | None:
-    """Return the Hub id of the pretrained weights, if they have one."""
-    return hub_id_of(recipe.model.hub_id, weights)
+def _write(run: RunDir, metadata: ModelCardData, sections: Sequence[str]) -> None:
+    text = "\n\n".join((f"---\n{metadata.to_yaml()}\n---", *sections)) + "\n"
+    (run.model / "README.md").write_text(str(ModelCard(text)), encoding="utf-8")
 
 
-def hub_id_of(stated: str | None, weights: Resolved | None) -> str | None:
+def hub_id(model: Model, weights: Resolved | None) -> str | None:
     """Return the Hub id that a recipe states for the pretrained weights, or the one they came by, if there is any."""
-    if stated:
-        return stated
+    if model.hub_id:
+        return model.hub_id
     return weights.address.partition("@")[0] if weights is not None and weights.kind == "hub" else None
 
 
@@ -93,10 +92,10 @@ def _dataset_type(address: str) -> str:
     return _dataset_name(address).lower()
 
 
-def _body(recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+def _sections(recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[str, ...]:
     labels = list(data["class_counts"]["train"])
     noun, use = ("Image", _IMAGE_USE) if isinstance(recipe, ImageRecipe) else ("Text", _TEXT_USE)
-    sections = (
+    return (
         f"# {noun} classifier: {', '.join(labels)}",
         f"## Use\n\n```python\n{use}\n```",
         _results(results) + ("\n\n![Predictions for test images](samples.png)" if noun == "Image" else ""),
@@ -104,7 +103,6 @@ def _body(recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any]) -
         _limits(recipe, results),
         f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```",
     )
-    return "\n\n".join(sections) + "\n"
 
 
 _TEXT_USE = """from transformers import pipeline
@@ -208,14 +206,13 @@ def write_policy_card(run: RunDir, recipe: ReinforcementRecipe, results: Mapping
         tags=["hftoolkit", "reinforcement-learning", kind, environment],
         eval_results=[measured],
     )
-    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{_policy_body(recipe, results)}")
-    (run.model / "README.md").write_text(str(card), encoding="utf-8")
+    _write(run, metadata, _policy_sections(recipe, results))
 
 
-def _policy_body(recipe: ReinforcementRecipe, results: Mapping[str, Any]) -> str:
+def _policy_sections(recipe: ReinforcementRecipe, results: Mapping[str, Any]) -> tuple[str, ...]:
     rows = {"this policy": results["test"], **results["baselines"]}
     lines = [f"| {name} | {_return_cell(measured)} |" for name, measured in rows.items()]
-    sections = (
+    return (
         f"# {recipe.algorithm.kind} on {recipe.environment.id}",
         f"## Use\n\n{_policy_use(recipe)}",
         f"## Results\n\n{results['test']['examples']} greedy episodes with fixed seeds, after "
@@ -224,7 +221,6 @@ def _policy_body(recipe: ReinforcementRecipe, results: Mapping[str, Any]) -> str
         + "\n".join(lines),
         f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```",
     )
-    return "\n\n".join(sections) + "\n"
 
 
 def _return_cell(measured: Mapping[str, Any]) -> str:
@@ -294,7 +290,7 @@ actions = policy.act(observations, None)  # (N, ...) -> (N,)
 
 
 def write_recommender_card(
-    run: RunDir, recipe: RecommendationRecipe, results: Mapping[str, Any], data: Mapping[str, Any]
+    run: RunDir, recipe: RecommendationRecipe, results: Mapping[str, Any], data: Mapping[str, Any], base: str | None
 ) -> None:
     """Write ``model/README.md`` of a recommender: use, results with intervals, data fingerprint, limits, recipe.
 
@@ -303,11 +299,12 @@ def write_recommender_card(
         recipe: the recipe of the run.
         results: the content of results.json.
         data: the content of data.json.
+        base: Hub id of the pretrained weights, if they have one.
     """
     tables = recipe.data.interactions, recipe.data.items
     sources = [f"`{public_address(table.source)}`" for table in tables]
     metadata = ModelCardData(
-        base_model=recipe.model.hub_id,
+        base_model=base,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         license=recipe.model.license,
@@ -331,9 +328,7 @@ def write_recommender_card(
         "are known by their texts alone.\n- Histories of users are personal data and not part of this folder.",
         f"## Recipe\n\n```yaml\n{dump_recipe(_public_tables(recipe)).strip()}\n```",
     )
-    text = "\n\n".join(sections) + "\n"
-    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
-    (run.model / "README.md").write_text(str(card), encoding="utf-8")
+    _write(run, metadata, sections)
 
 
 def _public_tables(recipe: RecommendationRecipe) -> RecommendationRecipe:

@@ -21,7 +21,7 @@ from hftoolkit.contracts import Emit, Message
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, patiently
 from hftoolkit.hub.repository import ready, visibility
-from hftoolkit.recipe import RecommendationRecipe, check_repository, is_reinforcement_recipe, load_recipe
+from hftoolkit.recipe import Hub, RecommendationRecipe, check_repository, is_reinforcement_recipe, load_recipe
 from hftoolkit.rundir import RunDir
 
 CARD = "README.md"
@@ -39,6 +39,12 @@ class Digest:
     def names(self, file: RepoFile) -> bool:
         """Return whether a file of the Hub has this content."""
         return bool(file.lfs.sha256 == self.sha256 if file.lfs else file.blob_id == self.git_sha1)
+
+
+def publish(hub: Hub | None, run: RunDir, *, emit: Emit) -> None:
+    """Push a run whose recipe says so, after it is done, so that a push that fails takes nothing from it."""
+    if hub is not None:
+        push(run.root, hub.repo, private=hub.private, emit=emit)
 
 
 def push(folder: Path, repository: str, *, private: bool, emit: Emit) -> str:

@@ -7,25 +7,27 @@ from huggingface_hub import HfApi
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.errors import EnvironmentFault, RecipeError
 from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, patiently
+from hftoolkit.recipe import Hub
 
 
-def announce(repository: str, *, private: bool, create: bool, emit: Emit) -> None:
+def announce(hub: Hub | None, *, create: bool, emit: Emit) -> None:
     """Check before a long run that its model can be pushed, so that a missing permission costs no training.
 
     Args:
-        repository: OWNER/NAME.
-        private: whether only the owner is to see it.
-        create: make it if it does not exist; otherwise only check that this account could.
+        hub: that section of the recipe; without it, nothing is to be pushed.
+        create: make the repository if it does not exist; otherwise only check that this account could.
         emit: gets what was found.
 
     Raises:
-        RecipeError: it exists, and who sees it differs from ``private``.
+        RecipeError: the repository exists, and who sees it differs from ``hub.private``.
         EnvironmentFault: no token, no permission, no network.
     """
-    with hub_faults(f"cannot use hub.repo {repository}", "Nothing was trained yet; or leave out the section hub"):
-        exists = patiently(lambda: ready(repository, private=private, create=create), emit, FIRST_WAITS_SECONDS)
+    if hub is None:
+        return
+    with hub_faults(f"cannot use hub.repo {hub.repo}", "Nothing was trained yet; or leave out the section hub"):
+        exists = patiently(lambda: ready(hub.repo, private=hub.private, create=create), emit, FIRST_WAITS_SECONDS)
     found = "is there" if exists else "was made" if create else "does not exist yet, and can be made"
-    emit(Message(f"hub: {repository} ({visibility(private)}) {found}; the model goes there at the end"))
+    emit(Message(f"hub: {hub.repo} ({visibility(hub.private)}) {found}; the model goes there at the end"))
 
 
 def ready(repository: str, *, private: bool, create: bool) -> bool:

@@ -9,6 +9,7 @@ from hftoolkit.predictor.files import (
     as_jsonl,
     check_output,
     prediction_columns,
+    write_or_format,
     write_prediction_file,
 )
 from hftoolkit.predictor.images import ImagePredictor
@@ -30,6 +31,7 @@ __all__ = [
     "load_predictor",
     "load_recommender",
     "prediction_columns",
+    "write_or_format",
     "write_prediction_file",
 ]
 

@@ -68,6 +68,14 @@ def write_prediction_file(columns: Mapping[str, Sequence[Any]], path: Path) -> N
         raise EnvironmentFault(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def write_or_format(columns: Mapping[str, Sequence[Any]], path: Path | None) -> str:
+    """Write a prediction table to ``path``, or return it as CSV text if that is None."""
+    if path is None:
+        return as_csv(columns)
+    write_prediction_file(columns, path)
+    return ""
+
+
 def as_csv(columns: Mapping[str, Sequence[Any]]) -> str:
     """Return a table as CSV text with a header."""
     buffer = io.StringIO()

@@ -123,13 +123,13 @@ def _fit_parts(
         if len(choices) == 1:
             parts[name] = fit_part(name, log, recipe.id_models)
         else:
-            parts[name], chosen[name] = _best_of(name, log, choices, task, recipe.evaluation.best_by)
+            parts[name], chosen[name] = best_choice(name, log, choices, task, recipe.evaluation.best_by)
             listed = ", ".join(f"{knob} {'null' if value is None else value}" for knob, value in chosen[name].items())
             emit(Message(f"{name}: {listed}, the best of {len(choices)} choices on validation"))
     return parts, chosen
 
 
-def _best_of(
+def best_choice(
     name: str,
     log: TrainingLog,
     choices: Sequence[tuple[dict[str, float | None], IdModels]],

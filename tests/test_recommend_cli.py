@@ -86,6 +86,8 @@ def test_a_run_ends_with_a_table_of_ours_next_to_baselines_on_the_same_split(run
     assert set(results["baselines"]) >= set(rows[1:])
     assert results["test"]["examples"] == 60
     assert results["baselines"]["text"]["metrics"]["ndcg"] > results["baselines"]["frozen-text"]["metrics"]["ndcg"]
+    assert results["chosen"]["ease"].keys() == {"ease_regularization", "ease_recency"}
+    assert "the best of 4 choices on validation" in shown
     assert read_json(run / "data.json")["protocol"] == "leave-one-out"
     assert read_json(run / "status.json")["state"] == "done"
     for name, row in results["baselines"].items():

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from hftoolkit.errors import RecipeError
 from hftoolkit.histories import Cases, Histories
 from hftoolkit.models import fusion
 from hftoolkit.models.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
-from hftoolkit.models.recommend_parts import Queries, TextVectors, TrainingLog, fit_part
+from hftoolkit.models.recommend_parts import Queries, TextVectors, TrainingLog, alternatives, fit_part
 from hftoolkit.recipe import IdModels
+from hftoolkit.recommend_job import best_choice
 from hftoolkit.tasks.recommendation_losses import (
     Drawn,
     StepItems,
@@ -99,6 +102,28 @@ def test_slit_gives_the_next_item_from_the_decayed_past(monkeypatch: pytest.Monk
         monkeypatch.setattr("hftoolkit.models.recommend_parts.SLIT_ENTRIES", entries)
         part = fit_part("slit", training_log(), SETTINGS)
         assert part.weights == pytest.approx(expected, abs=1e-5)  # type: ignore[attr-defined]
+
+
+def test_settings_with_several_values_are_all_tried_and_the_best_on_validation_is_taken() -> None:
+    settings = IdModels(ease_regularization=[2, 9], ease_recency=[None, 5], slit_recency=3)
+    choices = list(alternatives("ease", settings))
+    assert [tuple(choice.values()) for choice, _ in choices] == [(2, None), (2, 5), (9, None), (9, 5)]
+    assert [choice for choice, _ in alternatives("slit", settings)] == [{"slit_regularization": 20, "slit_recency": 3}]
+    assert [choice for choice, _ in alternatives("popularity", settings)] == [{}]
+    seen: list[float] = []
+
+    class Judge:
+        def rank(self, part: Any, split: str) -> Any:
+            seen.append(part.recency)
+            quality = {"ndcg": np.array([0.1 * len(seen), np.nan]), "hr": np.array([-float(len(seen))])}
+            return SimpleNamespace(values=quality if split == "validation" else None)
+
+    part, choice = best_choice("ease", training_log(), choices, Judge(), "ndcg")  # type: ignore[arg-type]
+    assert choice == {"ease_regularization": 9, "ease_recency": 5} and seen == [0, 5, 0, 5]
+    expected = fit_part("ease", training_log(), IdModels(ease_regularization=9, ease_recency=5))
+    assert (part.weights == expected.weights).all() and part.recency == 5  # type: ignore[attr-defined]
+    _, choice = best_choice("ease", training_log(), choices, Judge(), "hr")  # type: ignore[arg-type]
+    assert choice == {"ease_regularization": 2, "ease_recency": None}
 
 
 def test_item_knn_sums_the_cosines_of_the_nearest_neighbours() -> None:

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from hftoolkit.contracts import Emit, Message
@@ -30,6 +32,7 @@ class Job:
 
     Attributes:
         parts: what needs no training of the tower, by name: models of ids, and ``frozen-text``.
+        pooled: (I, H) what the encoder gave for each item before training.
         chosen: settings of those that were chosen on validation, by name.
         pooler: of the encoder, unused, but kept for the saved model.
     """
@@ -43,12 +46,13 @@ class Job:
     infer: Inference
     weights: Resolved
     parts: Mapping[str, Part]
+    pooled: torch.Tensor
     chosen: Mapping[str, Mapping[str, float | None]]
 
     def pooling(self) -> AbstractContextManager[None]:
         """Return a context in which a frozen encoder is run once and for all."""
         if isinstance(self.recipe.tuning, LinearProbe):
-            return self.task.cached_pooling(self.tuned.model, self.infer)
+            return self.task.cached_pooling(self.pooled)
         return nullcontext()
 
 
@@ -70,21 +74,22 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
         recipe.task, splits, encoder.tokenizer, recipe.evaluation, frozen=isinstance(recipe.tuning, LinearProbe)
     )
     _tell_about_truncation(task, recipe.model.max_length, emit)
-    parts, chosen = _fit_parts(recipe, task, emit)
-    shape = TowerShape(recipe.model.dimensions, recipe.model.item_bias)
     infer = Inference(task, accelerator)
-    if recipe.evaluation.baselines or "frozen-text" in recipe.fusion.parts:
-        frozen = ItemTower(encoder.model, TowerShape(None, item_bias=False), seed=recipe.train.seed)
-        parts["frozen-text"] = task.text_part(frozen, infer, full_precision=True)
-    tuned = put_on_top(
-        apply_tuning(encoder, recipe.tuning),
-        shape,
-        seed=recipe.train.seed,
-        head_scale=recipe.tuning.head_learning_rate_scale,
-    )
+    plain = TowerShape(None, item_bias=False)
+    pooled = task.pooled(ItemTower(encoder.model, plain, recipe.train.seed), infer)
+    center = pooled[task.trained_items].mean(dim=0) if recipe.model.center else None
+    frozen = ItemTower(encoder.model, plain, recipe.train.seed, center)
+    with torch.inference_mode():
+        text = task.part_of(frozen.head(pooled).numpy())
+    parts, chosen = _fit_parts(recipe, task, text.vectors, emit)
+    parts["frozen-text"] = text
+    tuned = apply_tuning(encoder, recipe.tuning)
+    shape = TowerShape(recipe.model.dimensions, recipe.model.item_bias)
+    tower = ItemTower(tuned.model, shape, recipe.train.seed, center)
+    tuned = put_on_top(tuned, tower, head_scale=recipe.tuning.head_learning_rate_scale)
     emit(trainable_table(tuned.model))
     emit(Message(f"{describe_device(accelerator)}, attention {kernel}"))
-    return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, parts, chosen)
+    return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, parts, pooled, chosen)
 
 
 def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplits:
@@ -104,11 +109,12 @@ def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplit
 
 
 def _fit_parts(
-    recipe: RecommendationRecipe, task: RecommendationTower, emit: Emit
+    recipe: RecommendationRecipe, task: RecommendationTower, texts: np.ndarray, emit: Emit
 ) -> tuple[dict[str, Part], dict[str, dict[str, float | None]]]:
     """Fit the models of ids that the sum adds up, and those it is compared with; return also what was chosen."""
     splits = task.splits
-    log = TrainingLog(splits.train, splits.groups[splits.train_users], splits.train_items, len(splits.catalogue))
+    groups = splits.groups[splits.train_users]
+    log = TrainingLog(splits.train, groups, splits.train_items, len(splits.catalogue), texts)
     wanted: list[str] = [name for name in recipe.fusion.parts if name not in TEXT_PARTS]
     if recipe.evaluation.baselines:
         wanted += [name for name in BASELINES if name not in wanted]

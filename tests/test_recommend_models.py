@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,14 @@ from hftoolkit.errors import RecipeError
 from hftoolkit.histories import Cases, Histories
 from hftoolkit.models import fusion
 from hftoolkit.models.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
-from hftoolkit.models.recommend_parts import Queries, TextVectors, TrainingLog, alternatives, fit_part
+from hftoolkit.models.recommend_parts import (
+    Queries,
+    TextVectors,
+    TrainingLog,
+    alternatives,
+    fill_in_factors,
+    fit_part,
+)
 from hftoolkit.recipe import IdModels
 from hftoolkit.recommend_job import best_choice
 from hftoolkit.tasks.recommendation_losses import (
@@ -32,7 +40,14 @@ from hftoolkit.tasks.recommendation_losses import (
 NUM_ITEMS = 9
 LISTS = [[0, 1, 2, 3], [1, 2, 4], [5, 0, 1], [6, 7], [2, 3, 5, 6, 8], [4]]
 SETTINGS = IdModels(
-    neighbors=3, ease_regularization=2.0, ease_recency=2.0, slit_regularization=1.5, slit_recency=2.0, recent_share=0.2
+    neighbors=3,
+    ease_regularization=2.0,
+    ease_recency=2.0,
+    slit_regularization=1.5,
+    slit_recency=2.0,
+    recent_share=0.2,
+    ials_regularization=10.0,
+    ials_confidence=10.0,
 )
 
 
@@ -147,13 +162,29 @@ def test_ials_lowers_its_own_loss_and_solves_for_users_exactly() -> None:
         part = fit_part("ials", training_log(), settings)
         queries = Queries(training_log().histories, training_log().groups)
         X, scores = chosen_matrix(), part.scores(queries)
-        errors = (1 + settings.ials_confidence * X) * (X - scores) ** 2
+        errors = (1 + 10 * X) * (X - scores) ** 2
         items: np.ndarray = part.items  # type: ignore[attr-defined]
         users = np.linalg.lstsq(items, scores.T, rcond=None)[0]
-        return float(errors.sum() + settings.ials_regularization * ((items**2).sum() + (users**2).sum()))
+        return float(errors.sum() + 10 * ((items**2).sum() + (users**2).sum()))
 
     losses = [loss(count) for count in (1, 2, 4, 8)]
     assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(losses))
+
+
+def test_items_that_nobody_chose_get_the_factors_that_their_texts_suggest() -> None:
+    generator = np.random.default_rng(4)
+    texts, true_map = generator.standard_normal((50, 3)), generator.standard_normal((3, 2))
+    factors = (texts @ true_map + 5).astype(np.float32)
+    known = np.arange(50) < 40
+    found = np.where(known[:, None], factors, 0)
+    fill_in_factors(found, texts, known, regularization=1e-6)
+    assert found == pytest.approx(factors, abs=1e-3)
+    fill_in_factors(found, texts, known, regularization=1e9)
+    assert found[40:] == pytest.approx(np.tile(factors[:40].mean(axis=0), (10, 1)), abs=1e-3)
+    log = replace(training_log(), num_items=NUM_ITEMS + 1, texts=np.eye(NUM_ITEMS + 1)[:, :4])
+    items: np.ndarray = fit_part("ials", log, SETTINGS).items  # type: ignore[attr-defined]
+    plain: np.ndarray = fit_part("ials", replace(log, texts=None), SETTINGS).items  # type: ignore[attr-defined]
+    assert (items[:NUM_ITEMS] == plain[:NUM_ITEMS]).all() and items[NUM_ITEMS].any() and not plain[NUM_ITEMS].any()
 
 
 def test_popularities_count_all_or_the_latest_and_groups_their_own() -> None:

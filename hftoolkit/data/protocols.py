@@ -142,8 +142,8 @@ def _random(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np.ndarr
     place = np.empty(len(log), dtype=np.int64)
     place[order] = np.arange(len(log)) - np.searchsorted(log.users, log.users)  # random place within the user
     enough = count >= FEWEST_INTERACTIONS
-    tested = np.maximum(1, np.rint(split.test * count))
-    validated = np.maximum(1, np.rint(split.validation * count))
+    tested = np.maximum(1, np.floor(split.test * count))  # rounded down, as RecBole divides
+    validated = np.maximum(1, np.floor(split.validation * count))
     test = enough & (place < tested)
     validation = enough & ~test & (place < tested + validated)
     train = ~test & ~validation

@@ -27,6 +27,7 @@ ITEM_SQUARED = ("item-knn", "ease", "slit")  # parts that need memory by the squ
 CHOSEN_SETTINGS = {
     "ease": ("ease_regularization", "ease_recency"),
     "slit": ("slit_regularization", "slit_recency"),
+    "ials": ("ials_regularization", "ials_confidence"),
 }
 
 
@@ -158,7 +159,7 @@ class GroupLifts:
 
     @property
     def num_items(self) -> int:
-        return self.lifts.shape[1]
+        return int(self.lifts.shape[1])
 
     def scores(self, queries: Queries) -> np.ndarray:
         result: np.ndarray = queries.groups @ self.lifts
@@ -177,12 +178,14 @@ class TrainingLog:
         groups: (B, G) which groups each is in.
         by_time: (N,) their items, in order of time, whoever chose them.
         num_items: I.
+        texts: (I, D) vectors of their texts before any training; None where no model needs them.
     """
 
     histories: Histories
     groups: np.ndarray
     by_time: np.ndarray
     num_items: int
+    texts: np.ndarray | None = None
 
 
 def alternatives(name: str, settings: IdModels) -> Iterator[tuple[dict[str, float | None], IdModels]]:
@@ -311,15 +314,31 @@ def _gram(matrix: sparse.csr_array) -> np.ndarray:
 
 def _ials(log: TrainingLog, settings: IdModels) -> Part:
     """Alternate between users and items, each solved exactly."""
+    (ridge,), (confidence,) = settings.ials_regularization, settings.ials_confidence
     generator = numpy_generator("ials", settings.ials_dimensions)
     items_ID = (generator.standard_normal((log.num_items, settings.ials_dimensions)) * 0.1).astype(np.float32)
     transposed = log.histories.matrix(log.num_items).T.tocsr()
     by_item = Histories(transposed.indptr.astype(np.int64), transposed.indices.astype(np.int64), transposed.data)
-    ridge, confidence = settings.ials_regularization, settings.ials_confidence
     for _ in range(settings.ials_iterations):
         users_BD = solve_factors(log.histories, items_ID, ridge, confidence)
         items_ID = solve_factors(by_item, users_BD, ridge, confidence)
+    if log.texts is not None:
+        fill_in_factors(items_ID, log.texts, by_item.lengths > 0, settings.ials_text_regularization)
     return Factors(items_ID, ridge, confidence)
+
+
+def fill_in_factors(items_ID: np.ndarray, texts_IH: np.ndarray, known_I: np.ndarray, regularization: float) -> None:
+    """Give items that nobody chose the factors that their texts suggest, by ridge regression, in place.
+
+    This is the attribute-to-factor mapping of Gantner et al. (2010).
+    """
+    if known_I.all():
+        return
+    mean_H, mean_D = texts_IH[known_I].mean(axis=0), items_ID[known_I].mean(axis=0)
+    inputs_NH = (texts_IH[known_I] - mean_H).astype(np.float64)
+    gram_HH = inputs_NH.T @ inputs_NH + regularization * np.eye(inputs_NH.shape[1])
+    map_HD = np.linalg.solve(gram_HH, inputs_NH.T @ (items_ID[known_I] - mean_D))
+    items_ID[~known_I] = mean_D + (texts_IH[~known_I] - mean_H) @ map_HD
 
 
 def solve_factors(histories: Histories, others_ID: np.ndarray, regularization: float, confidence: float) -> np.ndarray:

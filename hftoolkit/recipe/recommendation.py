@@ -186,6 +186,9 @@ class EncoderModel(Model):
     dimensions: int | None = Field(
         None, ge=1, le=16384, description="Width of a trained projection after mean pooling. Default: no projection."
     )
+    center: bool = Field(
+        True, description="Subtract the mean of the pretrained outputs for all trained items, before the projection."
+    )
     item_bias: bool = Field(
         True, description="Learn from the text also how popular an item is, and add that to its similarity."
     )
@@ -204,7 +207,7 @@ class IdModels(Section):
     neighbors: int = Field(100, ge=1, le=100_000, description="Similar items that ItemKNN keeps for each.")
     ease_regularization: Positives = Field(
         (100.0, 400.0, 1000.0),
-        description="Ridge of EASE (Steck 2019). Of a list, here and in the next three, what ranks validation best "
+        description="Ridge of EASE (Steck 2019). Of a list, here and below, what ranks validation best "
         "is taken; each value costs a fit.",
     )
     ease_recency: Recencies = Field((10.0, 20.0, 50.0, None), description="As task.recency, in what EASE scores.")
@@ -212,9 +215,16 @@ class IdModels(Section):
         (20.0,), description="Ridge of the sequential model SLIT (Choi et al. 2021)."
     )
     slit_recency: Positives = Field((10.0,), description="As task.recency, in what SLIT learns from and scores.")
-    ials_dimensions: int = Field(32, ge=1, le=4096, description="Factors of iALS (Hu et al. 2008).")
-    ials_regularization: float = Field(10.0, gt=0, description="Ridge of iALS.")
-    ials_confidence: float = Field(10.0, gt=0, description="How much more an interaction weighs than its absence.")
+    ials_dimensions: int = Field(64, ge=1, le=4096, description="Factors of iALS (Hu et al. 2008).")
+    ials_regularization: Positives = Field((10.0, 30.0), description="Ridge of iALS.")
+    ials_confidence: Positives = Field(
+        (1.0, 3.0, 10.0), description="How much more an interaction weighs than its absence."
+    )
+    ials_text_regularization: float = Field(
+        10.0,
+        gt=0,
+        description="Ridge of the map from pretrained text vectors to factors, for items nobody chose in training.",
+    )
     ials_iterations: int = Field(15, ge=1, le=1000, description="Alternations of iALS.")
 
 

@@ -139,7 +139,7 @@ def test_the_reported_hit_rate_is_that_of_the_written_lists(run: Path, world: Pa
 
 def test_the_tower_is_laid_out_for_sentence_transformers_and_the_gate_says_so(run: Path) -> None:
     kinds = [module["type"].rpartition(".")[2] for module in json.loads((run / "model" / "modules.json").read_text())]
-    assert kinds == ["Transformer", "Pooling", "Normalize"]
+    assert kinds == ["Transformer", "Pooling", "Dense", "Normalize"]  # the layer subtracts the center
     gate = read_json(run / "results.json")["gate"]
     assert gate["rows"] == NUM_ITEMS and gate["vectors"]["transformers"] < 1e-5
     assert gate["vectors"]["sentence-transformers"] < 1e-5
@@ -356,7 +356,8 @@ def test_lora_with_a_projection_exports_a_merged_tower_and_its_adapter(world: Pa
         ("task.loss=bpr", "task.negatives=20", "data.split={protocol: random}"),
         (
             "task={kind: recommendation, objective: next-item, recency: 3, items_per_step: 30}",
-            "fusion.parts=[text, frozen-text]",
+            "fusion.parts=[text, frozen-text, ials]",
+            "model.center=false",
         ),
     ],
     ids=["sampled-softmax", "bpr", "next-item"],

@@ -15,6 +15,7 @@ from hftoolkit.errors import RecipeError
 from hftoolkit.histories import Cases, Histories
 from hftoolkit.models import fusion
 from hftoolkit.models.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
+from hftoolkit.models.item_tower import ItemTower, TowerShape
 from hftoolkit.models.recommend_parts import (
     Queries,
     TextVectors,
@@ -229,6 +230,15 @@ def test_what_the_entries_of_a_history_add_sums_up_to_the_score(name: str) -> No
     shares = part.by_entry(query)
     assert shares is not None and shares.shape == (3, NUM_ITEMS)
     assert shares.sum(axis=0) + bias == pytest.approx(part.scores(query)[0], abs=1e-5)
+
+
+def test_the_center_is_taken_out_before_angles_are_measured() -> None:
+    encoder = torch.nn.Module()
+    encoder.config = SimpleNamespace(hidden_size=3)  # type: ignore[assignment]
+    center = torch.tensor([1.0, 2.0, 3.0])
+    tower = ItemTower(encoder, TowerShape(None, item_bias=False), 0, center)
+    outputs = tower.head(torch.tensor([[3.0, 2.0, 3.0], [1.0, 2.0, 7.0]]))
+    assert outputs.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
 
 
 # The losses of the tower.

@@ -242,7 +242,8 @@ class RankingEvaluation(Evaluation):
     """How rankings of all items are measured, and by what the best tower is chosen."""
 
     best_by: Literal["hr", "recall", "ndcg", "mrr", "map"] = Field(
-        "ndcg", description="Validation metric of the tower alone that chooses its best weights."
+        "ndcg",
+        description="Validation metric that chooses the best weights of the tower alone, and settings in id_models.",
     )
     baselines: bool = Field(True, description="Report every part alone and other fusions on the same split.")
     cutoff: int = Field(10, ge=1, le=10_000, description="Length of the lists that are measured.")

@@ -63,6 +63,12 @@ class Histories:
         offsets = np.concatenate([[0], np.cumsum(np.minimum(self.lengths, count))]).astype(np.int64)
         return type(self)(offsets, self.items[kept], self.weights[kept])
 
+    def within(self, num_items: int) -> Self:
+        """Return the histories without the entries that are none of the first ``num_items`` items."""
+        kept = self.items < num_items
+        offsets = np.concatenate([[0], np.cumsum(kept)])[self.offsets]
+        return type(self)(offsets, self.items[kept], self.weights[kept])
+
     def matrix(self, num_items: int, recency: float | None = None) -> sparse.csr_array:
         """Return the weights as a matrix, (B, I) float32; an item that occurs twice in a history adds up.
 

@@ -1,21 +1,24 @@
 """A recommendation recipe made real: log, catalogue, tower and models of ids, loaded and checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.data import RecommendationSplits, load_recommendation_splits
 from hftoolkit.devices import describe_device, make_accelerator
 from hftoolkit.inference import Inference
+from hftoolkit.metrics.ranking import mean_values
 from hftoolkit.models.backbones import enable_gradient_checkpointing, set_attention
 from hftoolkit.models.item_tower import ItemTower, TowerShape, load_text_encoder, put_on_top
-from hftoolkit.models.recommend_parts import ITEM_SQUARED, Part, TrainingLog, fit_part
+from hftoolkit.models.recommend_parts import ITEM_SQUARED, Part, TrainingLog, alternatives, fit_part
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
-from hftoolkit.recipe import LinearProbe, RecommendationRecipe
+from hftoolkit.recipe import IdModels, LinearProbe, RecommendationRecipe
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.tasks.recommendation import RecommendationTower
 
@@ -29,6 +32,8 @@ class Job:
 
     Attributes:
         parts: what needs no training of the tower, by name: models of ids, and ``frozen-text``.
+        pooled: (I, H) what the encoder gave for each item before training.
+        chosen: settings of those that were chosen on validation, by name.
         pooler: of the encoder, unused, but kept for the saved model.
     """
 
@@ -41,11 +46,13 @@ class Job:
     infer: Inference
     weights: Resolved
     parts: Mapping[str, Part]
+    pooled: torch.Tensor
+    chosen: Mapping[str, Mapping[str, float | None]]
 
     def pooling(self) -> AbstractContextManager[None]:
         """Return a context in which a frozen encoder is run once and for all."""
         if isinstance(self.recipe.tuning, LinearProbe):
-            return self.task.cached_pooling(self.tuned.model, self.infer)
+            return self.task.cached_pooling(self.pooled)
         return nullcontext()
 
 
@@ -67,20 +74,22 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
         recipe.task, splits, encoder.tokenizer, recipe.evaluation, frozen=isinstance(recipe.tuning, LinearProbe)
     )
     _tell_about_truncation(task, recipe.model.max_length, emit)
-    parts = _fit_parts(recipe, splits, emit)
-    shape = TowerShape(recipe.model.dimensions, recipe.model.item_bias)
     infer = Inference(task, accelerator)
-    frozen = ItemTower(encoder.model, TowerShape(None, item_bias=False), seed=recipe.train.seed)
-    parts["frozen-text"] = task.text_part(frozen, infer, full_precision=True)
-    tuned = put_on_top(
-        apply_tuning(encoder, recipe.tuning),
-        shape,
-        seed=recipe.train.seed,
-        head_scale=recipe.tuning.head_learning_rate_scale,
-    )
+    plain = TowerShape(None, item_bias=False)
+    pooled = task.pooled(ItemTower(encoder.model, plain, recipe.train.seed), infer)
+    center = pooled[task.trained_items].mean(dim=0) if recipe.model.center else None
+    frozen = ItemTower(encoder.model, plain, recipe.train.seed, center)
+    with torch.inference_mode():
+        text = task.part_of(frozen.head(pooled).numpy())
+    parts, chosen = _fit_parts(recipe, task, text.vectors, emit)
+    parts["frozen-text"] = text
+    tuned = apply_tuning(encoder, recipe.tuning)
+    shape = TowerShape(recipe.model.dimensions, recipe.model.item_bias)
+    tower = ItemTower(tuned.model, shape, recipe.train.seed, center)
+    tuned = put_on_top(tuned, tower, head_scale=recipe.tuning.head_learning_rate_scale)
     emit(trainable_table(tuned.model))
     emit(Message(f"{describe_device(accelerator)}, attention {kernel}"))
-    return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, parts)
+    return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, parts, pooled, chosen)
 
 
 def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplits:
@@ -99,9 +108,13 @@ def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplit
     return splits
 
 
-def _fit_parts(recipe: RecommendationRecipe, splits: RecommendationSplits, emit: Emit) -> dict[str, Part]:
-    """Fit the models of ids that the sum adds up, and those it is compared with."""
-    log = TrainingLog(splits.train, splits.groups[splits.train_users], splits.train_items, len(splits.catalogue))
+def _fit_parts(
+    recipe: RecommendationRecipe, task: RecommendationTower, texts: np.ndarray, emit: Emit
+) -> tuple[dict[str, Part], dict[str, dict[str, float | None]]]:
+    """Fit the models of ids that the sum adds up, and those it is compared with; return also what was chosen."""
+    splits = task.splits
+    groups = splits.groups[splits.train_users]
+    log = TrainingLog(splits.train, groups, splits.train_items, len(splits.catalogue), texts)
     wanted: list[str] = [name for name in recipe.fusion.parts if name not in TEXT_PARTS]
     if recipe.evaluation.baselines:
         wanted += [name for name in BASELINES if name not in wanted]
@@ -109,7 +122,35 @@ def _fit_parts(recipe: RecommendationRecipe, splits: RecommendationSplits, emit:
         if log.num_items > recipe.id_models.max_items and too_large:
             wanted = [name for name in wanted if name not in too_large]
             emit(Message(f"no baselines {', '.join(too_large)}: the catalogue is above id_models.max_items", "warning"))
-    return {name: fit_part(name, log, recipe.id_models) for name in wanted}
+    parts: dict[str, Part] = {}
+    chosen: dict[str, dict[str, float | None]] = {}
+    for name in wanted:
+        choices = list(alternatives(name, recipe.id_models))
+        if len(choices) == 1:
+            parts[name] = fit_part(name, log, recipe.id_models)
+        else:
+            parts[name], chosen[name] = best_choice(name, log, choices, task, recipe.evaluation.best_by)
+            listed = ", ".join(f"{knob} {'null' if value is None else value}" for knob, value in chosen[name].items())
+            emit(Message(f"{name}: {listed}, the best of {len(choices)} choices on validation"))
+    return parts, chosen
+
+
+def best_choice(
+    name: str,
+    log: TrainingLog,
+    choices: Sequence[tuple[dict[str, float | None], IdModels]],
+    task: RecommendationTower,
+    metric: str,
+) -> tuple[Part, dict[str, float | None]]:
+    """Return the part that ranks validation best by ``metric``, the first of equal ones, and its settings."""
+    best: tuple[float, Part, dict[str, float | None]] | None = None
+    for choice, settings in choices:
+        part = fit_part(name, log, settings)
+        value = mean_values(task.rank(part, "validation").values)[metric]
+        if best is None or value > best[0]:
+            best = value, part, choice
+    assert best is not None
+    return best[1:]
 
 
 def _tell_about_truncation(task: RecommendationTower, max_length: int, emit: Emit) -> None:

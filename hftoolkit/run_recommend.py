@@ -86,12 +86,11 @@ def finetune(
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.splits.summary, "the data")
         check_unchanged(run.backbone, {"revision": job.weights.revision}, "the pretrained weights")
-        fitted = _train(job, run, listen)
-        listen(Message("best weights loaded; encoding all items in fp32, and weighing the parts on validation"))
-        parts = {**job.parts, "text": job.task.text_part(job.tuned.model, job.infer, full_precision=True)}
+        fitted, text = _train(job, run, listen)
+        parts = {**job.parts, "text": text}
         stage = SecondStage(job.splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
         recommender = stage.fuse({part: parts[part] for part in recipe.fusion.parts})
-        gate = _export(job, recommender, parts["text"], run)
+        gate = _export(job, recommender, text, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same vectors"))
         ours = stage.rank(recommender, "test")
         results = measure(job, stage, recommender, parts, ours)
@@ -149,6 +148,7 @@ def measure(
             "sum, out of fold": {"metrics": mean_values(out_of_fold.values)},
             "text": {"metrics": mean_values(job.task.rank(parts["text"], "validation").values)},
         },
+        "chosen": {name: dict(choice) for name, choice in job.chosen.items()},
         "weights": dict(zip(recommender.parts, map(float, recommender.weights), strict=True)),
         "baselines": {
             name: _measured(recipe, job.splits, lists, "test") | {"difference": _leads(recipe, ours, lists)}
@@ -263,10 +263,10 @@ def _leads(recipe: RecommendationRecipe, ours: RankedLists, theirs: RankedLists)
     return {metric: (means[metric], *intervals[metric]) for metric in COMPARED if metric in intervals}
 
 
-def _train(job: Job, run: RunDir, emit: Emit) -> Fitted:
-    """Run the loop; the tower of the job then has the best weights."""
+def _train(job: Job, run: RunDir, emit: Emit) -> tuple[Fitted, TextVectors]:
+    """Run the loop, after which the tower of the job has the best weights; return also its vectors in fp32."""
     with job.pooling():
-        return fit(
+        fitted = fit(
             job.task,
             job.tuned,
             train=job.recipe.train,
@@ -275,11 +275,13 @@ def _train(job: Job, run: RunDir, emit: Emit) -> Fitted:
             run=run,
             emit=emit,
         )
+        emit(Message("best weights loaded; encoding all items in fp32, and weighing the parts on validation"))
+        return fitted, job.task.text_part(job.tuned.model, job.infer, full_precision=True)
 
 
-def _export(job: Job, recommender: Recommender, text: Part, run: RunDir) -> dict[str, Any]:
+def _export(job: Job, recommender: Recommender, text: TextVectors, run: RunDir) -> dict[str, Any]:
     tower = job.tuned.model
-    assert isinstance(tower, ItemTower) and isinstance(text, TextVectors)
+    assert isinstance(tower, ItemTower)
     cases = job.splits.cases["test"]
     users = np.arange(min(GATE_USERS, len(cases)))
     model, path = job.recipe.model, job.weights.path

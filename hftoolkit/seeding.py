@@ -19,6 +19,11 @@ def numpy_generator(*key: int | str) -> np.random.Generator:
     return np.random.default_rng(derive_seed(*key))
 
 
+def plain_numpy_generator(seed: int) -> np.random.Generator:
+    """Return NumPy's own generator of a seed, for draws that others repeat without hftoolkit."""
+    return np.random.default_rng(seed)
+
+
 def seed_torch(*key: int | str) -> None:
     """Set torch's global generators, which dropout and weight initialisation draw from, to this key's state."""
     torch.manual_seed(derive_seed(*key))

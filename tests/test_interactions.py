@@ -131,12 +131,23 @@ def test_a_random_split_takes_its_share_of_each_user_and_depends_on_its_seed_alo
     assert first.summary["fingerprint"] == again.summary["fingerprint"] != other.summary["fingerprint"]
 
 
+def test_random_shares_are_rounded_down_but_nobody_is_left_without_a_target(load: Load) -> None:
+    items = [(f"i{place}", f"title {place}") for place in range(30)]
+    rows = [("long", f"i{place}", place) for place in range(29)] + [("short", f"i{place}", place) for place in range(4)]
+    splits = load(rows, items=items, split={"protocol": "random"})
+    for name in ("validation", "test"):
+        targets = chosen(splits, f"{name}/targets")
+        assert {user: len(found) for user, found in targets.items()} == {"long": 2, "short": 1}
+
+
 def test_cold_items_are_in_no_training_row_and_are_the_only_candidates(load: Load) -> None:
     splits = load(world(), split={"protocol": "cold-items", "validation": 0.25, "test": 0.25})
     hidden = {
         name: {splits.catalogue.ids[i] for i in np.flatnonzero(case.candidates)} for name, case in splits.cases.items()
     }
     assert {name: len(items) for name, items in hidden.items()} == {"validation": 3, "test": 3}
+    drawn = np.random.default_rng(0).choice(12, 3, replace=False)  # which anybody can repeat
+    assert hidden["test"] == {splits.catalogue.ids[i] for i in drawn}
     assert hidden["validation"].isdisjoint(hidden["test"])
     trained = {item for items in chosen(splits, "train").values() for item in items}
     assert trained.isdisjoint(hidden["validation"] | hidden["test"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from recommend_tables import NUM_ITEMS, RECIPE, kind_of, write_csv, write_world
 from safetensors.numpy import load_file
 
 import hftoolkit
+from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.models import item_tower
 from hftoolkit.predictor import RecommendationPredictor
 
@@ -84,6 +86,8 @@ def test_a_run_ends_with_a_table_of_ours_next_to_baselines_on_the_same_split(run
     assert set(results["baselines"]) >= set(rows[1:])
     assert results["test"]["examples"] == 60
     assert results["baselines"]["text"]["metrics"]["ndcg"] > results["baselines"]["frozen-text"]["metrics"]["ndcg"]
+    assert results["chosen"]["ease"].keys() == {"ease_regularization", "ease_recency"}
+    assert "the best of 4 choices on validation" in shown
     assert read_json(run / "data.json")["protocol"] == "leave-one-out"
     assert read_json(run / "status.json")["state"] == "done"
     for name, row in results["baselines"].items():
@@ -135,9 +139,10 @@ def test_the_reported_hit_rate_is_that_of_the_written_lists(run: Path, world: Pa
 
 def test_the_tower_is_laid_out_for_sentence_transformers_and_the_gate_says_so(run: Path) -> None:
     kinds = [module["type"].rpartition(".")[2] for module in json.loads((run / "model" / "modules.json").read_text())]
-    assert kinds == ["Transformer", "Pooling", "Normalize"]
+    assert kinds == ["Transformer", "Pooling", "Dense", "Normalize"]  # the layer subtracts the center
     gate = read_json(run / "results.json")["gate"]
     assert gate["rows"] == NUM_ITEMS and gate["vectors"]["transformers"] < 1e-5
+    assert gate["vectors"]["sentence-transformers"] < 1e-5
     users = json.loads((run / "users" / "users.json").read_text())
     inside = "".join(path.read_text() for path in (run / "model").rglob("*.json"))
     assert users[0] == "u0" and '"u0"' not in inside  # who chose what is no part of a model that may be published
@@ -207,6 +212,9 @@ def test_new_items_are_recommended_by_their_texts(run: Path, tmp_path: Path) -> 
     items = listed(run, "--history", history, "--new-items", str(table), "--top-k", "32")
     assert items.index("n1") < items.index("n2")
     assert items.index("n1") < 5
+    items = listed(run, "--history", "n1", "--new-items", str(table), "--top-k", "10", "--explain")
+    assert "n1" not in items and [kind_of(int(item[1:])) for item in items if item != "n2"].count(2) >= 5
+    refused(hft("recommend", run, "--history", "n1"), 3, "not known: n1")
     write_csv(table, ("what", "title", "red", "blue"), [("i3", "known", 0, 0)])
     refused(hft("recommend", run, "--history", "i1", "--new-items", table), 3, "known already: i3")
 
@@ -220,6 +228,46 @@ def test_a_new_item_with_the_text_of_an_old_one_has_its_vector(run: Path, tmp_pa
     text: Any = predictor.with_new_items(table).recommender.parts["text"]
     assert text.vectors[-1] == pytest.approx(text.vectors[0], abs=1e-5)
     assert text.biases[-1] == pytest.approx(text.biases[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_an_index_finds_the_items_that_the_tower_ranks_first(run: Path, tmp_path: Path, exact: bool) -> None:
+    import faiss
+
+    predictor = hftoolkit.load(run)
+    assert isinstance(predictor, RecommendationPredictor)
+    predictor.export_index(tmp_path / "items.faiss", exact=exact)
+    index = faiss.read_index(str(tmp_path / "items.faiss"))
+    query = predictor.history(["i3", "i7", "i11"])
+    scores, places = index.search(predictor.index_queries(query), 10)
+    expected = predictor.recommender.parts["text"].scores(query)[0]
+    assert scores[0] == pytest.approx(np.sort(expected)[::-1][:10], abs=1e-4)
+    ids = read_json(tmp_path / "items.faiss.json")
+    assert [ids[place] for place in places[0]] == [f"i{place}" for place in np.argsort(-expected)[:10]]
+
+
+def test_an_index_without_faiss_or_without_texts_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = hftoolkit.load(run)
+    assert isinstance(predictor, RecommendationPredictor)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(EnvironmentFault, match=r"pip install 'hftoolkit\[faiss\]'"):
+        predictor.export_index(tmp_path / "items.faiss")
+    parts = {name: part for name, part in predictor.recommender.parts.items() if name != "text"}
+    mute = replace(predictor, recommender=replace(predictor.recommender, parts=parts))
+    with pytest.raises(DataError, match=r"no 'text' in fusion\.parts"):
+        mute.export_index(tmp_path / "items.faiss")
+
+
+def test_plain_sentence_transformers_gives_the_vectors_of_the_tower(run: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    predictor = hftoolkit.load(run)
+    assert isinstance(predictor, RecommendationPredictor)
+    text: Any = predictor.recommender.parts["text"]
+    vectors = SentenceTransformer(str(run / "model"), device="cpu").encode(list(predictor.recommender.catalogue.texts))
+    np.testing.assert_allclose(vectors, text.vectors, atol=1e-5)
 
 
 def test_all_users_get_the_lists_that_each_gets_alone(run: Path, tmp_path: Path) -> None:
@@ -294,7 +342,7 @@ def test_lora_with_a_projection_exports_a_merged_tower_and_its_adapter(world: Pa
     assert ended.code == 0, ended
     folder = world / "lora" / "model"
     gate = read_json(world / "lora" / "results.json")["gate"]["vectors"]
-    assert gate["transformers"] < 1e-4 and gate["peft"] < 1e-4
+    assert gate.keys() == {"transformers", "sentence-transformers", "peft"} and max(gate.values()) < 1e-4
     assert load_file(folder / "2_Dense" / "model.safetensors")["linear.weight"].shape == (8, 16)
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     assert (folder / "adapter" / "base" / "config.json").is_file()
@@ -308,7 +356,8 @@ def test_lora_with_a_projection_exports_a_merged_tower_and_its_adapter(world: Pa
         ("task.loss=bpr", "task.negatives=20", "data.split={protocol: random}"),
         (
             "task={kind: recommendation, objective: next-item, recency: 3, items_per_step: 30}",
-            "fusion.parts=[text, frozen-text]",
+            "fusion.parts=[text, frozen-text, ials]",
+            "model.center=false",
         ),
     ],
     ids=["sampled-softmax", "bpr", "next-item"],

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +15,17 @@ from hftoolkit.errors import RecipeError
 from hftoolkit.histories import Cases, Histories
 from hftoolkit.models import fusion
 from hftoolkit.models.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
-from hftoolkit.models.recommend_parts import Queries, TextVectors, TrainingLog, fit_part
+from hftoolkit.models.item_tower import ItemTower, TowerShape
+from hftoolkit.models.recommend_parts import (
+    Queries,
+    TextVectors,
+    TrainingLog,
+    alternatives,
+    fill_in_factors,
+    fit_part,
+)
 from hftoolkit.recipe import IdModels
+from hftoolkit.recommend_job import best_choice
 from hftoolkit.tasks.recommendation_losses import (
     Drawn,
     StepItems,
@@ -29,7 +41,14 @@ from hftoolkit.tasks.recommendation_losses import (
 NUM_ITEMS = 9
 LISTS = [[0, 1, 2, 3], [1, 2, 4], [5, 0, 1], [6, 7], [2, 3, 5, 6, 8], [4]]
 SETTINGS = IdModels(
-    neighbors=3, ease_regularization=2.0, ease_recency=2.0, slit_regularization=1.5, slit_recency=2.0, recent_share=0.2
+    neighbors=3,
+    ease_regularization=2.0,
+    ease_recency=2.0,
+    slit_regularization=1.5,
+    slit_recency=2.0,
+    recent_share=0.2,
+    ials_regularization=10.0,
+    ials_confidence=10.0,
 )
 
 
@@ -55,6 +74,12 @@ def chosen_matrix() -> np.ndarray:
 def test_a_matrix_of_histories_weighs_entries_by_how_many_came_later() -> None:
     matrix = Histories.of([[3, 1], [], [2]]).matrix(4, recency=2.0).toarray()
     assert matrix.tolist() == [[0, 1, 0, pytest.approx(math.exp(-0.5))], [0, 0, 0, 0], [0, 0, 1, 0]]
+
+
+def test_histories_within_a_catalogue_keep_its_items_alone() -> None:
+    histories = Histories.of([[0, 7, 2], [9], [], [1, 8]]).within(7)
+    assert histories.offsets.tolist() == [0, 2, 2, 2, 3]
+    assert histories.items.tolist() == [0, 2, 1]
 
 
 def test_selected_and_latest_histories_are_those_of_the_users() -> None:
@@ -95,6 +120,28 @@ def test_slit_gives_the_next_item_from_the_decayed_past(monkeypatch: pytest.Monk
         assert part.weights == pytest.approx(expected, abs=1e-5)  # type: ignore[attr-defined]
 
 
+def test_settings_with_several_values_are_all_tried_and_the_best_on_validation_is_taken() -> None:
+    settings = IdModels(ease_regularization=[2, 9], ease_recency=[None, 5], slit_recency=3)
+    choices = list(alternatives("ease", settings))
+    assert [tuple(choice.values()) for choice, _ in choices] == [(2, None), (2, 5), (9, None), (9, 5)]
+    assert [choice for choice, _ in alternatives("slit", settings)] == [{"slit_regularization": 20, "slit_recency": 3}]
+    assert [choice for choice, _ in alternatives("popularity", settings)] == [{}]
+    seen: list[float] = []
+
+    class Judge:
+        def rank(self, part: Any, split: str) -> Any:
+            seen.append(part.recency)
+            quality = {"ndcg": np.array([0.1 * len(seen), np.nan]), "hr": np.array([-float(len(seen))])}
+            return SimpleNamespace(values=quality if split == "validation" else None)
+
+    part, choice = best_choice("ease", training_log(), choices, Judge(), "ndcg")  # type: ignore[arg-type]
+    assert choice == {"ease_regularization": 9, "ease_recency": 5} and seen == [0, 5, 0, 5]
+    expected = fit_part("ease", training_log(), IdModels(ease_regularization=9, ease_recency=5))
+    assert (part.weights == expected.weights).all() and part.recency == 5  # type: ignore[attr-defined]
+    _, choice = best_choice("ease", training_log(), choices, Judge(), "hr")  # type: ignore[arg-type]
+    assert choice == {"ease_regularization": 2, "ease_recency": None}
+
+
 def test_item_knn_sums_the_cosines_of_the_nearest_neighbours() -> None:
     X = chosen_matrix()
     cosine = np.array(
@@ -116,13 +163,29 @@ def test_ials_lowers_its_own_loss_and_solves_for_users_exactly() -> None:
         part = fit_part("ials", training_log(), settings)
         queries = Queries(training_log().histories, training_log().groups)
         X, scores = chosen_matrix(), part.scores(queries)
-        errors = (1 + settings.ials_confidence * X) * (X - scores) ** 2
+        errors = (1 + 10 * X) * (X - scores) ** 2
         items: np.ndarray = part.items  # type: ignore[attr-defined]
         users = np.linalg.lstsq(items, scores.T, rcond=None)[0]
-        return float(errors.sum() + settings.ials_regularization * ((items**2).sum() + (users**2).sum()))
+        return float(errors.sum() + 10 * ((items**2).sum() + (users**2).sum()))
 
     losses = [loss(count) for count in (1, 2, 4, 8)]
     assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(losses))
+
+
+def test_items_that_nobody_chose_get_the_factors_that_their_texts_suggest() -> None:
+    generator = np.random.default_rng(4)
+    texts, true_map = generator.standard_normal((50, 3)), generator.standard_normal((3, 2))
+    factors = (texts @ true_map + 5).astype(np.float32)
+    known = np.arange(50) < 40
+    found = np.where(known[:, None], factors, 0)
+    fill_in_factors(found, texts, known, regularization=1e-6)
+    assert found == pytest.approx(factors, abs=1e-3)
+    fill_in_factors(found, texts, known, regularization=1e9)
+    assert found[40:] == pytest.approx(np.tile(factors[:40].mean(axis=0), (10, 1)), abs=1e-3)
+    log = replace(training_log(), num_items=NUM_ITEMS + 1, texts=np.eye(NUM_ITEMS + 1)[:, :4])
+    items: np.ndarray = fit_part("ials", log, SETTINGS).items  # type: ignore[attr-defined]
+    plain: np.ndarray = fit_part("ials", replace(log, texts=None), SETTINGS).items  # type: ignore[attr-defined]
+    assert (items[:NUM_ITEMS] == plain[:NUM_ITEMS]).all() and items[NUM_ITEMS].any() and not plain[NUM_ITEMS].any()
 
 
 def test_popularities_count_all_or_the_latest_and_groups_their_own() -> None:
@@ -167,6 +230,15 @@ def test_what_the_entries_of_a_history_add_sums_up_to_the_score(name: str) -> No
     shares = part.by_entry(query)
     assert shares is not None and shares.shape == (3, NUM_ITEMS)
     assert shares.sum(axis=0) + bias == pytest.approx(part.scores(query)[0], abs=1e-5)
+
+
+def test_the_center_is_taken_out_before_angles_are_measured() -> None:
+    encoder = torch.nn.Module()
+    encoder.config = SimpleNamespace(hidden_size=3)  # type: ignore[assignment]
+    center = torch.tensor([1.0, 2.0, 3.0])
+    tower = ItemTower(encoder, TowerShape(None, item_bias=False), 0, center)
+    outputs = tower.head(torch.tensor([[3.0, 2.0, 3.0], [1.0, 2.0, 7.0]]))
+    assert outputs.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
 
 
 # The losses of the tower.
@@ -283,11 +355,12 @@ def test_standard_scores_have_mean_0_and_deviation_1_over_what_is_allowed() -> N
     allowed = allowed_items(cases(), np.arange(40))
     assert (allowed.sum(axis=1) == NUM_ITEMS - 3).all()
     scores = np.random.default_rng(0).standard_normal((40, NUM_ITEMS)) * 7 + 3
-    features = standardize([scores, np.full((40, NUM_ITEMS), 5.0)], allowed)
+    features = standardize(scores, allowed)
     for user in range(40):
-        inside = features[user, allowed[user], 0]
+        inside = features[user, allowed[user]]
         assert (inside.mean(), inside.std()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-5))
-    assert not features[:, :, 1].any() and not features[~allowed].any()
+    assert not features[~allowed].any()
+    assert not standardize(np.full((40, NUM_ITEMS), 30.7, dtype=np.float32), allowed).any()
 
 
 def make_examples() -> Examples:

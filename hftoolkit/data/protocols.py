@@ -142,8 +142,8 @@ def _random(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np.ndarr
     place = np.empty(len(log), dtype=np.int64)
     place[order] = np.arange(len(log)) - np.searchsorted(log.users, log.users)  # random place within the user
     enough = count >= FEWEST_INTERACTIONS
-    tested = np.maximum(1, np.rint(split.test * count))
-    validated = np.maximum(1, np.rint(split.validation * count))
+    tested = np.maximum(1, np.floor(split.test * count))  # rounded down, as RecBole divides
+    validated = np.maximum(1, np.floor(split.validation * count))
     test = enough & (place < tested)
     validation = enough & ~test & (place < tested + validated)
     train = ~test & ~validation
@@ -154,14 +154,15 @@ def _random(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np.ndarr
 
 
 def _cold_items(log: Log, split: Protocol, num_items: int) -> tuple[np.ndarray, dict[str, _Held]]:
-    order = seeding.numpy_generator("cold", split.seed).permutation(num_items)
+    """Hide items; those of test are ``default_rng(seed).choice(I, n, replace=False)``, as published figures have it."""
     sizes = {
         name: max(1, round(share * num_items))
         for name, share in (("test", split.test), ("validation", split.validation))
     }
     hidden = {name: np.zeros(num_items, dtype=bool) for name in sizes}
-    hidden["test"][order[: sizes["test"]]] = True
-    hidden["validation"][order[sizes["test"] : sizes["test"] + sizes["validation"]]] = True
+    hidden["test"][seeding.plain_numpy_generator(split.seed).choice(num_items, sizes["test"], replace=False)] = True
+    others = seeding.numpy_generator("cold", split.seed).permutation(np.flatnonzero(~hidden["test"]))
+    hidden["validation"][others[: sizes["validation"]]] = True
     of = {name: mask[log.items] for name, mask in hidden.items()}
     train = ~of["test"] & ~of["validation"]
     return train, {

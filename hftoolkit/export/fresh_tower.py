@@ -35,7 +35,7 @@ def main(request_path: str, answer_path: str) -> None:
 
 
 def encode(model: Any, folder: Path, texts: list[str]) -> list[list[float]]:
-    """Return the vector of each text: mean of the outputs, projection if there is one, length 1."""
+    """Return the vector of each text: mean of the outputs, the affine map if there is one, length 1."""
     from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
@@ -48,7 +48,8 @@ def encode(model: Any, folder: Path, texts: list[str]) -> list[list[float]]:
         vectors = (states * mask).sum(dim=1) / mask.sum(dim=1)
         dense = folder / "2_Dense" / "model.safetensors"
         if dense.is_file():
-            vectors = vectors @ load_file(dense)["linear.weight"].T
+            affine = load_file(dense)
+            vectors = vectors @ affine["linear.weight"].T + affine["linear.bias"]
         result: list[list[float]] = torch.nn.functional.normalize(vectors, dim=-1).tolist()
     return result
 

@@ -56,18 +56,21 @@ def top_items(scores_BI: np.ndarray, count: int, order_I: np.ndarray) -> np.ndar
         order_I: among equal scores, items come in this order.
     """
     assert not np.isnan(scores_BI).any()
-    shuffled_BI = scores_BI[:, order_I]
-    K = min(count, len(order_I))
-    limit_B1 = -np.partition(-shuffled_BI, K - 1, axis=1)[:, K - 1 : K]
-    above_BI, equal_BI = shuffled_BI > limit_B1, shuffled_BI == limit_B1
-    room_B1 = K - above_BI.sum(axis=1, keepdims=True)
-    chosen_BI = above_BI | (equal_BI & (np.cumsum(equal_BI, axis=1) <= room_B1))
-    places_BK = np.nonzero(chosen_BI)[1].reshape(-1, K)
-    values_BK = np.take_along_axis(shuffled_BI, places_BK, axis=1)
-    best_first_BK = np.argsort(-values_BK, axis=1, kind="stable")
-    items_BK = np.where(np.isneginf(values_BK), NOBODY, order_I[places_BK])
-    listed_BK = np.take_along_axis(items_BK, best_first_BK, axis=1)
-    return np.pad(listed_BK, ((0, 0), (0, count - K)), constant_values=NOBODY)
+    B, num_items = scores_BI.shape
+    K = min(count, num_items)
+    limit_B1 = np.partition(scores_BI, num_items - K, axis=1)[:, num_items - K, None]
+    rows, items = np.nonzero(
+        (scores_BI >= limit_B1) & (scores_BI > -np.inf)
+    )  # K a user, or more where scores are equal
+    places_I = np.empty(num_items, dtype=np.int64)
+    places_I[order_I] = np.arange(num_items)
+    best_first = np.lexsort((places_I[items], -scores_BI[rows, items], rows))
+    rows, items = rows[best_first], items[best_first]
+    ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    listed_BK = np.full((B, count), NOBODY, dtype=np.int64)
+    kept = ranks < K
+    listed_BK[rows[kept], ranks[kept]] = items[kept]
+    return listed_BK
 
 
 def blocks(num_users: int, size: int) -> Iterator[np.ndarray]:

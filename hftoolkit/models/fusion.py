@@ -3,7 +3,6 @@
 Shape suffixes: B users, I items, P parts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from hftoolkit.histories import Cases
 from hftoolkit.seeding import numpy_generator
 
 MAX_CELLS = 60_000_000  # users x items x parts that are held while weights are learned: 240 MB; else users are sampled
+ROUNDING = np.float32(1e-6)  # a deviation as small as this, relative to the mean, is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Examples:
 
     Attributes:
         users: (B,) places among the cases.
-        features: (B, I, P) float32, see ``standardize``.
+        features: (B, I, P) float32, standardized scores of each part.
         allowed: (B, I) bool, what may be recommended.
         targets: (B, I) float32, one over the number of targets at each of them; rows sum to 1.
     """
@@ -32,19 +32,20 @@ class Examples:
     targets: np.ndarray
 
 
-def standardize(scores: Sequence[np.ndarray], allowed_BI: np.ndarray) -> np.ndarray:
-    """Return the scores of each part with mean 0 and deviation 1 over the allowed items of each user, (B, I, P).
+def standardize(scores_BI: np.ndarray, allowed_BI: np.ndarray) -> np.ndarray:
+    """Return scores with mean 0 and deviation 1 over the allowed items of each user, and 0 elsewhere, (B, I) float32.
 
-    A part that says the same of all items of a user becomes 0 there.
+    Where all items of a user have the same score, they become 0.
     """
-    count_B1 = np.maximum(allowed_BI.sum(axis=1, keepdims=True), 1)
-    features = np.empty((*allowed_BI.shape, len(scores)), dtype=np.float32)
-    for place, scores_BI in enumerate(scores):
-        inside_BI = np.where(allowed_BI, scores_BI, 0)
-        centred_BI = np.where(allowed_BI, scores_BI - inside_BI.sum(axis=1, keepdims=True) / count_B1, 0)
-        deviation_B1 = np.sqrt((centred_BI**2).sum(axis=1, keepdims=True) / count_B1)
-        features[:, :, place] = centred_BI / np.where(deviation_B1 > 1e-6, deviation_B1, np.inf)
-    return features
+    count_B1 = np.maximum(allowed_BI.sum(axis=1, keepdims=True), 1).astype(np.float32)
+    centred_BI = np.where(allowed_BI, scores_BI, np.float32(0))
+    mean_B1 = centred_BI.sum(axis=1, keepdims=True) / count_B1
+    centred_BI -= mean_B1
+    centred_BI *= allowed_BI
+    deviation_B1 = np.sqrt(np.einsum("bi,bi->b", centred_BI, centred_BI)[:, None] / count_B1)
+    rounding_B1 = ROUNDING * (1 + np.abs(mean_B1))
+    centred_BI /= np.where(deviation_B1 > rounding_B1, deviation_B1, np.float32(np.inf))
+    return centred_BI
 
 
 def allowed_items(cases: Cases, users: np.ndarray) -> np.ndarray:
@@ -93,8 +94,9 @@ def fit_weights(examples: Examples, regularization: float) -> np.ndarray:
         picked = (logits_BI - np.log(totals_B1))[wanted_BI]
         surplus_BI = exponentials_BI / totals_B1 - examples.targets
         value = -(picked * examples.targets[wanted_BI]).sum() + regularization * (weights**2).sum() / 2
-        gradient = np.einsum("bi,bip->p", surplus_BI, examples.features) + regularization * weights
-        return float(value) / B, gradient.astype(np.float64) / B
+        slopes_BP = np.matmul(surplus_BI[:, None, :], examples.features)[:, 0]
+        gradient = slopes_BP.sum(axis=0, dtype=np.float64) + regularization * weights
+        return float(value) / B, gradient / B
 
     weights: np.ndarray = minimize(loss, np.zeros(P), jac=True, method="L-BFGS-B").x
     return weights.astype(np.float32)

@@ -1,4 +1,4 @@
-"""The item tower: a text encoder, mean pooling, an optional projection, and vectors of length 1.
+"""The item tower: a text encoder, mean pooling, centring, an optional projection, and vectors of length 1.
 
 Shape suffixes: N texts, L tokens, H width of the encoder, D width of the vectors.
 """
@@ -39,11 +39,22 @@ class TowerShape:
 class ItemTower(nn.Module):
     """Maps texts to vectors of length 1 and one bias each."""
 
-    def __init__(self, backbone: nn.Module, shape: TowerShape, seed: int) -> None:
-        """Put a projection with orthonormal rows, which keeps angles about as they are, and a bias of 0 on top."""
+    center: torch.Tensor | None
+
+    def __init__(self, backbone: nn.Module, shape: TowerShape, seed: int, center: torch.Tensor | None = None) -> None:
+        """Put a projection with orthonormal rows, which keeps angles about as they are, and a bias of 0 on top.
+
+        Args:
+            backbone: the encoder.
+            shape: of what is put on it.
+            seed: of the projection.
+            center: (H,) subtracted from what was pooled. Texts of one catalogue are much alike to a pretrained encoder;
+                without what they have in common, their differences show.
+        """
         super().__init__()
         self.backbone = backbone
         width = _width(backbone)
+        self.register_buffer("center", center)
         seed_torch("head", seed)
         self.projection = nn.Linear(width, shape.dimensions, bias=False) if shape.dimensions else None
         if self.projection is not None:
@@ -67,7 +78,8 @@ class ItemTower(nn.Module):
         """Return the vector and the bias of each text, (N, D + 1) float32, from what was pooled."""
         pooled_NH = pooled_NH.float()
         with torch.autocast(pooled_NH.device.type, enabled=False):
-            projected_ND = pooled_NH if self.projection is None else self.projection(pooled_NH)
+            centred_NH = pooled_NH if self.center is None else pooled_NH - self.center
+            projected_ND = centred_NH if self.projection is None else self.projection(centred_NH)
             vectors_ND = nn.functional.normalize(projected_ND, dim=-1)
             if self.bias is None:
                 return torch.cat([vectors_ND, vectors_ND.new_zeros(len(vectors_ND), 1)], dim=-1)
@@ -97,9 +109,8 @@ def load_text_encoder(path: Path, *, max_length: int, dropout: float) -> tuple[T
     return TextBackbone(model=model.eval(), tokenizer=tokenizer, output_layers=(), fresh_modules=()), pooler
 
 
-def put_on_top(tuned: TunedModel, shape: TowerShape, *, seed: int, head_scale: float) -> TunedModel:
-    """Return the tower around a tuned encoder; its projection and bias are trained ``head_scale`` times as fast."""
-    tower = ItemTower(tuned.model, shape, seed)
+def put_on_top(tuned: TunedModel, tower: ItemTower, *, head_scale: float) -> TunedModel:
+    """Return a tower around its tuned encoder; its projection and bias are trained ``head_scale`` times as fast."""
     heads = [name for name, _ in tower.named_parameters() if not name.startswith("backbone.")]
     scales = {f"backbone.{name}": scale for name, scale in tuned.rate_scales.items()}
     unfreeze = {f"backbone.{name}": epoch for name, epoch in tuned.unfreeze_at.items()}
@@ -117,10 +128,11 @@ def save_tower(tower: ItemTower, tokenizer: Any, pooler: nn.Module | None, direc
     modules = [("", "Transformer"), (POOLING, "Pooling")]
     pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
     _write(directory / POOLING / "config.json", pooling)
-    if tower.projection is not None:
-        dense = {"in_features": width, "out_features": tower.projection.out_features, "bias": False}
+    if tower.projection is not None or tower.center is not None:
+        weight, bias = _affine(tower, width)
+        dense = {"in_features": width, "out_features": len(weight), "bias": True}
         _write(directory / DENSE / "config.json", dense | {"activation_function": "torch.nn.modules.linear.Identity"})
-        save_file({"linear.weight": tower.projection.weight.detach()}, directory / DENSE / "model.safetensors")
+        save_file({"linear.weight": weight, "linear.bias": bias}, directory / DENSE / "model.safetensors")
         modules.append((DENSE, "Dense"))
     modules.append((f"{len(modules)}_{NORMALIZE}", NORMALIZE))
     (directory / modules[-1][0]).mkdir()
@@ -131,6 +143,13 @@ def save_tower(tower: ItemTower, tokenizer: Any, pooler: nn.Module | None, direc
     _write(directory / "modules.json", listed)
     _write(directory / "sentence_bert_config.json", {"max_seq_length": tokenizer.model_max_length})
     _write(directory / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+
+
+def _affine(tower: ItemTower, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weight, (D, H), and the bias, (D,), that center and project at once."""
+    weight = torch.eye(width) if tower.projection is None else tower.projection.weight.detach().clone()
+    center = torch.zeros(width) if tower.center is None else tower.center
+    return weight, -weight @ center
 
 
 def save_encoder(encoder: nn.Module, tokenizer: Any, pooler: nn.Module | None, directory: Path) -> None:
@@ -161,12 +180,16 @@ def load_tower(directory: Path, bias: torch.Tensor | None) -> tuple[ItemTower, A
             directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
         dense = directory / DENSE / "model.safetensors"
-        weight = load_file(dense)["linear.weight"] if dense.is_file() else None
-    tower = ItemTower(backbone, TowerShape(None if weight is None else len(weight), bias is not None), seed=0)
+        affine = load_file(dense) if dense.is_file() else None
+    tower = ItemTower(backbone, TowerShape(None, item_bias=False), seed=0)
     with torch.no_grad():
-        if tower.projection is not None and weight is not None:
-            tower.projection.weight.copy_(weight)
-        if tower.bias is not None and bias is not None:
+        if affine is not None:
+            rows, width = affine["linear.weight"].shape
+            tower.projection = nn.Linear(width, rows)
+            tower.projection.weight.copy_(affine["linear.weight"])
+            tower.projection.bias.copy_(affine["linear.bias"])
+        if bias is not None:
+            tower.bias = nn.Linear(len(bias), 1, bias=False)
             tower.bias.weight.copy_(bias[None])
     return tower.eval(), tokenizer
 

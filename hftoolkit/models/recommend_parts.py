@@ -6,6 +6,7 @@ which need not be one that it was fitted on. Every fit sees training interaction
 Shape suffixes: B users, I items, N entries of histories, D dimensions, G groups of users.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -22,6 +23,12 @@ SLIT_REACH = 6.0  # times the recency; what is further back counts under 0.3 % a
 SLIT_ENTRIES = 4_000_000  # of the sparse matrix held at a time: 48 MB
 GROUP_PRIOR = 10.0  # interactions as expected that are added to those of each group and item
 ITEM_SQUARED = ("item-knn", "ease", "slit")  # parts that need memory by the square of the catalogue
+# Settings of a part that may have several values to choose from.
+CHOSEN_SETTINGS = {
+    "ease": ("ease_regularization", "ease_recency"),
+    "slit": ("slit_regularization", "slit_recency"),
+    "ials": ("ials_regularization", "ials_confidence"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,11 @@ class Queries:
 class Part(Protocol):
     """What gives items scores. A dataclass of float32 arrays and numbers."""
 
+    @property
+    def num_items(self) -> int:
+        """How many items it knows: the first I of a catalogue. Histories hold no others."""
+        ...
+
     def scores(self, queries: Queries) -> np.ndarray:
         """Return a score for each item, (B, I) float32, higher is better, in an array of the caller's own."""
         ...
@@ -62,6 +74,10 @@ class TextVectors:
     biases: np.ndarray  # (I,)
     temperature: float
     recency: float  # 0: all entries count alike
+
+    @property
+    def num_items(self) -> int:
+        return len(self.vectors)
 
     def scores(self, queries: Queries) -> np.ndarray:
         users_BD = user_means(queries.histories, self.recency or None, len(self.vectors)) @ self.vectors
@@ -81,6 +97,10 @@ class FixedScores:
 
     values: np.ndarray  # (I,)
 
+    @property
+    def num_items(self) -> int:
+        return len(self.values)
+
     def scores(self, queries: Queries) -> np.ndarray:
         return np.tile(self.values, (len(queries.histories), 1))
 
@@ -94,6 +114,10 @@ class ItemToItem:
 
     weights: np.ndarray  # (I, I), from item of the history to scored item
     recency: float  # 0: all entries count alike
+
+    @property
+    def num_items(self) -> int:
+        return len(self.weights)
 
     def scores(self, queries: Queries) -> np.ndarray:
         result: np.ndarray = queries.histories.matrix(len(self.weights), self.recency or None) @ self.weights
@@ -114,6 +138,10 @@ class Factors:
     regularization: float
     confidence: float
 
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
     def scores(self, queries: Queries) -> np.ndarray:
         users_BD = solve_factors(queries.histories, self.items, self.regularization, self.confidence)
         result: np.ndarray = users_BD @ self.items.T
@@ -128,6 +156,10 @@ class GroupLifts:
     """How much more often the groups of a user choose an item than all users do."""
 
     lifts: np.ndarray  # (G, I), logarithms
+
+    @property
+    def num_items(self) -> int:
+        return int(self.lifts.shape[1])
 
     def scores(self, queries: Queries) -> np.ndarray:
         result: np.ndarray = queries.groups @ self.lifts
@@ -146,16 +178,26 @@ class TrainingLog:
         groups: (B, G) which groups each is in.
         by_time: (N,) their items, in order of time, whoever chose them.
         num_items: I.
+        texts: (I, D) vectors of their texts before any training; None where no model needs them.
     """
 
     histories: Histories
     groups: np.ndarray
     by_time: np.ndarray
     num_items: int
+    texts: np.ndarray | None = None
+
+
+def alternatives(name: str, settings: IdModels) -> Iterator[tuple[dict[str, float | None], IdModels]]:
+    """Yield each choice of the settings that give a part several values, and the settings with that choice alone."""
+    knobs = CHOSEN_SETTINGS.get(name, ())
+    for values in itertools.product(*(getattr(settings, knob) for knob in knobs)):
+        choice = dict(zip(knobs, values, strict=True))
+        yield choice, settings.model_copy(update={knob: (value,) for knob, value in choice.items()})
 
 
 def fit_part(name: str, log: TrainingLog, settings: IdModels) -> Part:
-    """Fit one of the parts that need no texts.
+    """Fit one of the parts that need no texts, with one value for each setting; see ``alternatives``.
 
     Raises:
         RecipeError: the catalogue is too large for a part whose memory is its square.
@@ -222,22 +264,24 @@ def _item_knn(log: TrainingLog, settings: IdModels) -> Part:
 
 def _ease(log: TrainingLog, settings: IdModels) -> Part:
     """The item-to-item weights of least squares with a zero diagonal (Steck 2019)."""
+    (ridge,), (recency,) = settings.ease_regularization, settings.ease_recency
     gram_II = _gram(log.histories.matrix(log.num_items))
-    gram_II[np.diag_indices_from(gram_II)] += settings.ease_regularization
+    gram_II[np.diag_indices_from(gram_II)] += ridge
     inverse_II = np.linalg.inv(gram_II)
     weights_II = inverse_II / -np.diag(inverse_II)
     np.fill_diagonal(weights_II, 0)
-    return ItemToItem(weights_II.astype(np.float32), recency=settings.ease_recency or 0.0)
+    return ItemToItem(weights_II.astype(np.float32), recency=recency or 0.0)
 
 
 def _slit(log: TrainingLog, settings: IdModels) -> Part:
     """The item-to-item weights that give the next item from the decayed past of each place (Choi et al. 2021)."""
-    gram_II = np.eye(log.num_items) * settings.slit_regularization
+    (ridge,), (recency,) = settings.slit_regularization, settings.slit_recency
+    gram_II = np.eye(log.num_items) * ridge
     next_II = np.zeros_like(gram_II)
-    for past, following in _transitions(log.histories, log.num_items, settings.slit_recency):
+    for past, following in _transitions(log.histories, log.num_items, recency):
         gram_II += (past.T @ past).toarray()
         next_II += (past.T @ following).toarray()
-    return ItemToItem(np.linalg.solve(gram_II, next_II).astype(np.float32), recency=settings.slit_recency)
+    return ItemToItem(np.linalg.solve(gram_II, next_II).astype(np.float32), recency=recency)
 
 
 def _transitions(
@@ -270,15 +314,31 @@ def _gram(matrix: sparse.csr_array) -> np.ndarray:
 
 def _ials(log: TrainingLog, settings: IdModels) -> Part:
     """Alternate between users and items, each solved exactly."""
+    (ridge,), (confidence,) = settings.ials_regularization, settings.ials_confidence
     generator = numpy_generator("ials", settings.ials_dimensions)
     items_ID = (generator.standard_normal((log.num_items, settings.ials_dimensions)) * 0.1).astype(np.float32)
     transposed = log.histories.matrix(log.num_items).T.tocsr()
     by_item = Histories(transposed.indptr.astype(np.int64), transposed.indices.astype(np.int64), transposed.data)
-    ridge, confidence = settings.ials_regularization, settings.ials_confidence
     for _ in range(settings.ials_iterations):
         users_BD = solve_factors(log.histories, items_ID, ridge, confidence)
         items_ID = solve_factors(by_item, users_BD, ridge, confidence)
+    if log.texts is not None:
+        fill_in_factors(items_ID, log.texts, by_item.lengths > 0, settings.ials_text_regularization)
     return Factors(items_ID, ridge, confidence)
+
+
+def fill_in_factors(items_ID: np.ndarray, texts_IH: np.ndarray, known_I: np.ndarray, regularization: float) -> None:
+    """Give items that nobody chose the factors that their texts suggest, by ridge regression, in place.
+
+    This is the attribute-to-factor mapping of Gantner et al. (2010).
+    """
+    if known_I.all():
+        return
+    mean_H, mean_D = texts_IH[known_I].mean(axis=0), items_ID[known_I].mean(axis=0)
+    inputs_NH = (texts_IH[known_I] - mean_H).astype(np.float64)
+    gram_HH = inputs_NH.T @ inputs_NH + regularization * np.eye(inputs_NH.shape[1])
+    map_HD = np.linalg.solve(gram_HH, inputs_NH.T @ (items_ID[known_I] - mean_D))
+    items_ID[~known_I] = mean_D + (texts_IH[~known_I] - mean_H) @ map_HD
 
 
 def solve_factors(histories: Histories, others_ID: np.ndarray, regularization: float, confidence: float) -> np.ndarray:

@@ -54,35 +54,30 @@ class Recommender:
 
     def features(self, queries: Queries, allowed_BI: np.ndarray) -> np.ndarray:
         """Return the standardized scores of each part, (B, I, P). What a part does not know is 0, its mean."""
-        raw, known = [], []
-        for part in self.parts.values():
-            scores_BI = part.scores(queries)
-            missing = allowed_BI.shape[1] - scores_BI.shape[1]
-            raw.append(np.pad(scores_BI, ((0, 0), (0, missing))))
-            known.append(np.arange(allowed_BI.shape[1]) < scores_BI.shape[1])
-        columns = [
-            standardize([scores_BI], allowed_BI & known_I)[:, :, 0]
-            for scores_BI, known_I in zip(raw, known, strict=True)
-        ]
-        return np.stack(columns, axis=-1)
+        features_BIP = np.zeros((*allowed_BI.shape, len(self.parts)), dtype=np.float32)
+        for place, part in enumerate(self.parts.values()):
+            known = part.num_items
+            scores_BI = part.scores(_known_to(part, queries))
+            features_BIP[:, :known, place] = standardize(scores_BI, allowed_BI[:, :known])
+        return features_BIP
 
     def influences(self, queries: Queries, allowed_I: np.ndarray, places: Sequence[int]) -> np.ndarray:
         """Return what each entry of one history adds to the scores of some items, (L, len(places)).
 
         Parts whose scores are no sum over the history, such as popularity or iALS, add nothing here.
         """
-        total = np.zeros((len(queries.histories.items), len(places)))
+        chosen, wanted = queries.histories.items, np.asarray(places, dtype=np.int64)
+        total = np.zeros((len(chosen), len(wanted)))
         for weight, part in zip(self.weights, self.parts.values(), strict=True):
-            shares_LI = part.by_entry(queries)
+            shares_LI = part.by_entry(_known_to(part, queries))
             if shares_LI is None:
                 continue
-            inside_LI = shares_LI[:, allowed_I[: shares_LI.shape[1]]]
+            inside_LI = shares_LI[:, allowed_I[: part.num_items]]
             deviation = float(inside_LI.sum(axis=0).std())
             if deviation > 0:
-                known = np.array([place for place in places if place < shares_LI.shape[1]], dtype=np.int64)
-                columns = np.flatnonzero(np.asarray(places) < shares_LI.shape[1])
-                centred = shares_LI[:, known] - inside_LI.mean(axis=1, keepdims=True)
-                total[:, columns] += weight * centred / deviation
+                columns = np.flatnonzero(wanted < part.num_items)
+                centred = shares_LI[:, wanted[columns]] - inside_LI.mean(axis=1, keepdims=True)
+                total[np.ix_(chosen < part.num_items, columns)] += weight * centred / deviation
         return total
 
     def with_new_items(self, catalogue: Catalogue, outputs: np.ndarray) -> Self:
@@ -147,6 +142,10 @@ class Recommender:
             return cls(Catalogue(**items), parts, arrays["weights"], arrays.get("text_bias"))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise DataError(f"cannot read the recommender in {directory}: {error}") from error
+
+
+def _known_to(part: Part, queries: Queries) -> Queries:
+    return replace(queries, histories=queries.histories.within(part.num_items))
 
 
 def _part(name: str, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Part:

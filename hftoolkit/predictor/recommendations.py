@@ -14,8 +14,9 @@ from hftoolkit.data.labels import canonical_value
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.histories import Histories
 from hftoolkit.metrics.ranking import NOBODY, blocks, tie_order, top_items
+from hftoolkit.models.item_index import index_queries, write_index
 from hftoolkit.models.item_tower import load_tower
-from hftoolkit.models.recommend_parts import Queries
+from hftoolkit.models.recommend_parts import Queries, TextVectors
 from hftoolkit.models.recommender import KnownUsers, Recommender
 from hftoolkit.predictor.common import refuse_changed
 from hftoolkit.recipe import RecommendationRecipe
@@ -130,6 +131,23 @@ class RecommendationPredictor:
             for row, places in enumerate(lists)
         ]
 
+    def export_index(self, path: Path | str, *, exact: bool = False) -> None:
+        """Write the item vectors as a faiss index, which holds what the part ``text`` scores; see ``index_queries``.
+
+        Raises:
+            DataError: no part of the run reads texts.
+            EnvironmentFault: faiss is not installed, or the files cannot be written.
+        """
+        write_index(self._text(), self.recommender.catalogue.ids, Path(path), exact=exact)
+
+    def index_queries(self, queries: Queries) -> np.ndarray:
+        """Return what to search such an index for, (B, D + 1), from ``user`` or ``history``; then leave out the seen.
+
+        Raises:
+            DataError: no part of the run reads texts.
+        """
+        return index_queries(self._text(), queries)
+
     def all_users(self, size: int) -> Iterator[tuple[list[str], Queries]]:
         """Yield the users of the log with what it says of them, ``size`` at a time."""
         for places in blocks(len(self.known.ids), size):
@@ -149,6 +167,12 @@ class RecommendationPredictor:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         groups = np.zeros((len(counts), self.known.groups.shape[1]), dtype=np.float32)
         return list(log.user_ids), Queries(Histories(offsets, log.items, log.weights), groups)
+
+    def _text(self) -> TextVectors:
+        part = self.recommender.parts.get("text")
+        if not isinstance(part, TextVectors):
+            raise DataError("item vectors come from their texts, and this run has no 'text' in fusion.parts")
+        return part
 
     def _of_users(self, places: np.ndarray) -> Queries:
         return Queries(self.known.histories.select(places), self.known.groups[places])

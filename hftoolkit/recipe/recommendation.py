@@ -1,8 +1,8 @@
 """What recommendation recipes have of their own."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from hftoolkit.recipe.sections import (
     Evaluation,
@@ -22,6 +22,23 @@ from hftoolkit.recipe.text import ColumnNames
 
 Part = Literal["text", "frozen-text", "popularity", "recent-popularity", "groups", "item-knn", "ease", "slit", "ials"]
 Recency = Annotated[float | None, Field(gt=0, le=1e6)]
+
+
+def _one_value_is_a_list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+# One value, or several of which the best on validation is taken.
+Positives = Annotated[
+    tuple[Annotated[float, Field(gt=0)], ...],
+    Field(min_length=1, strict=False),
+    BeforeValidator(_one_value_is_a_list, json_schema_input_type=float | tuple[float, ...]),
+]
+Recencies = Annotated[
+    tuple[Recency, ...],
+    Field(min_length=1, strict=False),
+    BeforeValidator(_one_value_is_a_list, json_schema_input_type=float | tuple[Recency, ...] | None),
+]
 
 
 class RecommendationTask(Section):
@@ -169,6 +186,9 @@ class EncoderModel(Model):
     dimensions: int | None = Field(
         None, ge=1, le=16384, description="Width of a trained projection after mean pooling. Default: no projection."
     )
+    center: bool = Field(
+        True, description="Subtract the mean of the pretrained outputs for all trained items, before the projection."
+    )
     item_bias: bool = Field(
         True, description="Learn from the text also how popular an item is, and add that to its similarity."
     )
@@ -185,13 +205,26 @@ class IdModels(Section):
     )
     recent_share: Fraction = Field(0.1, description="Latest share of the training log that recent popularity counts.")
     neighbors: int = Field(100, ge=1, le=100_000, description="Similar items that ItemKNN keeps for each.")
-    ease_regularization: float = Field(400.0, gt=0, description="Ridge of EASE (Steck 2019).")
-    ease_recency: Recency = Field(10.0, description="As task.recency, in the history that EASE scores.")
-    slit_regularization: float = Field(20.0, gt=0, description="Ridge of the sequential model SLIT (Choi et al. 2021).")
-    slit_recency: float = Field(10.0, gt=0, le=1e6, description="As task.recency, in what SLIT learns from and scores.")
-    ials_dimensions: int = Field(32, ge=1, le=4096, description="Factors of iALS (Hu et al. 2008).")
-    ials_regularization: float = Field(10.0, gt=0, description="Ridge of iALS.")
-    ials_confidence: float = Field(10.0, gt=0, description="How much more an interaction weighs than its absence.")
+    ease_regularization: Positives = Field(
+        (100.0, 400.0, 1000.0),
+        description="Ridge of EASE (Steck 2019). Of a list, here and below, what ranks validation best "
+        "is taken; each value costs a fit.",
+    )
+    ease_recency: Recencies = Field((10.0, 20.0, 50.0, None), description="As task.recency, in what EASE scores.")
+    slit_regularization: Positives = Field(
+        (20.0,), description="Ridge of the sequential model SLIT (Choi et al. 2021)."
+    )
+    slit_recency: Positives = Field((10.0,), description="As task.recency, in what SLIT learns from and scores.")
+    ials_dimensions: int = Field(64, ge=1, le=4096, description="Factors of iALS (Hu et al. 2008).")
+    ials_regularization: Positives = Field((10.0, 30.0), description="Ridge of iALS.")
+    ials_confidence: Positives = Field(
+        (1.0, 3.0, 10.0), description="How much more an interaction weighs than its absence."
+    )
+    ials_text_regularization: float = Field(
+        10.0,
+        gt=0,
+        description="Ridge of the map from pretrained text vectors to factors, for items nobody chose in training.",
+    )
     ials_iterations: int = Field(15, ge=1, le=1000, description="Alternations of iALS.")
 
 
@@ -209,7 +242,8 @@ class RankingEvaluation(Evaluation):
     """How rankings of all items are measured, and by what the best tower is chosen."""
 
     best_by: Literal["hr", "recall", "ndcg", "mrr", "map"] = Field(
-        "ndcg", description="Validation metric of the tower alone that chooses its best weights."
+        "ndcg",
+        description="Validation metric that chooses the best weights of the tower alone, and settings in id_models.",
     )
     baselines: bool = Field(True, description="Report every part alone and other fusions on the same split.")
     cutoff: int = Field(10, ge=1, le=10_000, description="Length of the lists that are measured.")

@@ -123,7 +123,7 @@ class RecommendationTower:
         """Return the vector and the bias of each item, (N, D + 1); of users, those of the latest item of each."""
         return self._encode(model, batch["latest"].tolist())
 
-    def pool_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    def _pool_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the pooled output of the encoder for each item, (N, H)."""
         assert isinstance(model, ItemTower)
         tokens = pad_tokens([self._token_ids[place] for place in batch["latest"].tolist()], self._tokenizer)
@@ -139,13 +139,26 @@ class RecommendationTower:
 
     def text_part(self, model: nn.Module, infer: Infer, *, full_precision: bool = False) -> TextVectors:
         """Return the vectors of all items as a part."""
-        outputs = infer(model, self._datasets.splits["items"], full_precision=full_precision)
+        return self.part_of(infer(model, self._datasets.splits["items"], full_precision=full_precision))
+
+    def part_of(self, outputs: np.ndarray) -> TextVectors:
+        """Return what a tower gives for all items, (I, D + 1), as a part."""
         return TextVectors(
             vectors=np.ascontiguousarray(outputs[:, :-1]),
             biases=np.ascontiguousarray(outputs[:, -1]),
             temperature=self._section.temperature,
             recency=self._section.recency or 0.0,
         )
+
+    def pooled(self, model: nn.Module, infer: Infer) -> torch.Tensor:
+        """Return the pooled outputs of the encoder for all items, (I, H) fp32."""
+        rows = self._datasets.splits["items"]
+        return torch.from_numpy(infer(model, rows, step=self._pool_step, full_precision=True))
+
+    @property
+    def trained_items(self) -> torch.Tensor:
+        """The items that occur in training, (N,)."""
+        return self._trained_items
 
     def rank(self, part: Part, split: str) -> RankedLists:
         """Rank all candidates of a split by one part."""
@@ -158,10 +171,9 @@ class RecommendationTower:
         )
 
     @contextmanager
-    def cached_pooling(self, model: nn.Module, infer: Infer) -> Iterator[None]:
-        """Inside, the frozen encoder is not run: what it gives was computed once."""
-        rows = self._datasets.splits["items"]
-        self._pooled = torch.from_numpy(infer(model, rows, step=self.pool_step, full_precision=True))
+    def cached_pooling(self, pooled: torch.Tensor) -> Iterator[None]:
+        """Inside, the frozen encoder is not run: what it gives, (I, H), was computed once."""
+        self._pooled = pooled
         try:
             yield
         finally:

@@ -23,13 +23,11 @@ from hftoolkit.recipe import Recipe, load_recipe
 from hftoolkit.rundir import RunDir, read_json
 from hftoolkit.snapshot import load_trained
 
-LOWEST_PRIORITY = 19
 ROOM_FOR_STATES = 2  # of the training, which must not run out of disk because of an upload
 
 
 def main(folder: str, parent: str) -> None:
     """Push the weights that were linked for it; say on stderr, in one line, why that failed."""
-    os.nice(LOWEST_PRIORITY)
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     torch.set_num_threads(1)
     try:

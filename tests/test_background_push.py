@@ -294,7 +294,7 @@ def test_one_push_at_a_time_and_the_newest_best_is_next(uploads):
     up = uploads()
     with up.pushes:
         up.step(1, better=True)
-        assert up.started == [1]
+        assert up.started == [1] and os.getpriority(os.PRIO_PROCESS, up.pushes._process.pid) == 19
         for number in (2, 3, 4):
             up.step(number, better=number != 4)
         assert up.started == [1]
@@ -405,8 +405,6 @@ def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path):
     starter += f"{str(tmp_path)!r}, str(os.getpid())]); p.wait()"
     parent = subprocess.Popen([sys.executable, "-c", starter])
     wait_for(lambda: children(tmp_path))
-    (child,) = children(tmp_path)
-    wait_for(lambda: os.getpriority(os.PRIO_PROCESS, child) == 19)
     parent.kill()
     parent.wait()
     wait_for(lambda: not children(tmp_path))

@@ -20,6 +20,7 @@ from hftoolkit.sources import without_secrets
 
 MODULE = "hftoolkit.upload"
 LINKED, ERRORS = "best", "errors.txt"  # in the folder of an upload: the weights, and what the process says
+LOWEST_PRIORITY = 19
 PATIENCE_SECONDS = 600.0  # for the last upload, when the run is over
 # What launchers tell their processes, of which this is none; and GPUs, whose memory belongs to the training.
 HIDDEN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -95,6 +96,7 @@ class BackgroundPushes:
                     stderr=errors,
                     process_group=0,
                 )
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST_PRIORITY)
         except OSError as error:
             self._tell_failure(f"it could not be started ({error.strerror})")
             self._stop()

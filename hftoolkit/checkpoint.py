@@ -129,6 +129,11 @@ def has_states(parent: Path) -> bool:
     return bool(_newest_first(parent, STATE))
 
 
+def best_at(parent: Path, step: int) -> Path:
+    """Return the best weights that were saved last at a step."""
+    return next(path for path in _newest_first(parent, BEST) if _order(path)[0] == step)
+
+
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint whose hashes agree with its manifest, on the CPU.
 
@@ -140,6 +145,16 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path / TENSORS)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise DataError(f"checkpoint {path} cannot be read: {error}") from error
+
+
+def read_best(path: Path) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
+    """Return the best weights of a folder that ``save_best`` wrote, and what they reached.
+
+    Raises:
+        DataError: a file is missing, cut or changed.
+    """
+    tensors = load_weights(path)
+    return _as_best(path), tensors
 
 
 def prune(parent: Path, keep: int) -> None:
@@ -191,8 +206,7 @@ def _read_state(path: Path) -> State:
     if facts["best"] is not None:
         best_path = path.with_name(facts["best"])
         _verify(best_path)
-        best_facts = _facts(best_path)
-        best = Checkpoint(best_path, best_facts["step"], best_facts["metrics"])
+        best = _as_best(best_path)
     return State(path, facts["step"], tensors, facts["values"], best)
 
 
@@ -221,6 +235,11 @@ def _looks_whole(path: Path) -> bool:
 def _facts(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads((path / FACTS).read_text(encoding="utf-8"))
     return facts
+
+
+def _as_best(path: Path) -> Checkpoint:
+    facts = _facts(path)
+    return Checkpoint(path, facts["step"], facts["metrics"])
 
 
 def _newest_first(parent: Path, kind: str) -> list[Path]:

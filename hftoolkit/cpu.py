@@ -36,20 +36,39 @@ def faster_steps(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def low_precision_stream(model: nn.Module) -> Iterator[None]:
-    """Inside, what the embeddings give is cast to the type of autocast, and with it all that is added to it later.
+    """Inside, what goes into the blocks is cast to the type of autocast, and with it all that is added to it later.
 
     Autocast leaves the sums around each block in fp32, with a cast before and after every linear layer between them.
-    Outside of autocast, and for a model without embeddings, nothing changes.
+    The cast is behind the embeddings of texts, and before the first of a stack of blocks for images. Outside of
+    autocast, and for models of other kinds, nothing changes.
     """
-    block = _embedding_block(model)
-    if block is None:
+    embeddings, stack = _embedding_block(model), block_stack(model)
+    if embeddings is not None:
+        handle = embeddings.register_forward_hook(lambda _, __, output: _cast(output))
+    elif stack is not None:
+        handle = stack[0].register_forward_pre_hook(lambda _, inputs: tuple(map(_cast, inputs)))
+    else:
         yield
         return
-    handle = block.register_forward_hook(_cast)
-    try:
+    with handle:
         yield
-    finally:
-        handle.remove()
+
+
+def block_stack(model: nn.Module) -> nn.ModuleList | nn.Sequential | None:
+    """Return the longest list of transformer blocks, which are modules of one class, or None if there is none."""
+    stacks = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0 and _are_blocks(list(module))
+    ]
+    return max(stacks, key=len, default=None)
+
+
+def _are_blocks(modules: list[nn.Module]) -> bool:
+    """Return whether modules are of one class, made of several, with linear layers and layer norms among them."""
+    inside = list(modules[0].modules())
+    has_both = all(any(isinstance(module, kind) for module in inside) for kind in (nn.Linear, nn.LayerNorm))
+    return has_both and len({type(module) for module in modules}) == 1
 
 
 @contextmanager
@@ -84,10 +103,10 @@ class _Densify:
             weight.grad = self._dense.zero_().index_add_(0, rows._indices()[0], rows._values())
 
 
-def _cast(_: nn.Module, __: Any, output: Any) -> Any:
-    if isinstance(output, torch.Tensor) and torch.is_autocast_enabled("cpu"):
-        return output.to(torch.get_autocast_dtype("cpu"))
-    return output
+def _cast(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and torch.is_autocast_enabled("cpu"):
+        return value.to(torch.get_autocast_dtype("cpu"))
+    return value
 
 
 def _embedding_block(model: nn.Module) -> nn.Module | None:

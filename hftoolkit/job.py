@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from hftoolkit.contracts import Emit, Message
-from hftoolkit.data import ImageSplits, TextSplits, load_image_splits, load_text_splits
+from hftoolkit.data import ImageSplits, LabelSet, TextSplits, load_image_splits, load_text_splits
 from hftoolkit.devices import describe_device, make_accelerator
 from hftoolkit.inference import Inference
 from hftoolkit.models.backbones import (
@@ -28,7 +29,7 @@ from hftoolkit.models.image_backbones import (
     save_image_classifier,
 )
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
-from hftoolkit.recipe import ImageRecipe, LinearProbe, Recipe, TextRecipe
+from hftoolkit.recipe import ImageModel, ImageRecipe, LinearProbe, Recipe, TextRecipe
 from hftoolkit.rundir import RunDir
 from hftoolkit.snapshot import Fitted
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
@@ -57,8 +58,8 @@ class Job:
 
     @property
     def origin(self) -> dict[str, str | None]:
-        """Return what identifies the pretrained weights; None for training from scratch."""
-        return {"revision": self.weights.revision if self.weights else None}
+        """Return what identifies the pretrained weights."""
+        return origin_of(self.weights)
 
     def probabilities(self, split: str) -> np.ndarray:
         """Return the fp32 predictions for a split, (N, C)."""
@@ -99,21 +100,11 @@ def prepare_texts(recipe: TextRecipe, splits: TextSplits, weights: Resolved, *, 
     emit(Message(f"backbone: {describe(weights)}"))
     accelerator = make_accelerator(recipe.train.precision)
 
-    def load() -> TextBackbone:
-        return load_text_classifier(
-            weights.path,
-            splits.labels.names,
-            multi_label=splits.labels.multi_label,
-            max_length=recipe.model.max_length,
-            dropout=recipe.model.dropout,
-            seed=recipe.train.seed,
-        )
-
     def save_base(folder: Path) -> None:
-        base = load()
+        base = _load_texts(recipe, weights, splits.labels)
         save_classifier(base.model, base.tokenizer, folder)
 
-    backbone = load()
+    backbone = _load_texts(recipe, weights, splits.labels)
     kernel = set_attention(backbone.model, accelerator.device)
     task = TextClassificationTask(recipe.task, splits, backbone)
     _tell_about_truncation(task, recipe.model.max_length, emit)
@@ -123,31 +114,20 @@ def prepare_texts(recipe: TextRecipe, splits: TextSplits, weights: Resolved, *, 
 
 
 def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
-    model = recipe.model
-    weights = resolve_model(model.backbone or "", sha256=model.sha256) if model.pretrained else None
-    emit(Message(f"backbone: {describe(weights) if weights else f'{model.architecture}, from scratch'}"))
-
-    def load(labels: tuple[str, ...]) -> ImageBackbone:
-        return load_image_classifier(
-            weights.path if weights else None,
-            labels,
-            architecture=model.architecture,
-            image_size=model.image_size,
-            dropout=model.dropout,
-            drop_path=model.drop_path,
-            seed=recipe.train.seed,
-        )
+    weights = resolve_weights(recipe)
+    origin = describe(weights) if weights else f"{recipe.model.architecture}, from scratch"
+    emit(Message(f"backbone: {origin}"))
 
     def save_base(folder: Path) -> None:
-        base = load(splits.labels.names)
+        base = _load_images(recipe, weights, splits.labels.names)
         save_image_classifier(base.model, base.preprocessing, folder)
 
     # The size of the images comes from the weights, and the number of classes from the images.
-    geometry = load(("a", "b")).preprocessing.geometry
+    geometry = _load_images(recipe, weights, ("a", "b")).preprocessing.geometry
     emit(Message(f"decoding images to {geometry.height} x {geometry.width} pixels, unless they are in the cache"))
     splits = load_image_splits(source.path, recipe.data, recipe.task, geometry)
     _tell_about_data(splits, emit)
-    backbone = load(splits.labels.names)
+    backbone = _load_images(recipe, weights, splits.labels.names)
     accelerator = make_accelerator(recipe.train.precision, bf16_pays_on_cpus=not is_convolutional(backbone.model))
     if accelerator.device.type == "cpu":
         arrange_for_cpus(backbone.model)
@@ -157,6 +137,74 @@ def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
     tuned = _tune(recipe, backbone, emit)
     emit(Message(describe_device(accelerator)))
     return Job(task, backbone, tuned, Inference(task, accelerator), weights, save_base)
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """The model of a run without its data.
+
+    Attributes:
+        tuned: as it was before training.
+        save: writes a plain model like it, with what it needs to read raw examples, into a folder.
+    """
+
+    tuned: TunedModel
+    save: Callable[[nn.Module, Path], None]
+
+
+def rebuild(recipe: Recipe, weights: Resolved | None, labels: LabelSet) -> Rebuilt:
+    """Build the model of a run again, which takes its classes but none of its data."""
+    match recipe:
+        case TextRecipe():
+            text = _load_texts(recipe, weights, labels)
+            return Rebuilt(
+                apply_tuning(text, recipe.tuning), lambda model, folder: save_classifier(model, text.tokenizer, folder)
+            )
+        case ImageRecipe():
+            image = _load_images(recipe, weights, labels.names)
+            return Rebuilt(
+                apply_tuning(image, recipe.tuning),
+                lambda model, folder: save_image_classifier(model, image.preprocessing, folder),
+            )
+        case _:
+            raise AssertionError(type(recipe))
+
+
+def resolve_weights(recipe: Recipe) -> Resolved | None:
+    """Fetch the pretrained weights that a recipe names; return None for training from scratch."""
+    model = recipe.model
+    if isinstance(model, ImageModel) and not model.pretrained:
+        return None
+    return resolve_model(model.backbone or "", sha256=model.sha256)
+
+
+def origin_of(weights: Resolved | None) -> dict[str, str | None]:
+    """Return what identifies pretrained weights."""
+    return {"revision": weights.revision if weights else None}
+
+
+def _load_texts(recipe: TextRecipe, weights: Resolved | None, labels: LabelSet) -> TextBackbone:
+    assert weights is not None
+    return load_text_classifier(
+        weights.path,
+        labels.names,
+        multi_label=labels.multi_label,
+        max_length=recipe.model.max_length,
+        dropout=recipe.model.dropout,
+        seed=recipe.train.seed,
+    )
+
+
+def _load_images(recipe: ImageRecipe, weights: Resolved | None, names: tuple[str, ...]) -> ImageBackbone:
+    return load_image_classifier(
+        weights.path if weights else None,
+        names,
+        architecture=recipe.model.architecture,
+        image_size=recipe.model.image_size,
+        dropout=recipe.model.dropout,
+        drop_path=recipe.model.drop_path,
+        seed=recipe.train.seed,
+    )
 
 
 def _tune(recipe: Recipe, backbone: Backbone, emit: Emit) -> TunedModel:

@@ -13,7 +13,7 @@ from hftoolkit.collectives import is_main, leave, share
 from hftoolkit.contracts import Emit, Event, Message
 from hftoolkit.devices import join_processes
 from hftoolkit.export import GateReport, GateRows, export_model
-from hftoolkit.hub import announce, hub_id, publish, write_card
+from hftoolkit.hub import BackgroundPushes, announce, hub_id, publish, write_card
 from hftoolkit.job import Job, prepare, train
 from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference
 from hftoolkit.metrics.classification import classification_metrics, confusion_matrix
@@ -65,7 +65,8 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
         return None
     run = new_run_or_old(recipe, name, run_dir, resume=resume)
     listen = run.recording(emit)
-    with recorded(run):
+    pushes = BackgroundPushes(recipe.hub, run, listen)
+    with recorded(run), pushes:
         write_origin(recipe, run, listen)
         announce(recipe.hub, create=True, emit=listen)
         share(run.root)
@@ -74,7 +75,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
         check_unchanged(run.labels, job.task.labels.to_json(), "the classes")
         check_unchanged(run.backbone, job.origin, "the pretrained weights")
         share("prepared")
-        fitted, temperature, test = _fit(recipe, job, run, listen)
+        fitted, temperature, test = _fit(recipe, job, run, pushes.listen)
         gate = _export(recipe, job, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
         results = measure(recipe, job, test) | _training_facts(job, fitted, temperature, gate)
@@ -84,6 +85,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
             _picture_report(run, job.task, job.tuned.model, test)
         write_card(run, recipe, results, job.task.summary, hub_id(recipe.model, job.weights))
         prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
+    pushes.finish()
     publish(recipe.hub, run, emit=listen)
     return run.root
 

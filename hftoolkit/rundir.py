@@ -2,7 +2,7 @@
 
 runs/NAME/  recipe.yaml environment.json backbone.json data.json labels.json metrics.jsonl train.log status.json
             results.json  checkpoints/step-000500/  checkpoints/best-000500/  model/  model/adapter/  model/recommender/
-            users/  report/  predictions/  seeds/seed-0/  .lock
+            users/  report/  predictions/  seeds/seed-0/  .lock  .upload/
 """
 
 import errno
@@ -179,14 +179,18 @@ class RunDir:
     def lock(self) -> Path:
         return self.root / ".lock"
 
+    @property
+    def upload(self) -> Path:
+        """Where the best model so far is put together for a push during training; removed after it."""
+        return self.root / ".upload"
+
     def is_done(self) -> bool:
         """Return whether the run ended well."""
         return self.status.is_file() and read_json(self.status).get("state") == "done"
 
     def refuse_unfinished(self) -> None:
         """Raise DataError unless the run ended well and has a model of its own."""
-        seeds = sorted(self.seeds.glob("*"))
-        if seeds:
+        if seeds := sorted(self.seeds.glob("*")):
             raise DataError(f"{self.root} holds several seeds; name one of them, for example {seeds[0]}")
         status = read_json(self.status)
         if status.get("state") != "done":
@@ -213,10 +217,8 @@ class RunDir:
 
     def _is_failed_start(self) -> bool:
         """Return whether a run failed here before its first step, so that there is nothing to lose."""
-        written_before = {
-            *(self.recipe, self.environment, self.backbone, self.data, self.labels, self.log, self.status, self.lock)
-        }
-        if not self.status.is_file() or not written_before.issuperset(self.root.iterdir()):
+        early = self.recipe, self.environment, self.backbone, self.data, self.labels, self.log, self.status, self.lock
+        if not self.status.is_file() or not set(self.root.iterdir()) <= set(early):
             return False
         with suppress(DataError):
             return read_json(self.status).get("state") == "failed"
@@ -301,9 +303,7 @@ def _discard_failed_start(root: Path) -> None:
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """Put null for what JSON has no number for, such as the gradient norm of a step that fp16 skipped."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 
 def _append(path: Path, line: str) -> None:

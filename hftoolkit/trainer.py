@@ -32,6 +32,7 @@ from hftoolkit.inference import Inference, StopRequested
 from hftoolkit.interrupts import deferred_signals, interrupted
 from hftoolkit.metrics import is_better
 from hftoolkit.models.first_position import first_position_only
+from hftoolkit.models.halves import halves_in_threads
 from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
 from hftoolkit.optim import build_optimizer, clip_to_mean, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
@@ -74,10 +75,13 @@ def fit(
     with ExitStack() as stack:
         listen = stack.enter_context(tracked(train.trackers if is_main() else (), run, emit))
         loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen)
-        if accelerator.device.type == "cpu":
+        on_cpu = accelerator.device.type == "cpu"
+        if on_cpu:
             stack.enter_context(faster_steps(tuned.model))
         # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
         stack.enter_context(first_position_only(tuned.model, loop.logits_of_some))
+        if on_cpu:
+            stack.enter_context(halves_in_threads(tuned.model, loop.logits_of_some))
         stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable
         loop.resume(run)
         # A launcher may pass on what its processes got already.

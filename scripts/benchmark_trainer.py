@@ -3,6 +3,7 @@
     python scripts/benchmark_trainer.py --examples 1920 --rounds 5     rates only, a few minutes
     python scripts/benchmark_trainer.py --rounds 1                     the whole recipe: rates, macro-F1, paired test
     python scripts/benchmark_trainer.py --recipe recipes/vision.yaml --set train.epochs=1 --trainer-precision fp32
+    python scripts/benchmark_trainer.py --gpu --rounds 3               texts, then images, an epoch in bf16 on a GPU
 
 HF Trainer runs at its best settings for the task. Texts: bf16 where the hardware has it, batches grouped by length,
 dynamic padding. Images: decoded and transformed one by one with torchvision, in the precision that is asked for.
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ def main() -> None:
     parser.add_argument(
         "--trainer-precision", choices=["bf16", "fp32"], default=None, help="default: the recipe's auto"
     )
+    parser.add_argument(
+        "--gpu", action="store_true", help="one epoch of recipes/sentiment.yaml and of recipes/vision.yaml in bf16"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", choices=["trainer", "hftoolkit"], help=argparse.SUPPRESS)
@@ -44,25 +49,45 @@ def main() -> None:
     if options.side:
         side = run_trainer if options.side == "trainer" else run_hftoolkit
         side(options)
+    elif options.gpu:
+        compare_on_gpu(options)
     else:
         compare(options)
 
 
-def compare(options: argparse.Namespace) -> None:
+def compare_on_gpu(options: argparse.Namespace) -> None:
+    """Compare an epoch of texts and one of images, in bf16; exit 4 where there is no GPU for it."""
+    import torch
+
+    if not (torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)):
+        print("error: no GPU with bf16 was found; leave out --gpu to compare on this CPU", file=sys.stderr)
+        sys.exit(4)
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
+    for name in ("sentiment", "vision"):
+        print(f"recipes/{name}.yaml")
+        recipe = ["--recipe", str(ROOT / "recipes" / f"{name}.yaml"), "--trainer-precision", "bf16"]
+        compare(options, [*recipe, "--set", "train.epochs=1", "--set", "train.precision=bf16"])
+
+
+def compare(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
     """Alternate both sides; the second round starts with the other one, so that drift of the machine cancels."""
     results: dict[str, list[dict[str, Any]]] = {"trainer": [], "hftoolkit": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds):
             for side in ("trainer", "hftoolkit")[:: 1 if number % 2 == 0 else -1]:
                 output = Path(folder) / f"{side}-{number}"
-                command = [sys.executable, *sys.argv, "--side", side, "--output", str(output)]
+                command = [sys.executable, *sys.argv, *more, "--side", side, "--output", str(output)]
                 command += ["--seed", str(options.seed + number)]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 result = json.loads(output.with_suffix(".json").read_text())
                 if not options.rates_only:
                     result["probabilities"] = np.load(output.with_suffix(".npy"))
                 results[side].append(result)
-                print(f"round {number + 1} {side:<10} {result['rate']:6.1f} examples/s", flush=True)
+                memory = result["peak_memory_bytes"] / 1e6
+                print(
+                    f"round {number + 1} {side:<10} {result['rate']:8.1f} examples/s, peak memory {memory:,.0f} MB",
+                    flush=True,
+                )
         report(results, with_quality=not options.rates_only)
 
 
@@ -115,9 +140,11 @@ def load(options: argparse.Namespace) -> Any:
     return load_recipe(options.recipe, [*options.set, f"train.seed={options.seed}"])
 
 
-def write(output: Path, rate: float, targets: np.ndarray, names: Any, probabilities: np.ndarray | None) -> None:
-    """Leave what ``compare`` reads; without probabilities, the rate alone."""
-    kept: dict[str, Any] = {"rate": rate}
+def write(
+    output: Path, rate: float, memory: int, targets: np.ndarray, names: Any, probabilities: np.ndarray | None
+) -> None:
+    """Leave what ``compare`` reads; without probabilities, rate and peak memory in bytes alone."""
+    kept: dict[str, Any] = {"rate": rate, "peak_memory_bytes": memory}
     if probabilities is not None:
         from hftoolkit.metrics.classification import classification_metrics
 
@@ -142,7 +169,9 @@ def run_hftoolkit(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         fitted = train(recipe, job, RunDir(Path(folder)), emit=lambda event: None)
     probabilities = None if options.rates_only else job.probabilities("test")
-    write(options.output, fitted.examples_per_second, job.task.targets["test"], job.task.labels.names, probabilities)
+    rate = fitted.facts("examples")["examples_per_second"]
+    memory = fitted.peak_memory_bytes
+    write(options.output, rate, memory, job.task.targets["test"], job.task.labels.names, probabilities)
 
 
 def run_trainer(options: argparse.Namespace) -> None:
@@ -151,7 +180,7 @@ def run_trainer(options: argparse.Namespace) -> None:
     from scipy.special import softmax
     from transformers import Trainer, TrainingArguments, set_seed
 
-    from hftoolkit.devices import choose_precision
+    from hftoolkit.devices import choose_precision, peak_memory_bytes
     from hftoolkit.recipe import TextRecipe
 
     recipe = load(options)
@@ -181,11 +210,12 @@ def run_trainer(options: argparse.Namespace) -> None:
         trainer = Trainer(model=model, args=settings, train_dataset=datasets["train"], **extra)
         started = time.perf_counter()
         trainer.train()
-        seconds = time.perf_counter() - started
+        seconds, memory = time.perf_counter() - started, peak_memory_bytes(torch.device(device))
         trainer.args.train_sampling_strategy = "random"  # by length, predictions come in another order than the rows
         logits = None if options.rates_only else trainer.predict(datasets["test"]).predictions
     probabilities = None if logits is None else softmax(logits, axis=1)
-    write(options.output, recipe.train.epochs * len(datasets["train"]) / seconds, targets, names, probabilities)
+    rate = recipe.train.epochs * len(datasets["train"]) / seconds
+    write(options.output, rate, memory, targets, names, probabilities)
 
 
 def text_parts(recipe: Any, examples: int | None) -> tuple[Any, ...]:

@@ -513,9 +513,9 @@ class Client:
         own |= {"HF_HUB_DISABLE_XET": str(int(not self.xet)), "HF_HUB_DISABLE_TELEMETRY": "1"}
         return kept | own | ({"HF_TOKEN": self.token} if self.token else {}) | more
 
-    def start(self, *arguments: object, **environment: str) -> "subprocess.Popen[str]":
+    def start(self, *arguments: object, script: str = FAST, **environment: str) -> "subprocess.Popen[str]":
         """Start ``hftoolkit``, with waits a hundredth as long."""
-        command = [sys.executable, "-c", FAST, *map(str, arguments)]
+        command = [sys.executable, "-c", script, *map(str, arguments)]
         return subprocess.Popen(
             command,
             env=self.environment(**environment),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hftoolkit.cpu import MIN_ELEMENTS, faster_steps, low_precision_stream, row_gradients
+from hftoolkit.cpu import MIN_ELEMENTS, block_stack, faster_steps, low_precision_stream, row_gradients
 
 ROWS, WIDTH = MIN_ELEMENTS // 16, 16
 
@@ -105,7 +105,30 @@ def test_a_table_beside_the_blocks_is_cast_itself():
         assert model.words(torch.tensor([1])).dtype == torch.bfloat16
 
 
-def test_a_model_without_embeddings_is_left_alone():
+class Block(nn.Module):
+    """A block whose sum tells the type of what it gets; notes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear, self.seen = nn.LayerNorm(4), nn.Linear(4, 4), []
+
+    def forward(self, stream):
+        self.seen.append(stream.dtype)
+        return stream + self.linear(self.norm(stream))
+
+
+def test_images_enter_the_first_block_in_bf16():
+    model = nn.Sequential(nn.LayerNorm(4), nn.Sequential(Block(), Block(), Block()), nn.Linear(4, 2))
+    assert block_stack(model) is model[1]
+    values = torch.randn(2, 3, 4)
+    with low_precision_stream(model), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(values)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(values)
+    assert [block.seen for block in model[1]] == [[torch.bfloat16, torch.float32]] * 3
+
+
+def test_a_model_without_embeddings_and_blocks_is_left_alone():
     model = nn.Sequential(nn.Linear(2, 2))
     with faster_steps(model), torch.autocast("cpu", dtype=torch.bfloat16):
         model(torch.ones(1, 2)).sum().backward()

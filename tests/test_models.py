@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import CLASSES, VOCABULARY
 from transformers import (
@@ -21,9 +22,11 @@ from transformers import (
     ModernBertConfig,
     RobertaConfig,
     T5Config,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
-from hftoolkit.cpu import faster_steps
+from hftoolkit.cpu import block_stack, faster_steps
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import (
     Backbone,
@@ -367,3 +370,36 @@ def test_a_last_block_shortened_to_what_the_head_reads_gives_the_same_gradients(
     widths.clear()
     gradients()
     assert widths == [5]
+
+
+def vision_transformer(kind: str) -> torch.nn.Module:
+    sizes = {"image_size": 32, "patch_size": 8, "num_labels": 3}
+    if kind == "transformers":
+        return ViTForImageClassification(ViTConfig(**SIZE | sizes, intermediate_size=32))
+    options = {"img_size": 32, "global_pool": "avg" if kind == "timm, mean of all" else "token"}
+    return timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=2, patch_size=8, **options)
+
+
+@pytest.mark.parametrize(("kind", "shortens"), [("timm", True), ("transformers", True), ("timm, mean of all", False)])
+def test_a_vision_transformer_is_shortened_where_its_head_reads_the_class_token(kind: str, shortens: bool) -> None:
+    torch.manual_seed(0)
+    model = vision_transformer(kind).train()
+    images = torch.randn(2, 3, 32, 32)
+    widths: list[int] = []
+    block_stack(model)[-1].mlp.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
+
+    def logits() -> torch.Tensor:
+        output = model(images)
+        return output if isinstance(output, torch.Tensor) else output.logits
+
+    def gradients() -> dict[str, Any]:
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(logits(), torch.tensor([0, 2])).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    expected = gradients()
+    with first_position_only(model, logits):
+        widths.clear()
+        shortened = gradients()
+    assert widths == [1 if shortens else 17]  # 16 patches and the class token
+    torch.testing.assert_close(shortened, expected, rtol=1e-4, atol=1e-6)

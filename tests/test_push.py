@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from loopback_hub import Account, Client, LoopbackHub, Repository, card_errors, small
 from PIL import Image
+from recommend_tables import RECIPE as RECOMMENDER
+from recommend_tables import write_world
 
 from hftoolkit.hub.faults import patiently
 from hftoolkit.recipe import check_repository
@@ -90,6 +92,17 @@ def policy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policy")
     (folder / "policy.yaml").write_text(POLICY_RECIPE)
     ended = hft("rl", "train", folder / "policy.yaml", "--run-dir", folder / "run")
+    assert ended.code == 0, ended
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def recommender_run(tmp_path_factory: pytest.TempPathFactory, lively_backbone: Path) -> Path:
+    folder = tmp_path_factory.mktemp("recommender")
+    write_world(folder)
+    text = RECOMMENDER.format(folder=folder, backbone=lively_backbone)
+    (folder / "r.yaml").write_text(text.replace("bootstrap_samples: 100,", "bootstrap_samples: 100, baselines: false,"))
+    ended = hft("finetune", folder / "r.yaml", "--run-dir", folder / "run", "--set", "train.epochs=1")
     assert ended.code == 0, ended
     return folder / "run"
 
@@ -196,9 +209,10 @@ def test_files_of_an_older_push_go_in_the_same_commit(client: Client, tmp_path: 
 
 @pytest.mark.parametrize("client", [pytest.param("lfs", marks=pytest.mark.faults), "xet"], indirect=True)
 def test_plain_libraries_load_what_was_pushed_by_its_id(
-    client: Client, lora_run: Path, picture_run: Path, policy_run: Path
+    client: Client, lora_run: Path, picture_run: Path, recommender_run: Path, policy_run: Path
 ):
-    for run, name in ((lora_run, "reviews"), (picture_run, "shades"), (policy_run, "cartpole")):
+    runs = ((lora_run, "reviews"), (picture_run, "shades"), (recommender_run, "items"), (policy_run, "cartpole"))
+    for run, name in runs:
         ended = client.run("push", run, f"ada/{name}")
         assert ended.code == 0, ended
         assert remote_files(client.hub.repositories[f"ada/{name}"]) == model_files(run)
@@ -208,6 +222,7 @@ import json, pathlib, torch, timm
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 def logits(model, **batch):
@@ -225,6 +240,9 @@ pixels = torch.rand(1, 3, 32, 32)
 image = AutoModelForImageClassification.from_pretrained("ada/shades")
 plain = timm.create_model("hf_hub:ada/shades", pretrained=True)
 here = AutoModelForImageClassification.from_pretrained({str(picture_run / "model")!r})
+titles = ["bad word1", "good word2"]
+vectors = SentenceTransformer("ada/items", device="cpu").encode(titles)
+own_vectors = SentenceTransformer({str(recommender_run / "model")!r}, device="cpu").encode(titles)
 policy = load_file(pathlib.Path(snapshot_download("ada/cartpole"), "model.safetensors"))
 trained = load_file({str(policy_run / "model" / "model.safetensors")!r})
 print(json.dumps({{
@@ -234,11 +252,13 @@ print(json.dumps({{
     "image": (logits(image, pixel_values=pixels) - logits(here, pixel_values=pixels)).abs().max().item(),
     "timm": (logits(plain, x=pixels) - logits(image, pixel_values=pixels)).abs().max().item(),
     "shades": sorted(pipeline("image-classification", "ada/shades").model.config.label2id),
+    "items": float(abs(vectors - own_vectors).max()),
+    "spread": float(abs(vectors[0] - vectors[1]).max()),
     "policy": all(torch.equal(policy[name], trained[name]) for name in trained),
 }}))
 """)
     seen = json.loads(printed.splitlines()[-1])
-    assert seen["text"] == seen["image"] == 0 and seen["policy"]
+    assert seen["text"] == seen["image"] == seen["items"] == 0 and seen["policy"] and seen["spread"] > 1e-3
     assert seen["peft"] < 1e-4 and seen["timm"] < 1e-5
     assert seen["pipeline"] == ["bad", "fine", "good"] and seen["shades"] == ["dark", "light"]
 

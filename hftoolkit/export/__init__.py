@@ -82,7 +82,7 @@ def export_model(
     """
     model = model.cpu().eval().to(memory_format=torch.contiguous_format)
     unmerged = rows.logits(model) if is_lora(model) else None
-    part, old = run.root / ".model-part", run.root / ".model-old"
+    part = run.root / ".model-part"
     try:
         shutil.rmtree(part, ignore_errors=True)
         if is_lora(model):
@@ -94,14 +94,20 @@ def export_model(
             (part / run.adapter.name / "README.md").write_text(readme, encoding="utf-8")
             model = merge(model)
         save(model, part)
-        shutil.rmtree(old, ignore_errors=True)
-        if run.model.exists():  # from before an interrupt or an extension
-            os.replace(run.model, old)
-        os.replace(part, run.model)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(part, run.model)
     except OSError as error:
         raise EnvironmentFault(f"cannot write {run.model}: {error}; the trained weights are in checkpoints/") from error
     return check_round_trip(run, rows, labels, save_base, merged=rows.logits(model), unmerged=unmerged)
+
+
+def put_in_place(part: Path, target: Path) -> None:
+    """Give a folder its name; one that has it, from before an interrupt or an extension, goes."""
+    old = target.with_name(f".{target.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(part, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_round_trip(

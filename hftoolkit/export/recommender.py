@@ -1,6 +1,5 @@
 """``model/`` of a recommender: the item tower as plain libraries load it, the rest beside it, and the gate for both."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from hftoolkit.errors import ArtifactError, EnvironmentFault
-from hftoolkit.export import MERGED_TOLERANCE, SAVED_TOLERANCE, reload_in_fresh_process
+from hftoolkit.export import MERGED_TOLERANCE, SAVED_TOLERANCE, put_in_place, reload_in_fresh_process
 from hftoolkit.models.item_tower import ItemTower, save_tower
 from hftoolkit.models.lora import is_lora, merge, save_adapter
 from hftoolkit.models.recommend_parts import Queries
@@ -90,7 +89,7 @@ def export_recommender(
         save_tower(tower, files.tokenizer, files.pooler, part)
         bias = None if tower.bias is None else tower.bias.weight.detach().numpy()[0]
         replace(recommender, text_bias=bias).save(part / run.recommender.name)
-        os.replace(part, run.model)
+        put_in_place(part, run.model)
     except OSError as error:
         raise EnvironmentFault(f"cannot write {run.model}: {error}; the trained weights are in checkpoints/") from error
     return _check(run, recommender, files, gate, adapted=adapted)

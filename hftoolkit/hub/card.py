@@ -1,11 +1,14 @@
 """The model card, from the evidence of a run."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hftoolkit.checkpoint import Checkpoint
 from hftoolkit.recipe import (
+    AnyRecipe,
     Dqn,
     ImageRecipe,
     MlpNetwork,
@@ -35,12 +38,33 @@ def write_card(
         base: Hub id of the pretrained weights, if they have one.
     """
     recipe = _public(recipe)
-    _write(run, _metadata(recipe, results, base), _sections(recipe, results, data))
+    _write(run.model, _metadata(recipe, results, base), _sections(recipe, results, data))
 
 
-def _write(run: RunDir, metadata: ModelCardData, sections: Sequence[str]) -> None:
+def write_unfinished_card(
+    folder: Path, recipe: Recipe, data: Mapping[str, Any], base: str | None, best: Checkpoint
+) -> None:
+    """Write the card of the best model so far into its folder; arguments as those of ``write_card``."""
+    recipe, metric = _public(recipe), recipe.evaluation.best_by
+    metadata = ModelCardData(
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag=recipe.task.kind,
+        license=recipe.model.license,
+        tags=["hftoolkit", recipe.tuning.method, "unfinished"],
+    )
+    state = f"""**Unfinished.** These are the best weights so far, of step {best.step}, of a training that goes on. The
+finished model will take their place.
+
+- {metric} on the validation split, which chose them: {best.metrics[metric]:.3f}. Nothing was measured on test data.
+- Probabilities are not calibrated yet, and predictions were not compared with those of the trained model."""
+    title, use = _opening(recipe, data)
+    _write(folder, metadata, (title, state, use, _data(recipe, data), _recipe_section(recipe)))
+
+
+def _write(folder: Path, metadata: ModelCardData, sections: Sequence[str]) -> None:
     text = "\n\n".join((f"---\n{metadata.to_yaml()}\n---", *sections)) + "\n"
-    (run.model / "README.md").write_text(str(ModelCard(text)), encoding="utf-8")
+    (folder / "README.md").write_text(str(ModelCard(text)), encoding="utf-8")
 
 
 def hub_id(model: Model, weights: Resolved | None) -> str | None:
@@ -93,16 +117,19 @@ def _dataset_type(address: str) -> str:
 
 
 def _sections(recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[str, ...]:
-    labels = list(data["class_counts"]["train"])
+    samples = "\n\n![Predictions for test images](samples.png)" if isinstance(recipe, ImageRecipe) else ""
+    found = _results(results) + samples
+    return (*_opening(recipe, data), found, _data(recipe, data), _limits(recipe, results), _recipe_section(recipe))
+
+
+def _opening(recipe: Recipe, data: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the title, and how the model is used."""
     noun, use = ("Image", _IMAGE_USE) if isinstance(recipe, ImageRecipe) else ("Text", _TEXT_USE)
-    return (
-        f"# {noun} classifier: {', '.join(labels)}",
-        f"## Use\n\n```python\n{use}\n```",
-        _results(results) + ("\n\n![Predictions for test images](samples.png)" if noun == "Image" else ""),
-        _data(recipe, data),
-        _limits(recipe, results),
-        f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```",
-    )
+    return f"# {noun} classifier: {', '.join(data['class_counts']['train'])}", f"## Use\n\n```python\n{use}\n```"
+
+
+def _recipe_section(recipe: AnyRecipe) -> str:
+    return f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```"
 
 
 _TEXT_USE = """from transformers import pipeline
@@ -206,7 +233,7 @@ def write_policy_card(run: RunDir, recipe: ReinforcementRecipe, results: Mapping
         tags=["hftoolkit", "reinforcement-learning", kind, environment],
         eval_results=[measured],
     )
-    _write(run, metadata, _policy_sections(recipe, results))
+    _write(run.model, metadata, _policy_sections(recipe, results))
 
 
 def _policy_sections(recipe: ReinforcementRecipe, results: Mapping[str, Any]) -> tuple[str, ...]:
@@ -219,7 +246,7 @@ def _policy_sections(recipe: ReinforcementRecipe, results: Mapping[str, Any]) ->
         f"{results['train']['steps']} environment steps; mean return with its 95 % bootstrap interval over episodes. "
         "One training seed: another one may do better or worse.\n\n| policy | mean return |\n|---|---|\n"
         + "\n".join(lines),
-        f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```",
+        _recipe_section(recipe),
     )
 
 
@@ -326,9 +353,9 @@ def write_recommender_card(
         f"## Limits\n\n- {data['ties']['interactions']:.0%} of the interactions share their time with the one before; "
         "the order of the file decided between them.\n- Lists favour what was popular in the training log. New items "
         "are known by their texts alone.\n- Histories of users are personal data and not part of this folder.",
-        f"## Recipe\n\n```yaml\n{dump_recipe(_public_tables(recipe)).strip()}\n```",
+        _recipe_section(_public_tables(recipe)),
     )
-    _write(run, metadata, sections)
+    _write(run.model, metadata, sections)
 
 
 def _public_tables(recipe: RecommendationRecipe) -> RecommendationRecipe:

@@ -1,4 +1,4 @@
-"""Push ``model/`` of a finished run: one commit that makes the repository exactly that, whatever happens meanwhile.
+"""Push a model, mostly ``model/`` of a finished run: one commit makes the repository exactly that, whatever happens.
 
 Each attempt looks at what the repository holds, and does only what is missing. An attempt whose answer was lost is
 therefore simply made again.
@@ -71,25 +71,43 @@ def push(folder: Path, repository: str, *, private: bool, emit: Emit) -> str:
     again = shlex.join(["hftoolkit", "push", str(folder), repository, *([] if private else ["--public"])])
     advice = f"The model is complete in {run.model}; to try again, type: {again}"
     with hub_faults(f"cannot push {run.model} to {repository}", advice):
-        local = _digests(run.model)
-        patiently(lambda: _validate(run.model / CARD), emit, FIRST_WAITS_SECONDS)
-        patiently(lambda: ready(repository, private=private, create=True), emit, FIRST_WAITS_SECONDS)
-        upload = _Upload(run.model, repository, local, emit)
-        commit = patiently(upload.converge, emit)
-        upload.verify(commit)
+        commit = _send(run.model, repository, private=private, title="Push with hftoolkit", emit=emit)
     address = f"{constants.ENDPOINT}/{repository}"
     emit(Message(f"hub       {address} ({visibility(private)}, commit {commit[:12]})"))
     emit(Message(f"load it   {_how_to_load(run, repository)}"))
     return address
 
 
+def push_unfinished(folder: Path, hub: Hub, *, step: int, emit: Emit) -> None:
+    """Make the main branch of a Hub repository equal to ``folder``, the best model so far of a run that goes on.
+
+    Raises:
+        HFToolkitError: as ``push`` does.
+    """
+    _quieten()
+    with hub_faults(hub.repo, "The run goes on, and pushes its finished model in any case"):
+        _send(folder, hub.repo, private=hub.private, title=f"Best so far, step {step}, with hftoolkit", emit=emit)
+
+
+def _send(folder: Path, repository: str, *, private: bool, title: str, emit: Emit) -> str:
+    """Make the main branch equal to a folder, in one commit of this title; return the commit that holds it."""
+    local = _digests(folder)
+    patiently(lambda: _validate(folder / CARD), emit, FIRST_WAITS_SECONDS)
+    patiently(lambda: ready(repository, private=private, create=True), emit, FIRST_WAITS_SECONDS)
+    upload = _Upload(folder, repository, local, title, emit)
+    commit = patiently(upload.converge, emit)
+    upload.verify(commit)
+    return commit
+
+
 class _Upload:
     """One push. ``converge`` may be called until it succeeds."""
 
-    def __init__(self, folder: Path, repository: str, local: dict[str, Digest], emit: Emit) -> None:
+    def __init__(self, folder: Path, repository: str, local: dict[str, Digest], title: str, emit: Emit) -> None:
         self._folder = folder
         self._repository = repository
         self._local = local
+        self._title = title
         self._emit = emit
         self._api = HfApi()
         self._parent: str | None = None  # what the first attempt found, and all of them build on
@@ -141,7 +159,7 @@ class _Upload:
         )
         deletions = [CommitOperationDelete(path, is_folder=False) for path in stale]
         made = self._api.create_commit(
-            self._repository, [*additions, *deletions], commit_message="Push with hftoolkit", parent_commit=parent
+            self._repository, [*additions, *deletions], commit_message=self._title, parent_commit=parent
         )
         if stale:
             self._emit(

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hftoolkit.errors import RecipeError
-from hftoolkit.models.backbones import encoder_layers
+from hftoolkit.cpu import block_stack
 
-# The first module of a block that treats each position by itself, in BERT and its relatives and in DistilBERT.
-CUTS = ("attention.output", "sa_layer_norm")
+# The first module after attention that treats each position by itself: in BERT and its relatives, in DistilBERT, in the
+# vision transformers of timm and in those of transformers.
+CUTS = ("attention.output", "sa_layer_norm", "norm2", "layernorm_after")
 # Largest difference of logits, in fp32, between a whole last block and a shortened one.
 TOLERANCE = 1e-4
 
@@ -23,14 +22,16 @@ def first_position_only(model: nn.Module, logits: Callable[[], torch.Tensor]) ->
 
     A classifier on a first token ([CLS]) needs the keys and values of all positions of its last block, but attention's
     output layer and the feed-forward layers of one: an eighth less work in six blocks. Logits and gradients stay the
-    same; with dropout, other masks are drawn. The other positions leave the block as zeros. Models whose blocks are
-    laid out in another way, or whose head reads more, are left as they are.
+    same; with dropout, other masks are drawn. The other positions leave the block as zeros, or, where the block adds
+    its input to them, as values that mean nothing. Models whose blocks are laid out in another way, or whose head reads
+    more, are left as they are.
 
     Args:
         model: it may be wrapped by peft.
         logits: runs the model on a few real examples, (B, C) float32.
     """
-    block = _last_block(model)
+    stack = block_stack(model)
+    block = stack[-1] if stack is not None else None
     cut = next((module for name, module in block.named_modules() if name in CUTS), None) if block else None
     if block is None or cut is None or not _can_be_shortened(model, block, cut, logits):
         yield
@@ -39,28 +40,22 @@ def first_position_only(model: nn.Module, logits: Callable[[], torch.Tensor]) ->
         yield
 
 
-@dataclass(slots=True)
-class _Lengths:
-    whole: int = 0  # positions that go into the cut
-    short: int = 0  # positions that leave the block
-
-
 @contextmanager
-def _shortened(block: nn.Module, cut: nn.Module) -> Iterator[_Lengths]:
+def _shortened(block: nn.Module, cut: nn.Module) -> Iterator[None]:
     """Inside, the cut gets the first position alone, and what leaves the block is filled up with zeros."""
-    lengths = _Lengths()
+    whole = 0  # positions that go into the cut
 
     def shorten(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        lengths.whole = next(x.shape[1] for x in inputs if _is_sequence(x))
+        nonlocal whole
+        whole = next(x.shape[1] for x in inputs if _is_sequence(x))
         return tuple(x[:, :1] if _is_sequence(x) else x for x in inputs)  # (B, L, H) -> (B, 1, H)
 
     def fill(_: nn.Module, __: Any, output: Any) -> Any:
         states = _states(output)
-        lengths.short = states.shape[1]
-        return _with_states(output, nn.functional.pad(states, (0, 0, 0, lengths.whole - lengths.short)))
+        return _with_states(output, nn.functional.pad(states, (0, 0, 0, whole - states.shape[1])))
 
     with cut.register_forward_pre_hook(shorten), block.register_forward_hook(fill):
-        yield lengths
+        yield
 
 
 def _states(output: Any) -> torch.Tensor:
@@ -85,20 +80,13 @@ def _can_be_shortened(model: nn.Module, block: nn.Module, cut: nn.Module, logits
             return False
         with torch.no_grad():
             whole = logits()
-            with _shortened(block, cut) as lengths:
+            with _shortened(block, cut):
                 short = logits()
-        return lengths.short == 1 and torch.allclose(short, whole, rtol=TOLERANCE, atol=TOLERANCE)
+        return torch.allclose(short, whole, rtol=TOLERANCE, atol=TOLERANCE)
     except (RuntimeError, ValueError, LookupError):  # a block that cannot do with one position
         return False
     finally:
         model.train(training)
-
-
-def _last_block(model: nn.Module) -> nn.Module | None:
-    try:
-        return encoder_layers(model)[1][-1]
-    except RecipeError:  # no list of blocks
-        return None
 
 
 def _reads_first_alone(block: nn.Module, logits: Callable[[], torch.Tensor]) -> bool:

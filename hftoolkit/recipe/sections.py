@@ -268,6 +268,16 @@ class Hub(Section):
     private: bool = Field(True, description="Whether only the owner sees the repository.")
 
 
+class ClassifierHub(Hub):
+    """The same for classifiers, which can be pushed while they are trained."""
+
+    push_every: Annotated[int, Field(ge=1)] | Literal["never"] = Field(
+        "never",
+        description="Optimizer steps, at least, between pushes of the best model so far, which a process in the "
+        "background makes, one at a time. The finished model is pushed in any case.",
+    )
+
+
 class Recipe(Section):
     """One fine-tuning run, complete. Each kind of task has its own."""
 
@@ -279,7 +289,7 @@ class Recipe(Section):
     evaluation: ClassificationEvaluation = Field(
         default_factory=ClassificationEvaluation, description="How results are measured."
     )
-    hub: Hub | None = Field(None, description="Where the model is pushed when the run is done. Default: nowhere.")
+    hub: ClassifierHub | None = Field(None, description="Where the model is pushed. Default: nowhere.")
 
     @model_validator(mode="after")
     def _all_layers_join(self) -> Self:

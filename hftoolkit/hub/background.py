@@ -1,0 +1,127 @@
+"""Pushes of the best model so far while training goes on: in a process of its own, one at a time, in no hurry.
+
+The training process only links the best weights, which takes no time, and starts the other one; that makes a model of
+them and pushes it (``hftoolkit.upload``). It ends when the training process does, whatever ends that.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+
+from hftoolkit.checkpoint import best_at
+from hftoolkit.contracts import Emit, Evaluated, Event, Message, StepDone
+from hftoolkit.recipe import ClassifierHub
+from hftoolkit.rundir import RunDir
+from hftoolkit.sources import without_secrets
+
+MODULE = "hftoolkit.upload"
+LINKED, ERRORS = "best", "errors.txt"  # in the folder of an upload: the weights, and what the process says
+PATIENCE_SECONDS = 600.0  # for the last upload, when the run is over
+# What launchers tell their processes, of which this is none; and GPUs, whose memory belongs to the training.
+HIDDEN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MODEST = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class BackgroundPushes:
+    """Hears the events of a run and pushes its best model so far, as ``hub.push_every`` says.
+
+    Around the work of a run it is a context: if that fails, an upload on its way is stopped at once.
+    """
+
+    def __init__(self, hub: ClassifierHub | None, run: RunDir, emit: Emit) -> None:
+        self._every = None if hub is None or hub.push_every == "never" else hub.push_every
+        self._run = run
+        self._emit = emit
+        self._process: subprocess.Popen[bytes] | None = None
+        self._step = 0  # of the upload on its way
+        self._waiting: int | None = None  # step of the best weights that were not pushed yet
+        self._counted_from: int | None = None  # step of the last start of an upload, or of this process
+
+    def __enter__(self) -> "BackgroundPushes":
+        shutil.rmtree(self._run.upload, ignore_errors=True)  # of a process that was killed
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if kind is not None:
+            self._stop()
+
+    def listen(self, event: Event) -> None:
+        """Pass an event on; where an upload is due, start it. Nothing is waited for."""
+        self._emit(event)
+        if self._every is None or not isinstance(event, StepDone | Evaluated):
+            return
+        if self._counted_from is None:
+            self._counted_from = event.step - 1
+        if isinstance(event, Evaluated) and event.is_best:
+            self._waiting = event.step  # newer weights take the place of those that wait
+        if self._process is not None and self._process.poll() is not None:
+            self._conclude(self._process.returncode)
+        is_free = self._process is None and event.step - self._counted_from >= self._every
+        if is_free and self._waiting is not None:
+            self._counted_from, self._step, self._waiting = event.step, self._waiting, None
+            self._start()
+
+    def finish(self) -> None:
+        """Wait for the upload on its way, if there is one, so that it cannot follow the finished model."""
+        if self._process is None:
+            return
+        self._emit(Message(f"waiting for the push of the best model so far, of step {self._step}, to end"))
+        try:
+            self._conclude(self._process.wait(PATIENCE_SECONDS))
+        except subprocess.TimeoutExpired:
+            self._tell_failure(f"it took over {PATIENCE_SECONDS:.0f} s more and was stopped")
+        finally:
+            self._stop()
+
+    def _start(self) -> None:
+        folder = self._run.upload
+        command = [sys.executable, "-m", MODULE, str(self._run.root), str(os.getpid())]
+        try:
+            (folder / LINKED).mkdir(parents=True)
+            # Links, because training removes the weights when it has better ones, and copies would take time.
+            for file in best_at(self._run.checkpoints, self._step).iterdir():
+                os.link(file, folder / LINKED / file.name)
+            with (folder / ERRORS).open("wb") as errors:
+                # A process group of its own, so that Ctrl-C reaches only the training process, which stops this one.
+                self._process = subprocess.Popen(
+                    command,
+                    env=modest(os.environ),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    process_group=0,
+                )
+        except OSError as error:
+            self._tell_failure(f"it could not be started ({error.strerror})")
+            self._stop()
+
+    def _conclude(self, code: int) -> None:
+        if code == 0:
+            self._emit(Message(f"hub: the best model so far, of step {self._step}, was pushed"))
+        else:
+            said = ""
+            with suppress(OSError):
+                said = (self._run.upload / ERRORS).read_text(encoding="utf-8", errors="replace").strip()
+            self._tell_failure(without_secrets(said.splitlines()[-1]) if said else f"exit code {code}")
+        self._stop()
+
+    def _tell_failure(self, reason: str) -> None:
+        text = f"the push of the best model so far, of step {self._step}, failed: {reason}"
+        self._emit(Message(text, "warning"))
+
+    def _stop(self) -> None:
+        """End the process, if it lives, and remove what it worked on."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        shutil.rmtree(self._run.upload, ignore_errors=True)
+
+
+def modest(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process that shall not disturb the one it comes from."""
+    return {name: value for name, value in environment.items() if name not in HIDDEN} | MODEST

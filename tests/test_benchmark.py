@@ -1,0 +1,44 @@
+"""``scripts/benchmark_trainer.py``: both sides on tiny texts, and what it says where there is no GPU."""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import read_json
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark_trainer.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_trainer", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_both_sides_leave_rate_memory_and_quality(benchmark, write_recipe, tmp_path: Path, capsys):
+    options = argparse.Namespace(
+        recipe=write_recipe(), set=["train.epochs=1"], seed=0, examples=None, trainer_precision="fp32", rates_only=False
+    )
+    results = {}
+    for name, side in (("hftoolkit", benchmark.run_hftoolkit), ("trainer", benchmark.run_trainer)):
+        options.output = tmp_path / name
+        side(options)
+        results[name] = [read_json(tmp_path / f"{name}.json")]
+        results[name][0]["probabilities"] = benchmark.np.load(tmp_path / f"{name}.npy")
+        assert results[name][0]["rate"] > 0 and results[name][0]["peak_memory_bytes"] > 1e6
+        assert len(results[name][0]["targets"]) == len(results[name][0]["probabilities"]) == 9
+    benchmark.report(results, with_quality=True)
+    assert "hftoolkit over HF Trainer: median" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_comparison_on_one_says_so():
+    ended = subprocess.run([sys.executable, str(SCRIPT), "--gpu"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 4 and ended.stderr.startswith("error: no GPU with bf16") and not ended.stdout

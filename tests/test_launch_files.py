@@ -1,0 +1,93 @@
+"""The shipped configurations of accelerate start what they say; those that divide the model are refused."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from conftest import hft, refused
+from typer.main import get_command
+
+from hftoolkit.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = {"8-gpus": (8, 1), "2-machines-of-8-gpus": (16, 2)}
+SHARDED = {
+    "FSDP": """\
+distributed_type: FSDP
+fsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: true, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP,
+  fsdp_state_dict_type: SHARDED_STATE_DICT}
+""",
+    "DeepSpeed": "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_accumulation_steps: 1}\n",
+}
+
+
+def launched_with(path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict[str, str]:
+    """Return what accelerate launch tells its processes for a configuration file, on a machine with GPUs."""
+    monkeypatch.setattr("accelerate.commands.launch.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("accelerate.commands.launch.torch.cuda.device_count", lambda: 8)
+    parser = launch_command_parser()
+    arguments = parser.parse_args(["--config_file", str(path), *more, "-m", "hftoolkit", "finetune", "x.yaml"])
+    arguments, *_ = _validate_launch_command(arguments)
+    with mock.patch.dict(os.environ):
+        if arguments.use_deepspeed:
+            arguments.deepspeed_fields_from_accelerate_config = ""  # as the launcher does
+            return prepare_deepspeed_cmd_env(arguments)[1]
+        return prepare_multi_gpu_env(arguments)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "accelerate").iterdir()), ids=lambda path: path.stem)
+def test_a_shipped_file_is_read_by_accelerate_as_plain_processes(path: Path, monkeypatch: pytest.MonkeyPatch):
+    processes, machines = SHIPPED[path.stem]
+    config = load_config_from_file(str(path))
+    assert (config.num_processes, config.num_machines) == (processes, machines)
+    assert config.distributed_type == DistributedType.MULTI_GPU
+    assert not (config.fsdp_config or config.deepspeed_config or config.parallelism_config)
+    told = launched_with(path, monkeypatch, *(["--main_process_ip", "10.0.0.1"] if machines > 1 else []))
+    assert not {name for name in told if name.startswith("ACCELERATE_USE_")} - os.environ.keys()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "accelerate").iterdir()), ids=lambda path: path.stem)
+def test_the_command_in_a_shipped_file_is_one(path: Path):
+    comment = "".join(line[1:] for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    command = re.search(r"accelerate launch (.*?)(?<!\\)\n", comment, re.DOTALL)[1].replace("\\\n", " ")
+    arguments = launch_command_parser().parse_args(shlex.split(command.replace("RANK", "1")))
+    assert Path(arguments.config_file) == path.relative_to(ROOT) and arguments.training_script == "hftoolkit"
+    get_command(app).make_context("hftoolkit", arguments.training_script_args, resilient_parsing=False)
+    assert (ROOT / arguments.training_script_args[1]).is_file()
+
+
+def test_all_shipped_files_are_known():
+    assert {path.stem for path in (ROOT / "docs" / "accelerate").iterdir()} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_file_that_divides_the_model_is_refused(name: str, write_recipe, tmp_path: Path, monkeypatch):
+    path = tmp_path / "sharded.yaml"
+    path.write_text("compute_environment: LOCAL_MACHINE\nnum_machines: 1\nnum_processes: 2\n" + SHARDED[name])
+    recipe = write_recipe()
+    told = launched_with(path, monkeypatch)
+    for variable, value in told.items():
+        monkeypatch.setenv(variable, value)
+    run = tmp_path / "run"
+    refused(hft("finetune", recipe, "--run-dir", run), 4, f"{name} is not supported: each process holds the whole")
+    assert not run.exists()
+
+
+@pytest.mark.faults
+def test_the_launcher_itself_gets_the_refusal(write_recipe, tmp_path: Path):
+    path = tmp_path / "sharded.yaml"
+    path.write_text("compute_environment: LOCAL_MACHINE\nnum_machines: 1\nnum_processes: 2\n" + SHARDED["FSDP"])
+    launcher = str(Path(sys.executable).with_name("accelerate"))
+    command = [launcher, "launch", "--config_file", str(path), "-m", "hftoolkit", "finetune", str(write_recipe())]
+    ended = subprocess.run([*command, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert ended.returncode != 0 and "error: FSDP is not supported" in ended.stderr, ended.stderr
+    assert not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ from hftoolkit.recipe.sections import (
 from hftoolkit.recipe.text import ColumnNames
 
 Part = Literal["text", "frozen-text", "popularity", "recent-popularity", "groups", "item-knn", "ease", "slit", "ials"]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
 Recency = Annotated[float | None, Field(gt=0, le=1e6)]
 
 
@@ -30,14 +31,14 @@ def _one_value_is_a_list(value: Any) -> Any:
 
 # One value, or several of which the best on validation is taken.
 Positives = Annotated[
-    tuple[Annotated[float, Field(gt=0)], ...],
+    tuple[Positive, ...],
     Field(min_length=1, strict=False),
-    BeforeValidator(_one_value_is_a_list, json_schema_input_type=float | tuple[float, ...]),
+    BeforeValidator(_one_value_is_a_list, json_schema_input_type=Positive | tuple[Positive, ...]),
 ]
 Recencies = Annotated[
     tuple[Recency, ...],
     Field(min_length=1, strict=False),
-    BeforeValidator(_one_value_is_a_list, json_schema_input_type=float | tuple[Recency, ...] | None),
+    BeforeValidator(_one_value_is_a_list, json_schema_input_type=Recency | tuple[Recency, ...]),
 ]
 
 

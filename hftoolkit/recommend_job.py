@@ -16,7 +16,7 @@ from hftoolkit.inference import Inference
 from hftoolkit.metrics.ranking import mean_values
 from hftoolkit.models.backbones import enable_gradient_checkpointing, set_attention
 from hftoolkit.models.item_tower import ItemTower, TowerShape, load_text_encoder, put_on_top
-from hftoolkit.models.recommend_parts import ITEM_SQUARED, Part, TrainingLog, alternatives, fit_part
+from hftoolkit.models.recommend_parts import ITEM_SQUARED, Part, TrainingLog, alternatives, fit_choices, fit_part
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import IdModels, LinearProbe, RecommendationRecipe
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
@@ -144,8 +144,7 @@ def best_choice(
 ) -> tuple[Part, dict[str, float | None]]:
     """Return the part that ranks validation best by ``metric``, the first of equal ones, and its settings."""
     best: tuple[float, Part, dict[str, float | None]] | None = None
-    for choice, settings in choices:
-        part = fit_part(name, log, settings)
+    for choice, part in fit_choices(name, log, choices):
         value = mean_values(task.rank(part, "validation").values)[metric]
         if best is None or value > best[0]:
             best = value, part, choice

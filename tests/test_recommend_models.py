@@ -22,6 +22,7 @@ from hftoolkit.models.recommend_parts import (
     TrainingLog,
     alternatives,
     fill_in_factors,
+    fit_choices,
     fit_part,
 )
 from hftoolkit.recipe import IdModels
@@ -140,6 +141,18 @@ def test_settings_with_several_values_are_all_tried_and_the_best_on_validation_i
     assert (part.weights == expected.weights).all() and part.recency == 5  # type: ignore[attr-defined]
     _, choice = best_choice("ease", training_log(), choices, Judge(), "hr")  # type: ignore[arg-type]
     assert choice == {"ease_regularization": 2, "ease_recency": None}
+
+
+def test_ease_is_fitted_once_for_all_values_of_its_recency(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = IdModels(ease_regularization=[2, 9], ease_recency=[5, None, 3])
+    fitted: list[Any] = []
+    inverse = np.linalg.inv
+    monkeypatch.setattr(np.linalg, "inv", lambda matrix: fitted.append(matrix) or inverse(matrix))
+    found = list(fit_choices("ease", training_log(), list(alternatives("ease", settings))))
+    assert len(fitted) == 2
+    for choice, part in found:
+        expected = fit_part("ease", training_log(), IdModels(**choice))
+        assert (part.weights == expected.weights).all() and part.recency == expected.recency  # type: ignore[attr-defined]
 
 
 def test_item_knn_sums_the_cosines_of_the_nearest_neighbours() -> None:

@@ -59,9 +59,8 @@ def top_items(scores_BI: np.ndarray, count: int, order_I: np.ndarray) -> np.ndar
     B, num_items = scores_BI.shape
     K = min(count, num_items)
     limit_B1 = np.partition(scores_BI, num_items - K, axis=1)[:, num_items - K, None]
-    rows, items = np.nonzero(
-        (scores_BI >= limit_B1) & (scores_BI > -np.inf)
-    )  # K a user, or more where scores are equal
+    # K a user, or more where scores are equal.
+    rows, items = np.nonzero((scores_BI >= limit_B1) & (scores_BI > -np.inf))
     places_I = np.empty(num_items, dtype=np.int64)
     places_I[order_I] = np.arange(num_items)
     best_first = np.lexsort((places_I[items], -scores_BI[rows, items], rows))

@@ -7,8 +7,8 @@ Shape suffixes: B users, I items, N entries of histories, D dimensions, G groups
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -218,6 +218,25 @@ def fit_part(name: str, log: TrainingLog, settings: IdModels) -> Part:
         "ials": _ials,
     }
     return fits[name](log, settings)
+
+
+def fit_choices(
+    name: str, log: TrainingLog, choices: Sequence[tuple[dict[str, float | None], IdModels]]
+) -> Iterator[tuple[dict[str, float | None], Part]]:
+    """Yield each of the ``alternatives`` with its part; those that differ only in EASE's recency share one fit.
+
+    Raises:
+        RecipeError: as ``fit_part``.
+    """
+    for _, alike in itertools.groupby(choices, key=lambda each: {**each[0], "ease_recency": None}):
+        part: Part | None = None
+        for choice, settings in alike:
+            if part is None:
+                part = fit_part(name, log, settings)
+            else:
+                assert isinstance(part, ItemToItem)
+                part = replace(part, recency=choice["ease_recency"] or 0.0)
+            yield choice, part
 
 
 def user_means(histories: Histories, recency: float | None, num_items: int) -> sparse.csr_array:

@@ -59,10 +59,12 @@ def training_log() -> TrainingLog:
     return TrainingLog(histories, groups, histories.items, NUM_ITEMS)
 
 
-def scores_of(name: str, lists: list[list[int]], groups: np.ndarray | None = None) -> np.ndarray:
+def scores_of(
+    name: str, lists: list[list[int]], groups: np.ndarray | None = None, *, settings: IdModels = SETTINGS
+) -> np.ndarray:
     if groups is None:
         groups = np.zeros((len(lists), 2), dtype=np.float32)
-    return fit_part(name, training_log(), SETTINGS).scores(Queries(Histories.of(lists), groups))
+    return fit_part(name, training_log(), settings).scores(Queries(Histories.of(lists), groups))
 
 
 def chosen_matrix() -> np.ndarray:
@@ -168,6 +170,17 @@ def test_item_knn_sums_the_cosines_of_the_nearest_neighbours() -> None:
         limit = sorted(cosine[item], reverse=True)[SETTINGS.neighbors - 1]
         expected = sum(cosine[item][seen] for seen in (1, 3) if cosine[item][seen] >= limit)
         assert found[item] == pytest.approx(expected, abs=1e-6)
+    recent = SETTINGS.model_copy(update={"item_knn_recency": (4.0,)})
+    older, latest = (scores_of("item-knn", [[seen]])[0] for seen in (1, 3))
+    assert scores_of("item-knn", [[1, 3]], settings=recent)[0] == pytest.approx(math.exp(-1 / 4) * older + latest)
+
+
+def test_item_knn_is_fitted_once_for_all_values_of_its_recency() -> None:
+    choices = list(alternatives("item-knn", IdModels(item_knn_recency=[None, 3])))
+    (plain, without), (recent, decayed) = fit_choices("item-knn", training_log(), choices)
+    assert plain == {"item_knn_recency": None} and recent == {"item_knn_recency": 3}
+    assert without.weights is decayed.weights  # type: ignore[attr-defined]
+    assert (without.recency, decayed.recency) == (0, 3)  # type: ignore[attr-defined]
 
 
 def test_ials_lowers_its_own_loss_and_solves_for_users_exactly() -> None:

@@ -25,10 +25,12 @@ GROUP_PRIOR = 10.0  # interactions as expected that are added to those of each g
 ITEM_SQUARED = ("item-knn", "ease", "slit")  # parts that need memory by the square of the catalogue
 # Settings of a part that may have several values to choose from.
 CHOSEN_SETTINGS = {
+    "item-knn": ("item_knn_recency",),
     "ease": ("ease_regularization", "ease_recency"),
     "slit": ("slit_regularization", "slit_recency"),
     "ials": ("ials_regularization", "ials_confidence"),
 }
+SCORING_RECENCY = ("item_knn_recency", "ease_recency")  # settings that no fit depends on, only its scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,19 +225,20 @@ def fit_part(name: str, log: TrainingLog, settings: IdModels) -> Part:
 def fit_choices(
     name: str, log: TrainingLog, choices: Sequence[tuple[dict[str, float | None], IdModels]]
 ) -> Iterator[tuple[dict[str, float | None], Part]]:
-    """Yield each of the ``alternatives`` with its part; those that differ only in EASE's recency share one fit.
+    """Yield each of the ``alternatives`` with its part; those that differ only in how they score share one fit.
 
     Raises:
         RecipeError: as ``fit_part``.
     """
-    for _, alike in itertools.groupby(choices, key=lambda each: {**each[0], "ease_recency": None}):
+    for _, alike in itertools.groupby(choices, key=lambda each: {**each[0], **dict.fromkeys(SCORING_RECENCY)}):
         part: Part | None = None
         for choice, settings in alike:
             if part is None:
                 part = fit_part(name, log, settings)
             else:
                 assert isinstance(part, ItemToItem)
-                part = replace(part, recency=choice["ease_recency"] or 0.0)
+                (recency,) = (choice[knob] for knob in SCORING_RECENCY if knob in choice)
+                part = replace(part, recency=recency or 0.0)
             yield choice, part
 
 
@@ -269,6 +272,7 @@ def _groups(log: TrainingLog, _: IdModels) -> Part:
 
 def _item_knn(log: TrainingLog, settings: IdModels) -> Part:
     """Cosine of the columns; each item keeps its nearest neighbours."""
+    (recency,) = settings.item_knn_recency
     together_II = _gram(log.histories.matrix(log.num_items))
     norms_I = np.sqrt(np.maximum(np.diag(together_II), 1e-12))
     cosine_II = together_II / norms_I / norms_I[:, None]
@@ -278,7 +282,7 @@ def _item_knn(log: TrainingLog, settings: IdModels) -> Part:
             :, settings.neighbors - 1 : settings.neighbors
         ]
         cosine_II[cosine_II < limit_I1] = 0
-    return ItemToItem(cosine_II.T.astype(np.float32), recency=0.0)
+    return ItemToItem(cosine_II.T.astype(np.float32), recency=recency or 0.0)
 
 
 def _ease(log: TrainingLog, settings: IdModels) -> Part:

@@ -206,11 +206,12 @@ class IdModels(Section):
     )
     recent_share: Fraction = Field(0.1, description="Latest share of the training log that recent popularity counts.")
     neighbors: int = Field(100, ge=1, le=100_000, description="Similar items that ItemKNN keeps for each.")
-    ease_regularization: Positives = Field(
-        (100.0, 400.0, 1000.0),
-        description="Ridge of EASE (Steck 2019). Of a list, here and below, what ranks validation best "
-        "is taken; each value costs a fit.",
+    item_knn_recency: Recencies = Field(
+        (None,),
+        description="As task.recency, in what ItemKNN scores. Of a list, here and below, what ranks validation best "
+        "is taken; each ridge costs a fit.",
     )
+    ease_regularization: Positives = Field((100.0, 400.0, 1000.0), description="Ridge of EASE (Steck 2019).")
     ease_recency: Recencies = Field((10.0, 20.0, 50.0, None), description="As task.recency, in what EASE scores.")
     slit_regularization: Positives = Field(
         (20.0,), description="Ridge of the sequential model SLIT (Choi et al. 2021)."

@@ -20,7 +20,18 @@ from hftoolkit.recipe.sections import (
 )
 from hftoolkit.recipe.text import ColumnNames
 
-Part = Literal["text", "frozen-text", "popularity", "recent-popularity", "groups", "item-knn", "ease", "slit", "ials"]
+Part = Literal[
+    "text",
+    "frozen-text",
+    "popularity",
+    "recent-popularity",
+    "groups",
+    "attributes",
+    "item-knn",
+    "ease",
+    "slit",
+    "ials",
+]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Recency = Annotated[float | None, Field(gt=0, le=1e6)]
 
@@ -123,6 +134,10 @@ class ItemTable(Source):
     columns: ColumnNames = Field(description="Columns of texts, categories or numbers that describe an item.")
     flags: dict[str, Names] = Field(
         default_factory=dict, description="Name -> columns of 0 and 1; the names of those with 1 become one text."
+    )
+    categories: Names = Field((), description="Columns whose values are attributes of items, as flags are.")
+    numbers: Names = Field(
+        (), description="Columns of numbers or dates, for attributes; five groups of equal size are made of each."
     )
     template: str | None = Field(
         None,
@@ -277,7 +292,10 @@ class RecommendationRecipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _groups_are_known(self) -> Self:
+    def _side_features_are_known(self) -> Self:
         if "groups" in self.fusion.parts and self.data.users is None:
             raise ValueError("fusion.parts: groups needs data.users")
+        items = self.data.items
+        if "attributes" in self.fusion.parts and not (items.flags or items.categories or items.numbers):
+            raise ValueError("fusion.parts: attributes needs data.items.flags, categories or numbers")
         return self

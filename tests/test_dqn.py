@@ -191,7 +191,7 @@ def test_targets_are_rewards_and_the_discounted_value_of_the_preferred_allowed_a
     double: bool, masks: Any, values: list[float]
 ) -> None:
     agent = agent_in("Meadow", section(double=double))
-    agent.online, agent.target = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
+    agent._values, agent._target_values = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
     # gamma to the power of 1 and of 3, and a termination
     batch = transitions([0, 1, 0], [1.0, -2.0, 3.0], [0.9, 0.729, 0.0], masks and [*masks, [1, 1, 1]])
     targets = agent.targets(batch)
@@ -203,7 +203,7 @@ def test_targets_are_rewards_and_the_discounted_value_of_the_preferred_allowed_a
 @pytest.mark.parametrize("double", [False, True])
 def test_a_terminated_state_that_allows_nothing_is_worth_nothing(double: bool) -> None:
     agent = agent_in("Meadow", section(double=double))
-    agent.online, agent.target = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
+    agent._values, agent._target_values = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
     targets = agent.targets(transitions([0], [3.0], [0.0], [[0, 0, 0]]))
     torch.testing.assert_close(targets, torch.tensor([3.0]))
 
@@ -706,11 +706,13 @@ def test_a_gradient_that_overflows_stops_training_before_it_is_learnt() -> None:
 def test_a_gradient_that_is_no_number_stops_training_though_the_loss_is_one() -> None:
     agent = agent_in("Meadow", section())
 
-    def spoil(gradient: torch.Tensor) -> torch.Tensor:
-        return gradient if agent.updates < 10 else gradient * torch.inf
+    backward = agent._values.backward
 
-    agent.online.head.weight.register_hook(spoil)
-    assert_stops_before_weights_change(agent, "not finite")
+    def spoil(gradient: torch.Tensor) -> None:
+        backward(gradient if agent.updates < 10 else gradient * torch.inf)
+
+    with mock.patch.object(agent._values, "backward", spoil):
+        assert_stops_before_weights_change(agent, "not finite")
 
 
 def assert_stops_before_weights_change(agent: DqnAgent, message: str) -> None:

@@ -719,11 +719,11 @@ def assert_stops_before_weights_change(agent: DqnAgent, message: str) -> None:
     with pytest.raises(TrainingError, match=message) as error:
         while agent.step < 600:
             before, updates = weights_of(agent.online), agent.updates
-            moments = {name: tensor.clone() for name, tensor in agent._optimizer.state[agent._weights].items()}
+            moments = {name: tensor.clone() for name, tensor in agent._optimizer.state().items()}
             agent.advance()
     assert "algorithm.learning_rate" in str(error.value) and "reward" in str(error.value)
     assert updates > 5 and agent.updates == updates and torch.equal(before, weights_of(agent.online))
-    for name, tensor in agent._optimizer.state[agent._weights].items():
+    for name, tensor in agent._optimizer.state().items():
         assert torch.equal(tensor, moments[name])
 
 

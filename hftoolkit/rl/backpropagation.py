@@ -75,7 +75,7 @@ class MlpValues:
                 case nn.ReLU():
                     self._layers.append(_Relu())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, observations: torch.Tensor) -> torch.Tensor:
         """Return action values, (B, A)."""
         features: torch.Tensor = self._normalizer(observations).flatten(1)
@@ -86,7 +86,7 @@ class MlpValues:
         advantages = features[:, :-1]
         return features[:, -1:] + advantages - advantages.mean(dim=1, keepdim=True)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def backward(self, gradient: torch.Tensor) -> None:
         """Replace the gradients of all weights."""
         if self._dueling:

@@ -15,6 +15,7 @@ from torch import nn
 
 from hftoolkit.errors import TrainingError
 from hftoolkit.recipe import Dqn, PixelObservations
+from hftoolkit.rl.adam import Adam
 from hftoolkit.rl.backpropagation import values_of
 from hftoolkit.rl.encoders import Perception, perception
 from hftoolkit.rl.environments import Environments, Step
@@ -95,7 +96,7 @@ class DqnAgent:
         self._values = values_of(self.online, self._gradient)
         self._target_values = values_of(self.target, self._target_weights.grad)
         self.policy = QPolicy(self.online, self._perceive.forgetful(), device)
-        self._optimizer = torch.optim.Adam([self._weights], lr=section.learning_rate, fused=True)
+        self._optimizer = Adam(self._weights)
         self._generator = numpy_generator(seed, "agent")
         self._exploration = Exploration(
             environments.num_envs,
@@ -143,21 +144,19 @@ class DqnAgent:
         actions, random = self._exploration.draw(epsilon(self.section, self.step, self.total_steps), masks)
         return actions if random.all() else np.where(random, actions, self.policy.choose(seen, masks))
 
+    @torch.inference_mode()
     def targets(self, batch: Transitions) -> torch.Tensor:
         """Return what the values of a batch should have been, (B,): the rewards of k steps and what follows is worth.
 
         The target network gives that value, for the action that the online network (``double``) or it itself prefers.
         ``batch.discounts`` is gamma to the power of k, and 0 after a termination, but not after a truncation.
         """
-        with torch.no_grad():
-            following, masks = self._tensor(batch.next_observations), self._optional(batch.next_masks)
-            values = self._target_values(following)
-            preference = self._values(following) if self.section.double else values
-            best = _allowed(preference, masks).argmax(dim=1, keepdim=True)
-            target: torch.Tensor = self._tensor(batch.returns) + self._tensor(batch.discounts) * values.gather(
-                1, best
-            ).squeeze(1)
-        return target
+        following, masks = self._tensor(batch.next_observations), self._optional(batch.next_masks)
+        values = self._target_values(following)
+        preference = self._values(following) if self.section.double else values
+        best = _allowed(preference, masks).argmax(dim=1, keepdim=True)
+        worth = values.gather(1, best).squeeze(1)
+        return torch.addcmul(self._tensor(batch.returns), self._tensor(batch.discounts), worth)
 
     def learn(self, updates: int) -> None:
         """Do so many gradient steps, each towards the targets of other remembered transitions."""
@@ -187,13 +186,13 @@ class DqnAgent:
             )
         if norm > self.section.max_gradient_norm:
             self._gradient.mul_(self.section.max_gradient_norm / norm)
-        self._optimizer.param_groups[0]["lr"] = rate(self.section, self.step, self.total_steps)
-        self._optimizer.step()
+        self._optimizer.step(self._gradient, rate(self.section, self.step, self.total_steps))
         self.updates += 1
         if batch.weights is not None:
             self.replay.set_priorities(batch.places, errors.cpu().numpy())
         self._statistics.add(loss=loss, mean_value=chosen.mean().item(), gradient_norm=norm)
 
+    @torch.inference_mode()
     def _loss(self, errors: torch.Tensor, weights: torch.Tensor | None) -> tuple[float, torch.Tensor]:
         """Return the weighted mean loss of errors, (B,), and its derivative by each of them, (B,).
 
@@ -248,9 +247,8 @@ class DqnAgent:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return all that decides what comes next, as arrays and plain values, for ``restore``."""
-        moments = self._optimizer.state[self._weights]
         tensors = {"weights": self._weights.detach(), "target_weights": self._target_weights.detach()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self._optimizer.state().items()}
         tensors |= {f"online.{name}": buffer for name, buffer in self.online.named_buffers()}
         tensors |= {f"target.{name}": buffer for name, buffer in self.target.named_buffers()}
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
@@ -282,11 +280,8 @@ class DqnAgent:
             for prefix, network in (("online", self.online), ("target", self.target)):
                 for name, buffer in network.named_buffers():
                     buffer.copy_(torch.from_numpy(arrays[f"{prefix}.{name}"]))
-        moments = {
-            name: torch.from_numpy(array.copy()).to(self.device) for name, array in _under("optimizer", arrays).items()
-        }
-        if moments:
-            self._optimizer.state[self._weights] = moments
+        moments = _under("optimizer", arrays)
+        self._optimizer.restore({name: torch.from_numpy(array) for name, array in moments.items()})
         self.replay.restore(_under("replay", arrays))
         self._exploration.restore(_under("exploration", arrays))
         self._generator.bit_generator.state = values["generator"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
+from torch.nn import functional
 
 from hftoolkit.errors import TrainingError
 from hftoolkit.recipe import Dqn, Environment, Interaction, MlpNetwork
@@ -327,6 +328,18 @@ def test_updates_are_those_of_plain_torch(knobs: dict[str, Any], masked: bool) -
             torch.testing.assert_close(weights_of(agent.target), weights_of(plain.target), atol=1e-6, rtol=1e-6)
     assert agent.updates == 28 * algorithm.updates and 0 < plain.clipped
     assert weighted > 20 or not algorithm.prioritized
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("loss", "torchs"), [("huber", functional.smooth_l1_loss), ("mse", functional.mse_loss)])
+def test_losses_and_their_derivatives_are_those_of_torch(loss: str, torchs: Any, weighted: bool) -> None:
+    errors = torch.linspace(-3, 3, 12, requires_grad=True)
+    weights = torch.linspace(0.1, 1, 12) if weighted else None
+    wanted = (torchs(errors, torch.zeros(12), reduction="none") * (1 if weights is None else weights)).mean()
+    wanted.backward()
+    found, slopes = agent_in("Meadow", section(loss=loss))._loss(errors.detach(), weights)
+    assert found == pytest.approx(wanted.item(), rel=1e-6)
+    torch.testing.assert_close(slopes, errors.grad)
 
 
 def test_prioritized_updates_leave_the_new_errors_as_priorities() -> None:

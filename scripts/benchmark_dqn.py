@@ -1,11 +1,14 @@
 """hftoolkit's DQN against Stable-Baselines3's, alternately: same environment, network, batch and updates per step.
 
     pip install stable-baselines3
-    python scripts/benchmark_dqn.py [--steps 20000] [--rounds 5] [--set algorithm.double=false]
+    python scripts/benchmark_dqn.py [--steps 20000] [--rounds 5] [--sb3-threads 2] [--set algorithm.double=false]
 
 Both learn CartPole-v1 with the tuned settings of rl-baselines3-zoo. Each side is a process of its own; its rate is
 environment steps over the time of learning, without start-up and evaluation. SB3's DQN is not Double, so its updates do
 one forward pass less than ours as shipped; --set algorithm.double=false makes them equal.
+
+hftoolkit gives so small a network one thread, and this script gives SB3 one, too: beside other work, two threads that
+wait for each other made SB3 20 times slower. Where nothing else runs, try --sb3-threads 2 as well.
 """
 
 import argparse
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--num-envs", type=int, default=8, help="copies that hftoolkit steps together; SB3 has one")
+    parser.add_argument("--sb3-threads", type=int, default=1, help="threads of PyTorch on SB3's side")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for hftoolkit rl train")
     parser.add_argument("--side", choices=["sb3", "hftoolkit"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -68,8 +72,10 @@ def measured(side: str) -> float:
 def run_sb3(options: argparse.Namespace) -> float:
     """Return the rate of Stable-Baselines3."""
     import gymnasium
+    import torch
     from stable_baselines3 import DQN
 
+    torch.set_num_threads(options.sb3_threads)
     agent = DQN(
         "MlpPolicy",
         gymnasium.make("CartPole-v1"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
+from torch.nn import functional
 
 from hftoolkit.errors import TrainingError
 from hftoolkit.recipe import Dqn, Environment, Interaction, MlpNetwork
@@ -191,7 +192,7 @@ def test_targets_are_rewards_and_the_discounted_value_of_the_preferred_allowed_a
     double: bool, masks: Any, values: list[float]
 ) -> None:
     agent = agent_in("Meadow", section(double=double))
-    agent.online, agent.target = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
+    agent._values, agent._target_values = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
     # gamma to the power of 1 and of 3, and a termination
     batch = transitions([0, 1, 0], [1.0, -2.0, 3.0], [0.9, 0.729, 0.0], masks and [*masks, [1, 1, 1]])
     targets = agent.targets(batch)
@@ -203,7 +204,7 @@ def test_targets_are_rewards_and_the_discounted_value_of_the_preferred_allowed_a
 @pytest.mark.parametrize("double", [False, True])
 def test_a_terminated_state_that_allows_nothing_is_worth_nothing(double: bool) -> None:
     agent = agent_in("Meadow", section(double=double))
-    agent.online, agent.target = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
+    agent._values, agent._target_values = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
     targets = agent.targets(transitions([0], [3.0], [0.0], [[0, 0, 0]]))
     torch.testing.assert_close(targets, torch.tensor([3.0]))
 
@@ -327,6 +328,18 @@ def test_updates_are_those_of_plain_torch(knobs: dict[str, Any], masked: bool) -
             torch.testing.assert_close(weights_of(agent.target), weights_of(plain.target), atol=1e-6, rtol=1e-6)
     assert agent.updates == 28 * algorithm.updates and 0 < plain.clipped
     assert weighted > 20 or not algorithm.prioritized
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("loss", "torchs"), [("huber", functional.smooth_l1_loss), ("mse", functional.mse_loss)])
+def test_losses_and_their_derivatives_are_those_of_torch(loss: str, torchs: Any, weighted: bool) -> None:
+    errors = torch.linspace(-3, 3, 12, requires_grad=True)
+    weights = torch.linspace(0.1, 1, 12) if weighted else None
+    wanted = (torchs(errors, torch.zeros(12), reduction="none") * (1 if weights is None else weights)).mean()
+    wanted.backward()
+    found, slopes = agent_in("Meadow", section(loss=loss))._loss(errors.detach(), weights)
+    assert found == pytest.approx(wanted.item(), rel=1e-6)
+    torch.testing.assert_close(slopes, errors.grad)
 
 
 def test_prioritized_updates_leave_the_new_errors_as_priorities() -> None:
@@ -706,22 +719,24 @@ def test_a_gradient_that_overflows_stops_training_before_it_is_learnt() -> None:
 def test_a_gradient_that_is_no_number_stops_training_though_the_loss_is_one() -> None:
     agent = agent_in("Meadow", section())
 
-    def spoil(gradient: torch.Tensor) -> torch.Tensor:
-        return gradient if agent.updates < 10 else gradient * torch.inf
+    backward = agent._values.backward
 
-    agent.online.head.weight.register_hook(spoil)
-    assert_stops_before_weights_change(agent, "not finite")
+    def spoil(gradient: torch.Tensor) -> None:
+        backward(gradient if agent.updates < 10 else gradient * torch.inf)
+
+    with mock.patch.object(agent._values, "backward", spoil):
+        assert_stops_before_weights_change(agent, "not finite")
 
 
 def assert_stops_before_weights_change(agent: DqnAgent, message: str) -> None:
     with pytest.raises(TrainingError, match=message) as error:
         while agent.step < 600:
             before, updates = weights_of(agent.online), agent.updates
-            moments = {name: tensor.clone() for name, tensor in agent._optimizer.state[agent._weights].items()}
+            moments = {name: tensor.clone() for name, tensor in agent._optimizer.state().items()}
             agent.advance()
     assert "algorithm.learning_rate" in str(error.value) and "reward" in str(error.value)
     assert updates > 5 and agent.updates == updates and torch.equal(before, weights_of(agent.online))
-    for name, tensor in agent._optimizer.state[agent._weights].items():
+    for name, tensor in agent._optimizer.state().items():
         assert torch.equal(tensor, moments[name])
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from hftoolkit.errors import TrainingError
 from hftoolkit.recipe import Dqn, PixelObservations
+from hftoolkit.rl.adam import Adam
+from hftoolkit.rl.backpropagation import values_of
 from hftoolkit.rl.encoders import Perception, perception
 from hftoolkit.rl.environments import Environments, Step
 from hftoolkit.rl.exploration import Exploration
@@ -90,8 +91,12 @@ class DqnAgent:
         self.target = copy.deepcopy(self.online)
         self._weights, self._target_weights = one_vector(self.online), one_vector(self.target)
         self.target.requires_grad_(False)
+        assert self._weights.grad is not None and self._target_weights.grad is not None
+        self._gradient = self._weights.grad
+        self._values = values_of(self.online, self._gradient)
+        self._target_values = values_of(self.target, self._target_weights.grad)
         self.policy = QPolicy(self.online, self._perceive.forgetful(), device)
-        self._optimizer = torch.optim.Adam([self._weights], lr=section.learning_rate, fused=True)
+        self._optimizer = Adam(self._weights)
         self._generator = numpy_generator(seed, "agent")
         self._exploration = Exploration(
             environments.num_envs,
@@ -139,21 +144,19 @@ class DqnAgent:
         actions, random = self._exploration.draw(epsilon(self.section, self.step, self.total_steps), masks)
         return actions if random.all() else np.where(random, actions, self.policy.choose(seen, masks))
 
+    @torch.inference_mode()
     def targets(self, batch: Transitions) -> torch.Tensor:
         """Return what the values of a batch should have been, (B,): the rewards of k steps and what follows is worth.
 
         The target network gives that value, for the action that the online network (``double``) or it itself prefers.
         ``batch.discounts`` is gamma to the power of k, and 0 after a termination, but not after a truncation.
         """
-        with torch.no_grad():
-            following, masks = self._tensor(batch.next_observations), self._optional(batch.next_masks)
-            values = self.target(following)
-            preference = self.online(following) if self.section.double else values
-            best = _allowed(preference, masks).argmax(dim=1, keepdim=True)
-            target: torch.Tensor = self._tensor(batch.returns) + self._tensor(batch.discounts) * values.gather(
-                1, best
-            ).squeeze(1)
-        return target
+        following, masks = self._tensor(batch.next_observations), self._optional(batch.next_masks)
+        values = self._target_values(following)
+        preference = self._values(following) if self.section.double else values
+        best = _allowed(preference, masks).argmax(dim=1, keepdim=True)
+        worth = values.gather(1, best).squeeze(1)
+        return torch.addcmul(self._tensor(batch.returns), self._tensor(batch.discounts), worth)
 
     def learn(self, updates: int) -> None:
         """Do so many gradient steps, each towards the targets of other remembered transitions."""
@@ -169,31 +172,40 @@ class DqnAgent:
         """
         targets = self.targets(batch)
         actions = self._tensor(batch.actions).unsqueeze(1)
-        values = self.online(self._tensor(batch.observations)).gather(1, actions).squeeze(1)  # (B,)
-        distance = functional.smooth_l1_loss if self.section.loss == "huber" else functional.mse_loss
-        if batch.weights is None:
-            loss = distance(values, targets)
-        else:
-            loss = (distance(values, targets, reduction="none") * self._tensor(batch.weights)).mean()
-        gradient = self._weights.grad
-        assert gradient is not None
-        gradient.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = gradient.norm().item()
+        values = self._values(self._tensor(batch.observations))  # (B, A)
+        chosen = values.gather(1, actions).squeeze(1)
+        errors = chosen - targets
+        loss, slopes = self._loss(errors, self._optional(batch.weights))
+        self._values.backward(torch.zeros_like(values).scatter_(1, actions, slopes.unsqueeze(1)))
+        norm = self._gradient.norm().item()
         # Both, because the gradient of the Huber loss of an infinite error is finite.
-        if not np.isfinite(norm) or not np.isfinite(loss.item()):
+        if not np.isfinite(norm) or not np.isfinite(loss):
             raise TrainingError(
                 f"step {self.step}: the loss or its gradient is not finite, and nothing was updated with it; "
                 "try a lower algorithm.learning_rate, or see whether a reward is no finite number"
             )
         if norm > self.section.max_gradient_norm:
-            gradient.mul_(self.section.max_gradient_norm / norm)
-        self._optimizer.param_groups[0]["lr"] = rate(self.section, self.step, self.total_steps)
-        self._optimizer.step()
+            self._gradient.mul_(self.section.max_gradient_norm / norm)
+        self._optimizer.step(self._gradient, rate(self.section, self.step, self.total_steps))
         self.updates += 1
         if batch.weights is not None:
-            self.replay.set_priorities(batch.places, (values - targets).detach().cpu().numpy())
-        self._statistics.add(loss=loss.item(), mean_value=values.detach().mean().item(), gradient_norm=norm)
+            self.replay.set_priorities(batch.places, errors.cpu().numpy())
+        self._statistics.add(loss=loss, mean_value=chosen.mean().item(), gradient_norm=norm)
+
+    @torch.inference_mode()
+    def _loss(self, errors: torch.Tensor, weights: torch.Tensor | None) -> tuple[float, torch.Tensor]:
+        """Return the weighted mean loss of errors, (B,), and its derivative by each of them, (B,).
+
+        Huber's loss is half the square of an error up to 1, and beyond that a line.
+        """
+        if self.section.loss == "huber":
+            slopes = errors.clamp(-1, 1)
+            losses = slopes * (errors - slopes / 2)
+        else:
+            slopes, losses = 2 * errors, errors.square()
+        if weights is not None:
+            slopes, losses = slopes * weights, losses * weights
+        return losses.mean().item(), slopes / len(errors)
 
     def _update_target(self) -> None:
         with torch.no_grad():
@@ -235,9 +247,8 @@ class DqnAgent:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return all that decides what comes next, as arrays and plain values, for ``restore``."""
-        moments = self._optimizer.state[self._weights]
         tensors = {"weights": self._weights.detach(), "target_weights": self._target_weights.detach()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self._optimizer.state().items()}
         tensors |= {f"online.{name}": buffer for name, buffer in self.online.named_buffers()}
         tensors |= {f"target.{name}": buffer for name, buffer in self.target.named_buffers()}
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
@@ -269,11 +280,8 @@ class DqnAgent:
             for prefix, network in (("online", self.online), ("target", self.target)):
                 for name, buffer in network.named_buffers():
                     buffer.copy_(torch.from_numpy(arrays[f"{prefix}.{name}"]))
-        moments = {
-            name: torch.from_numpy(array.copy()).to(self.device) for name, array in _under("optimizer", arrays).items()
-        }
-        if moments:
-            self._optimizer.state[self._weights] = moments
+        moments = _under("optimizer", arrays)
+        self._optimizer.restore({name: torch.from_numpy(array) for name, array in moments.items()})
         self.replay.restore(_under("replay", arrays))
         self._exploration.restore(_under("exploration", arrays))
         self._generator.bit_generator.state = values["generator"]

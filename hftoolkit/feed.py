@@ -21,14 +21,22 @@ class StepData(NamedTuple):
 
     indices: np.ndarray  # (N,) of all its examples
     micro_batches: list[Batch]  # of those that are this process's share
+    num_idle: int  # so many of the last only keep all processes at the same number, and must not count
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """The training split, step by step; any step can be the first."""
+    """The training split, step by step; any step can be the first.
+
+    Attributes:
+        datasets: have the split.
+        train: says how large steps and what they are made of are.
+        in_lockstep: all processes get the same number of micro-batches in a step.
+    """
 
     datasets: Datasets
     train: Train
+    in_lockstep: bool = False
 
     @property
     def rows(self) -> Rows:
@@ -63,10 +71,13 @@ class Feed:
             weights=self.rows.sampling_weights,
         )[first:]
         cut = [micro_batches(step, micro_batch_size, process_index(), num_processes()) for step in plan]
-        flat = [micro for step in cut for micro in step]
+        # The first process has the largest share. One row is the least that a model can take.
+        most = [micro_batches(step, micro_batch_size, 0, num_processes()) if self.in_lockstep else [] for step in plan]
+        idle = [[step[:1]] * (len(longest) - len(own)) for step, longest, own in zip(plan, most, cut, strict=True)]
+        flat = [micro for own, added in zip(cut, idle, strict=True) for micro in (*own, *added)]
         batches = iter(make_loader(self.rows, flat, self.datasets.collate, workers=self.train.num_workers))
-        for indices, own in zip(plan, cut, strict=True):
-            yield StepData(indices, [next(batches) for _ in own])
+        for indices, own, added in zip(plan, cut, idle, strict=True):
+            yield StepData(indices, [next(batches) for _ in (*own, *added)], len(added))
 
 
 def micro_batches(step: np.ndarray, size: int, process: int, processes: int) -> list[np.ndarray]:

@@ -158,7 +158,7 @@ def events_close(left, right):
 
 
 def test_a_gradient_that_was_not_summed_would_be_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr("hftoolkit.trainer.sum_gradients", lambda *_: None)
+    monkeypatch.setattr("hftoolkit.weights.sum_gradients", lambda *_: None)
     (alone,) = together(tmp_path, trained, tmp_path / "alone", {}, {}, count=1)
     first, second = together(tmp_path, trained, tmp_path / "two", {}, {})
     assert any(

@@ -25,8 +25,8 @@ from hftoolkit.inference import Inference
 from hftoolkit.models.tuning import TunedModel
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
-from hftoolkit.snapshot import trained_state
 from hftoolkit.trainer import fit, one_step
+from hftoolkit.weights import trained_state
 
 CPU = torch.device("cpu")
 EXAMPLES, FEATURES, CLASSES = 40, 4, 3

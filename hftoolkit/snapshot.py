@@ -34,6 +34,7 @@ class Progress:
         epochs: of the recipe that the last step followed.
         micro_batch_size: examples of a forward pass of one process, as it is in force.
         processes: that work on the run.
+        is_divided: by FSDP2 over these processes.
         step: optimizer steps done.
         examples: that these steps saw.
         seconds: that these steps took, without evaluation.
@@ -45,6 +46,7 @@ class Progress:
     epochs: int
     micro_batch_size: int
     processes: int
+    is_divided: bool = False
     step: int = 0
     examples: int = 0
     seconds: float = 0.0
@@ -64,10 +66,16 @@ class Progress:
                 )
             )
             self.epochs, self.evaluations_since_best = fresh.epochs, 0
+        changed = []
         if self.processes != fresh.processes:
-            counts = f"{fresh.processes} instead of {self.processes} processes"
-            told.append(Message(f"{counts}: the run goes on, but not to the last bit as it would have", "warning"))
+            changed.append(f"{fresh.processes} instead of {self.processes} processes")
             self.processes, self.micro_batch_size = fresh.processes, fresh.micro_batch_size
+        if self.is_divided != fresh.is_divided:
+            changed.append("with FSDP2" if fresh.is_divided else "without FSDP2")
+            self.is_divided = fresh.is_divided
+        if changed:
+            what = ", ".join(changed)
+            told.append(Message(f"{what}: the run goes on, but not to the last bit as it would have", "warning"))
         return told
 
 

@@ -76,7 +76,9 @@ def fit(
     with ExitStack() as stack:
         listen = stack.enter_context(tracked(train.trackers if is_main() else (), run, emit))
         loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen, sharding)
-        if sharding is None:  # whose model computes without FSDP2's hooks
+        if sharding is not None:
+            listen(Message(loop.weights.describe()))
+        else:
             # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
             stack.enter_context(shortcuts(tuned.model, loop.logits_of_some, accelerator.device))
         stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable
@@ -143,7 +145,8 @@ class _Loop:
 
     def __post_init__(self) -> None:
         size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
-        self.progress = Progress(self.train.epochs, size if isinstance(size, int) else share, num_processes())
+        size = size if isinstance(size, int) else share
+        self.progress = Progress(self.train.epochs, size, num_processes(), is_divided=self.sharding is not None)
         self.feed = Feed(self.task.datasets(), self.train, in_lockstep=self.sharding is not None)
         self.weights = Weights.of(
             self.tuned.model, self.accelerator.device, ema_decay=self.train.ema_decay, sharding=self.sharding

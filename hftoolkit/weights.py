@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hftoolkit.collectives import lost_peers_are_told, sum_gradients
+from hftoolkit.collectives import lost_peers_are_told, num_processes, sum_gradients
 from hftoolkit.cpu import block_stacks
 from hftoolkit.devices import is_out_of_memory
 from hftoolkit.errors import DataError, EnvironmentFault, TrainingError
@@ -103,6 +104,16 @@ class Weights:
         """Add up the gradients of all processes, which FSDP2 did in the backward pass."""
         if self.sharding is None:
             sum_gradients(parameters, device)
+
+    def describe(self) -> str:
+        """Return in words how the model is divided."""
+        if self.sharding is None:
+            return "each process has the whole model"
+        blocks = sum(isinstance(module, FSDPModule) for module in self.model.modules()) - 1
+        return (
+            f"FSDP2 divides the model over {num_processes()} processes, {blocks} blocks one by one and the rest "
+            "at once; if memory runs out in a step, the run ends, instead of going on in smaller pieces"
+        )
 
     def update_average(self) -> None:
         """Let the average take part of the weights after a step."""

@@ -79,6 +79,8 @@ class ToyTask:
 class Bench:
     """A toy task, a model and what the loop said about them."""
 
+    sharding = None  # how FSDP2 divides the model
+
     def __init__(self, folder: Path, task=None, model=None):
         self.task = task or ToyTask()
         self.model = model or toy_model()
@@ -99,6 +101,7 @@ class Bench:
             accelerator=self.accelerator,
             run=self.run,
             emit=self.listen,
+            sharding=self.sharding,
         )
 
     def listen(self, event):

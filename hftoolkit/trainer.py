@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import nn
 
 from hftoolkit.batching import evaluation_steps
 from hftoolkit.checkpoint import Checkpoint
-from hftoolkit.collectives import average_tensors, is_main, num_processes, process_index, summed
+from hftoolkit.collectives import is_main, num_processes, process_index, summed
 from hftoolkit.contracts import Batch, Emit, Evaluated, Message, StepDone, Task
 from hftoolkit.devices import Accelerator, free_cached_memory, is_out_of_memory, peak_memory_bytes, to_device
 from hftoolkit.errors import RecipeError, TrainingError
@@ -38,7 +38,7 @@ from hftoolkit.seeding import seed_torch
 from hftoolkit.sharding import Sharding
 from hftoolkit.snapshot import Fitted, Progress, Snapshots
 from hftoolkit.tracking import tracked
-from hftoolkit.weights import Weights
+from hftoolkit.weights import Weights, clear_errors
 
 
 def fit(
@@ -77,6 +77,7 @@ def fit(
         listen = stack.enter_context(tracked(train.trackers if is_main() else (), run, emit))
         loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen, sharding)
         if sharding is not None:
+            stack.enter_context(clear_errors())
             listen(Message(loop.weights.describe()))
         else:
             # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
@@ -116,8 +117,9 @@ def one_step(
     at_once = TunedModel(tuned.model, tuned.rate_scales)
     loop = _Loop(task, at_once, train, evaluation, accelerator, Path(), listen, sharding)
     steps = loop.steps()
-    while not losses:  # where memory runs out, the step comes again
-        loop.train_step(next(steps))
+    with nullcontext() if sharding is None else clear_errors():
+        while not losses:  # where memory runs out, the step comes again
+            loop.train_step(next(steps))
     return losses[0]
 
 
@@ -144,10 +146,12 @@ class _Loop:
     snapshots: Snapshots = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.sharding is not None and self.accelerator.scaler is not None:
+            raise RecipeError("train.precision: auto is fp16 on this device, which does not work with FSDP2; use fp32")
         size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
-        size = size if isinstance(size, int) else share
-        self.progress = Progress(self.train.epochs, size, num_processes(), is_divided=self.sharding is not None)
-        self.feed = Feed(self.task.datasets(), self.train, in_lockstep=self.sharding is not None)
+        size, is_divided = size if isinstance(size, int) else share, self.sharding is not None
+        self.progress = Progress(self.train.epochs, size, num_processes(), is_divided)
+        self.feed = Feed(self.task.datasets(), self.train, in_lockstep=is_divided)
         self.weights = Weights.of(
             self.tuned.model, self.accelerator.device, ema_decay=self.train.ema_decay, sharding=self.sharding
         )
@@ -250,8 +254,7 @@ class _Loop:
         self._check_finite(loss, gradient_norm, data.indices)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._average_statistics()
-        self.weights.update_average()
+        self.weights.finish_update(self.frozen_statistics)
         done, now = self.progress, time.perf_counter()
         done.step += 1
         done.examples += round(num_examples)
@@ -274,20 +277,19 @@ class _Loop:
             module.eval()
         loss_sum, num_examples = 0.0, 0.0
         try:
-            with self.weights.passes():
-                for micro_step, batch in enumerate(micro_batches):
-                    counts = micro_step < len(micro_batches) - num_idle
-                    if len(next(iter(batch.values()))) == 1:
-                        for module in batch_norms(self.model):
-                            module.eval()
-                    seed_torch("step", self.train.seed, self.progress.step, process_index(), micro_step)
-                    with self.accelerator.autocast():
-                        output = self.task.step(self.model, to_device(batch, self.accelerator.device))
-                    self.accelerator.backward(output.loss_sum * counts)
-                    loss_sum += output.loss_sum.item() * counts
-                    num_examples += output.num_examples * counts
+            for micro_step, batch in enumerate(micro_batches):
+                counts = micro_step < len(micro_batches) - num_idle
+                if len(next(iter(batch.values()))) == 1:
+                    for module in batch_norms(self.model):
+                        module.eval()
+                seed_torch("step", self.train.seed, self.progress.step, process_index(), micro_step)
+                with self.accelerator.autocast():
+                    output = self.task.step(self.model, to_device(batch, self.accelerator.device))
+                self.accelerator.backward(output.loss_sum * counts)
+                loss_sum += output.loss_sum.item() * counts
+                num_examples += output.num_examples * counts
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or self.sharding is not None:
                 raise
             return 0.0, 0.0, True
         return loss_sum, num_examples, False
@@ -304,11 +306,6 @@ class _Loop:
         self.progress.micro_batch_size = size // 2
         text = f"step {step}: out of memory; from now on micro-batches of {size // 2} instead of {size} examples"
         self.emit(Message(f"{text}, and more of them", "warning"))
-
-    def _average_statistics(self) -> None:
-        """Give the batch norms of all processes the mean of their running statistics."""
-        moving = (module for module in batch_norms(self.model) if module not in self.frozen_statistics)
-        average_tensors([buffer for module in moving for buffer in module.buffers() if buffer.is_floating_point()])
 
     def logits_of_some(self) -> torch.Tensor:
         """Return the output of the model, in its present mode, for a few rows of the training split."""

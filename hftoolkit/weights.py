@@ -4,7 +4,7 @@ Each process has them whole; or FSDP2 divides them, which only this module and `
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,10 +13,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hftoolkit.collectives import lost_peers_are_told, num_processes, sum_gradients
+from hftoolkit.collectives import average_tensors, lost_peers_are_told, num_processes, sum_gradients
 from hftoolkit.cpu import block_stacks
 from hftoolkit.devices import is_out_of_memory
 from hftoolkit.errors import DataError, EnvironmentFault, TrainingError
+from hftoolkit.models.tuning import batch_norms
 from hftoolkit.sharding import Sharding, divide, laid_out_as, whole
 
 
@@ -77,48 +78,46 @@ class Weights:
         finally:
             self.given.cpu()  # during steps the device has room for other things
 
-    @contextmanager
-    def passes(self) -> Iterator[None]:
-        """Forward and backward passes of a step go inside. With FSDP2, no process gets through them alone.
-
-        Raises:
-            TrainingError: memory ran out in a divided model.
-            EnvironmentFault: one of the processes that have the other parts is gone.
-        """
-        if self.sharding is None:
-            yield
-            return
-        try:
-            with lost_peers_are_told():
-                yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingError(
-                "out of memory. With FSDP2 the other processes wait in the middle of the step, so it cannot be done "
-                "again in smaller pieces; start a run with a smaller train.micro_batch_size. "
-                "model.gradient_checkpointing: true needs less memory too, and costs time"
-            ) from error
-
     def sum_gradients(self, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
         """Add up the gradients of all processes, which FSDP2 did in the backward pass."""
         if self.sharding is None:
             sum_gradients(parameters, device)
 
     def describe(self) -> str:
-        """Return in words how the model is divided."""
-        if self.sharding is None:
-            return "each process has the whole model"
+        """Return in words how a divided model is divided."""
         blocks = sum(isinstance(module, FSDPModule) for module in self.model.modules()) - 1
         return (
             f"FSDP2 divides the model over {num_processes()} processes, {blocks} blocks one by one and the rest "
             "at once; if memory runs out in a step, the run ends, instead of going on in smaller pieces"
         )
 
-    def update_average(self) -> None:
-        """Let the average take part of the weights after a step."""
+    def finish_update(self, frozen: Collection[nn.Module]) -> None:
+        """Give batch norms that are not ``frozen`` the mean of all processes' statistics; let the average follow."""
+        moving = (module for module in batch_norms(self.model) if module not in frozen)
+        average_tensors([buffer for module in moving for buffer in module.buffers() if buffer.is_floating_point()])
         if self.average is not None:
             self.average.update_parameters(self.model)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Inside, what ends the steps of a divided model is told clearly. None of its processes can do a step alone.
+
+    Raises:
+        TrainingError: memory ran out in this process, while others may be in the middle of a step.
+        EnvironmentFault: another process ended.
+    """
+    try:
+        with lost_peers_are_told():
+            yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            "out of memory; with FSDP2 a step cannot be done again in smaller pieces, because the other processes are "
+            "in the middle of it. Start a run with a smaller train.micro_batch_size, or with "
+            "model.gradient_checkpointing: true, which costs time"
+        ) from error
 
 
 def trained_state(model: nn.Module, parameters: Set[str]) -> dict[str, torch.Tensor]:

@@ -254,7 +254,7 @@ def short_of_memory(folder):
 def test_lack_of_memory_in_one_process_ends_all_and_is_told_before_and_after(tmp_path):
     group = Group(tmp_path, dividing, short_of_memory, tmp_path)
     first, second = group.answers()
-    assert second[0] == "TrainingError" and "start a run with a smaller train.micro_batch_size" in second[1]
+    assert second[0] == "TrainingError" and "Start a run with a smaller train.micro_batch_size" in second[1]
     assert first[0] == "EnvironmentFault" and "lost the other processes of this run" in first[1]
     assert "if memory runs out in a step, the run ends" in first[2][0]
     assert first[2][0].startswith("FSDP2 divides the model over 2 processes, 2 blocks one by one")

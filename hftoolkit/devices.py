@@ -59,7 +59,7 @@ def join_processes() -> Sharding | None:
                 f"{name} is not supported. FSDP2 divides a model over processes, see {FSDP2_FILE}; with --multi_gpu "
                 "alone, or torchrun, each process holds the whole model"
             )
-    sharding = _sharding_of_accelerate() if parse_flag_from_env(USE_FSDP) else None
+    sharding = sharding_of_accelerate() if parse_flag_from_env(USE_FSDP) else None
     # Who divides the model is the trainer: nobody else is to load, scale or save in another way because of it.
     os.environ.pop(USE_FSDP, None)
     wanted = max(int(os.environ.get("WORLD_SIZE", 1)), _wanted_of_accelerate())
@@ -75,7 +75,7 @@ def join_processes() -> Sharding | None:
     return sharding
 
 
-def _sharding_of_accelerate() -> Sharding:
+def sharding_of_accelerate() -> Sharding:
     """Return what accelerate launch was told of FSDP.
 
     State dict types, loading and precision do not matter: runs load, save and compute as they do without FSDP2.
@@ -87,9 +87,10 @@ def _sharding_of_accelerate() -> Sharding:
         raise EnvironmentFault(f"FSDP is supported in version 2 alone; set fsdp_version: 2, as {FSDP2_FILE} does")
     for variable, instead in {
         "FSDP_OFFLOAD_PARAMS": "leave it out",
+        "FSDP_IGNORED_MODULES": "leave it out",
         "FSDP_ACTIVATION_CHECKPOINTING": "set model.gradient_checkpointing: true in the recipe",
     }.items():
-        if parse_flag_from_env(variable):
+        if os.environ.get(variable, "").lower() not in ("", "false", "none"):
             raise EnvironmentFault(f"{variable.lower()} is not supported; {instead}")
     policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper()
     if policy not in ("TRANSFORMER_BASED_WRAP", "NO_WRAP"):

@@ -295,6 +295,7 @@ def told(monkeypatch):
     [
         ({"FSDP_VERSION": "1"}, "FSDP is supported in version 2 alone; set fsdp_version: 2, as docs/accelerate/fsdp2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not supported; leave it out"),
+        ({"FSDP_IGNORED_MODULES": "classifier"}, "fsdp_ignored_modules is not supported; leave it out"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set model.gradient_checkpointing: true in the recipe"),
         ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "SIZE_BASED_WRAP is not supported; use TRANSFORMER_BASED_WRAP"),
         ({"FSDP_RESHARD_AFTER_FORWARD": "full_shard"}, "invalid truth value full_shard; FSDP2 takes true or false"),

@@ -114,7 +114,7 @@ def _fit_parts(
     """Fit the models of ids that the sum adds up, and those it is compared with; return also what was chosen."""
     splits = task.splits
     groups = splits.groups[splits.train_users]
-    log = TrainingLog(splits.train, groups, splits.train_items, len(splits.catalogue), texts)
+    log = TrainingLog(splits.train, groups, splits.train_items, len(splits.catalogue), texts, splits.attributes)
     wanted: list[str] = [name for name in recipe.fusion.parts if name not in TEXT_PARTS]
     if recipe.evaluation.baselines:
         wanted += [name for name in BASELINES if name not in wanted]

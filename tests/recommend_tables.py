@@ -21,7 +21,7 @@ data:
   users: {{source: {folder}/users.csv, id: who, categories: [country], numbers: [age]}}
 model: {{backbone: {backbone}, max_length: 16}}
 train: {{epochs: 6, batch_size: 60, learning_rate: 1.0e-2, precision: fp32}}
-fusion: {{parts: [text, ease, popularity, groups], folds: 3}}
+fusion: {{parts: [text, ease, popularity, groups, attributes], folds: 3}}
 id_models: {{ials_dimensions: 4, ials_iterations: 3, ease_regularization: 20}}
 evaluation: {{bootstrap_samples: 100, cutoff: 5, block_users: 7}}
 """

@@ -258,6 +258,30 @@ def test_groups_of_users_come_from_categories_and_fifths_of_numbers(load: Load, 
     assert splits.summary["users_without_row"] == 1
 
 
+def test_attributes_of_items_are_flags_categories_and_fifths_of_numbers_or_dates(load: Load, tmp_path: Path) -> None:
+    made = [f"{1 + item:02}-Jan-{1950 + item}" for item in range(8)] + ["1958-03-01", ""]
+    rows = [(f"i{item}", f"title {item}", item % 2, "xy"[item // 5], made[item]) for item in range(10)]
+    header = ("item_id", "title", "war", "studio", "made")
+    section = {
+        "source": "x",
+        "columns": "title",
+        "flags": {"genre": ["war"]},
+        "categories": ["studio"],
+        "numbers": ["made"],
+    }
+    log = write_csv(tmp_path / "log.csv", ("user_id", "item_id"), [("a", f"i{item}") for item in range(10)])
+    data = RecommendationData.model_validate({"interactions": {"source": "x"}, "items": section})
+    found = load_recommendation_splits(log, write_csv(tmp_path / "items.csv", header, rows), None, data).attributes
+    assert found.shape == (10, 1 + 2 + 5)
+    assert found[:, 0].tolist() == [0, 1] * 5
+    assert found[:, 1].tolist() == [1] * 5 + [0] * 5 and found[:, 2].tolist() == [0] * 5 + [1] * 5
+    assert found[:9, 3:].sum(axis=1).tolist() == [1] * 9 and not found[9, 3:].any()
+    assert found[0, 3] and found[8, 7] and (np.diff(found[:9, 3:].argmax(axis=1)) >= 0).all()
+    rows = [(*row[:4], "soon") for row in rows]
+    with pytest.raises(DataError, match="no value of made is a number or a date"):
+        load_recommendation_splits(log, write_csv(tmp_path / "items.csv", header, rows), None, data)
+
+
 def test_flags_and_a_template_make_one_text(load: Load, tmp_path: Path) -> None:
     log = write_csv(
         tmp_path / "log.csv",

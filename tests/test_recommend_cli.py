@@ -177,7 +177,7 @@ def test_an_explanation_adds_up(run: Path) -> None:
     (found,) = predictor.recommend(query, explain=True)
     for each in found:
         assert sum(each.parts.values()) == pytest.approx(each.score, abs=1e-5)
-        assert set(each.parts) == {"text", "ease", "popularity", "groups"}
+        assert set(each.parts) == {"text", "ease", "popularity", "groups", "attributes"}
     allowed = np.ones(NUM_ITEMS, dtype=bool)
     allowed[[3, 7, 11]] = False
     places = [int(each.item[1:]) for each in found]
@@ -398,6 +398,10 @@ def test_reviews_without_users_end_with_3_before_anything_is_trained(world: Path
     [
         ("tuning={method: linear-probe}", "set model.dimensions"),
         ("data={interactions: {source: x}, items: {source: x, columns: title}}", "groups needs data.users"),
+        (
+            "data={interactions: {source: x}, items: {source: x, columns: title}, users: {source: x}}",
+            "attributes needs data.items.flags, categories or numbers",
+        ),
         ("task={kind: recommendation, loss: bpr, items_per_step: 4}", "items_per_step is for loss: softmax"),
         ("data.split={protocol: leave-two-out}", "choose one of leave-one-out"),
         ("data.split={validation: 0.5, test: 0.5}", "leave nothing to train on"),

@@ -14,6 +14,7 @@ from scipy.optimize import approx_fprime
 from hftoolkit.errors import RecipeError
 from hftoolkit.histories import Cases, Histories
 from hftoolkit.models import fusion
+from hftoolkit.models.factors import fill_in_factors
 from hftoolkit.models.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
 from hftoolkit.models.item_tower import ItemTower, TowerShape
 from hftoolkit.models.recommend_parts import (
@@ -21,7 +22,6 @@ from hftoolkit.models.recommend_parts import (
     TextVectors,
     TrainingLog,
     alternatives,
-    fill_in_factors,
     fit_choices,
     fit_part,
 )
@@ -59,10 +59,12 @@ def training_log() -> TrainingLog:
     return TrainingLog(histories, groups, histories.items, NUM_ITEMS)
 
 
-def scores_of(name: str, lists: list[list[int]], groups: np.ndarray | None = None) -> np.ndarray:
+def scores_of(
+    name: str, lists: list[list[int]], groups: np.ndarray | None = None, *, settings: IdModels = SETTINGS
+) -> np.ndarray:
     if groups is None:
         groups = np.zeros((len(lists), 2), dtype=np.float32)
-    return fit_part(name, training_log(), SETTINGS).scores(Queries(Histories.of(lists), groups))
+    return fit_part(name, training_log(), settings).scores(Queries(Histories.of(lists), groups))
 
 
 def chosen_matrix() -> np.ndarray:
@@ -168,6 +170,17 @@ def test_item_knn_sums_the_cosines_of_the_nearest_neighbours() -> None:
         limit = sorted(cosine[item], reverse=True)[SETTINGS.neighbors - 1]
         expected = sum(cosine[item][seen] for seen in (1, 3) if cosine[item][seen] >= limit)
         assert found[item] == pytest.approx(expected, abs=1e-6)
+    recent = SETTINGS.model_copy(update={"item_knn_recency": (4.0,)})
+    older, latest = (scores_of("item-knn", [[seen]])[0] for seen in (1, 3))
+    assert scores_of("item-knn", [[1, 3]], settings=recent)[0] == pytest.approx(math.exp(-1 / 4) * older + latest)
+
+
+def test_item_knn_is_fitted_once_for_all_values_of_its_recency() -> None:
+    choices = list(alternatives("item-knn", IdModels(item_knn_recency=[None, 3])))
+    (plain, without), (recent, decayed) = fit_choices("item-knn", training_log(), choices)
+    assert plain == {"item_knn_recency": None} and recent == {"item_knn_recency": 3}
+    assert without.weights is decayed.weights  # type: ignore[attr-defined]
+    assert (without.recency, decayed.recency) == (0, 3)  # type: ignore[attr-defined]
 
 
 def test_ials_lowers_its_own_loss_and_solves_for_users_exactly() -> None:
@@ -210,6 +223,26 @@ def test_popularities_count_all_or_the_latest_and_groups_their_own() -> None:
     assert lifts[1].tolist() == [0] * NUM_ITEMS
     expected = math.log((2 + 10) / (10 * counts[0] / 18 + 10))  # both choices of item 0 are by the first group
     assert lifts[0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_attributes_score_by_the_odds_of_naive_bayes() -> None:
+    attributes = np.array([[1, 0], [1, 0], [1, 1], [0, 1], *[[0, 0]] * 4, [0, 1], [1, 1]], dtype=np.float32)
+    log = replace(training_log(), num_items=NUM_ITEMS + 1, attributes=attributes)  # nobody chose the last item
+    part = fit_part("attributes", log, SETTINGS)
+    found = part.scores(Queries(Histories.of([[0, 1, 3], []]), np.zeros((2, 2))))
+    odds = []
+    for column in (0, 1):
+        having = [item for item in range(NUM_ITEMS) if attributes[item, column]]
+        chosen = (sum(items.count(item) for items in LISTS for item in having) + 1) / (18 + 1)
+        offered = (len(having) + 1) / (NUM_ITEMS + 1)
+        in_history = sum(item in (0, 1, 3) for item in having)
+        odds.append(
+            [math.log((count + 10 * chosen) / (length + 10) / offered) for count, length in ((in_history, 3), (0, 0))]
+        )
+    for user in (0, 1):
+        for item, (first, second) in enumerate(attributes):
+            expected = first * odds[0][user] + second * odds[1][user]
+            assert found[user, item] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_catalogue_above_the_limit_is_refused_with_what_to_do() -> None:

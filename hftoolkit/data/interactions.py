@@ -1,6 +1,7 @@
 """Who chose what: the log, the catalogue and the users, read and checked row by row; nothing is dropped unsaid."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -152,21 +153,40 @@ def read_groups_of_users(table: Table, section: UserTable, user_ids: Sequence[st
     A group is a value of a category column, or a fifth of a column of numbers.
 
     Raises:
-        DataError: a column is missing, or an id is missing or occurs twice.
+        DataError: a column is missing or holds no number, or an id is missing or occurs twice.
     """
     require_columns(table, (section.id, *section.categories, *section.numbers), "data.users")
     ids = [canonical_value(cell) for cell in table.columns[section.id]]
     _refuse_bad_ids(ids, table.source, section.id)
-    columns = [_codes(table.columns[name])[0] for name in section.categories]
-    for name in section.numbers:
-        numbers = _numbers(table.columns[name])
-        edges = np.unique(np.nanquantile(numbers, np.arange(1, NUMBER_GROUPS) / NUMBER_GROUPS))
-        columns.append(np.where(np.isnan(numbers), -1, np.searchsorted(edges, numbers, side="right")))
-    blocks = [column[:, None] == np.arange(column.max() + 1) for column in columns]
-    membership = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(ids), 0))
+    membership = _membership(table, section.categories, section.numbers)
     place = {user: row for row, user in enumerate(ids)}
     rows = np.array([place.get(user, -1) for user in user_ids])
     return np.where((rows >= 0)[:, None], membership[rows], 0).astype(np.float32), int((rows < 0).sum())
+
+
+def read_attributes(table: Table, section: ItemTable) -> np.ndarray:
+    """Return which attributes each item has, (I, A) float32 of 0 and 1: its flags, and groups as users have them.
+
+    Raises:
+        DataError: a column is missing or holds no number, or a flag is not 0 or 1.
+    """
+    require_columns(table, (*section.categories, *section.numbers), "data.items")
+    flags = [_flags(table, name) for columns in section.flags.values() for name in columns]
+    groups = _membership(table, section.categories, section.numbers)
+    return np.concatenate([np.array(flags).reshape(-1, table.num_rows).T, groups], axis=1).astype(np.float32)
+
+
+def _membership(table: Table, categories: Sequence[str], numbers: Sequence[str]) -> np.ndarray:
+    """Return which groups each row is in, (rows, G): a value of a category, or a fifth of a column of numbers."""
+    columns = [_codes(table.columns[name])[0] for name in categories]
+    for name in numbers:
+        values = _times(table.columns[name])
+        if np.isnan(values).all():
+            raise DataError(f"{table.source}: no value of {name} is a number or a date; name it under categories")
+        edges = np.unique(np.nanquantile(values, np.arange(1, NUMBER_GROUPS) / NUMBER_GROUPS))
+        columns.append(np.where(np.isnan(values), -1, np.searchsorted(edges, values, side="right")))
+    blocks = [column[:, None] == np.arange(column.max() + 1) for column in columns]
+    return np.concatenate(blocks, axis=1) if blocks else np.zeros((table.num_rows, 0))
 
 
 def _require_who_and_what(table: Table, section: InteractionTable) -> None:
@@ -197,13 +217,19 @@ def _flag_names(table: Table, columns: Sequence[str]) -> list[str]:
     """Return the names of the columns that hold 1, joined by commas, for each row."""
     parts: list[list[str]] = [[] for _ in range(table.num_rows)]
     for name in columns:
-        for row, cell in enumerate(table.columns[name]):
-            flag = canonical_value(cell)
-            if flag in ("1", "true"):
-                parts[row].append(name)
-            elif flag not in ("0", "false", ""):
-                raise DataError(f"{table.source}, row {row + 1}: {name} is {cell!r}, but data.items.flags are 0 or 1")
+        for row in np.flatnonzero(_flags(table, name)):
+            parts[row].append(name)
     return [", ".join(part) for part in parts]
+
+
+def _flags(table: Table, name: str) -> np.ndarray:
+    """Return where a column holds 1, (rows,) bool."""
+    flags = [canonical_value(cell) for cell in table.columns[name]]
+    for row, flag in enumerate(flags):
+        if flag not in ("0", "1", "false", "true", ""):
+            cell = table.columns[name][row]
+            raise DataError(f"{table.source}, row {row + 1}: {name} is {cell!r}, but data.items.flags are 0 or 1")
+    return np.isin(flags, ("1", "true"))
 
 
 def _codes(cells: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
@@ -242,15 +268,20 @@ def _times(cells: Sequence[Any]) -> np.ndarray:
 
 
 def _seconds(cell: Any) -> float:
-    try:
-        moment = datetime.fromisoformat(cell.strip()) if isinstance(cell, str) else cell
-    except ValueError:
-        return float("nan")
+    moment = _moment(cell.strip()) if isinstance(cell, str) else cell
     if isinstance(moment, date) and not isinstance(moment, datetime):
         moment = datetime(moment.year, moment.month, moment.day)
     if not isinstance(moment, datetime):
         return float("nan")
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _moment(text: str) -> datetime | None:
+    """Return the time that an ISO text or one such as 01-Jan-1995 names; None if it is neither."""
+    for read in (datetime.fromisoformat, lambda text: datetime.strptime(text, "%d-%b-%Y")):
+        with suppress(ValueError):
+            return read(text)
+    return None
 
 
 def _counted(reasons: np.ndarray, names: Sequence[str], table: Table, on_bad_rows: str) -> dict[str, int]:

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from hftoolkit import seeding
-from hftoolkit.data.interactions import Catalogue, Log, read_catalogue, read_groups_of_users, read_log
+from hftoolkit.data.interactions import (
+    Catalogue,
+    Log,
+    read_attributes,
+    read_catalogue,
+    read_groups_of_users,
+    read_log,
+)
 from hftoolkit.data.tables import read_table
 from hftoolkit.errors import DataError
 from hftoolkit.histories import Cases, Histories
@@ -30,6 +37,7 @@ class RecommendationSplits:
         cases: ``validation`` and ``test``.
         everything: all interactions of all users, for recommending after the run.
         groups: (U, G) which groups each user is in; G is 0 without a table of users.
+        attributes: (I, A) which attributes each item has; A may be 0.
         summary: counts, fingerprint and warnings, in plain JSON types.
     """
 
@@ -41,6 +49,7 @@ class RecommendationSplits:
     cases: Mapping[str, Cases]
     everything: Histories
     groups: np.ndarray
+    attributes: np.ndarray
     summary: dict[str, Any]
 
 
@@ -62,7 +71,8 @@ def load_recommendation_splits(
         DataError: what is wrong with a table, or that nothing is left to train on or to test.
         RecipeError: the template does not fit the columns.
     """
-    catalogue = read_catalogue(read_table(items), data.items)
+    item_table = read_table(items)
+    catalogue = read_catalogue(item_table, data.items)
     table = read_table(interactions)
     log = read_log(table, data.interactions, catalogue, data.on_bad_rows)
     groups, unknown_users = np.zeros((len(log.user_ids), 0), dtype=np.float32), 0
@@ -87,6 +97,7 @@ def load_recommendation_splits(
         cases=cases,
         everything=_of_all_users(log),
         groups=groups,
+        attributes=read_attributes(item_table, data.items),
         summary=summary,
     )
 

@@ -3,7 +3,7 @@
 A part is plain arrays and numbers, so that it can be saved as they are. Whatever it knows of a user is the history,
 which need not be one that it was fitted on. Every fit sees training interactions alone.
 
-Shape suffixes: B users, I items, N entries of histories, D dimensions, G groups of users.
+Shape suffixes: B users, I items, N entries of histories, D dimensions, G groups of users, A attributes of items.
 """
 
 import itertools
@@ -16,19 +16,23 @@ from scipy import sparse
 
 from hftoolkit.errors import RecipeError
 from hftoolkit.histories import Cases, Histories
+from hftoolkit.models.factors import fill_in_factors, solve_factors
 from hftoolkit.recipe import IdModels
 from hftoolkit.seeding import numpy_generator
 
 SLIT_REACH = 6.0  # times the recency; what is further back counts under 0.3 % and is left out
 SLIT_ENTRIES = 4_000_000  # of the sparse matrix held at a time: 48 MB
 GROUP_PRIOR = 10.0  # interactions as expected that are added to those of each group and item
+ATTRIBUTE_PRIOR = 10.0  # interactions as everybody's that are added to a history
 ITEM_SQUARED = ("item-knn", "ease", "slit")  # parts that need memory by the square of the catalogue
 # Settings of a part that may have several values to choose from.
 CHOSEN_SETTINGS = {
+    "item-knn": ("item_knn_recency",),
     "ease": ("ease_regularization", "ease_recency"),
     "slit": ("slit_regularization", "slit_recency"),
     "ials": ("ials_regularization", "ials_confidence"),
 }
+SCORING_RECENCY = ("item_knn_recency", "ease_recency")  # settings that no fit depends on, only its scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,32 @@ class GroupLifts:
 
 
 @dataclass(frozen=True, slots=True)
+class AttributeOdds:
+    """How much more often an item's attributes occur in a history than in the catalogue (naive Bayes).
+
+    The shares of a history are drawn to those of all interactions, so that a short one says little.
+    """
+
+    attributes: np.ndarray  # (I, A) 0 and 1
+    chosen: np.ndarray  # (A,) share of all interactions that are with items that have it
+    offered: np.ndarray  # (A,) share of the items that have it
+
+    @property
+    def num_items(self) -> int:
+        return len(self.attributes)
+
+    def scores(self, queries: Queries) -> np.ndarray:
+        matrix = queries.histories.matrix(len(self.attributes))
+        totals_B1 = np.asarray(matrix.sum(axis=1)).reshape(-1, 1)
+        shares_BA = (matrix @ self.attributes + ATTRIBUTE_PRIOR * self.chosen) / (totals_B1 + ATTRIBUTE_PRIOR)
+        result: np.ndarray = np.log(shares_BA / self.offered) @ self.attributes.T
+        return result
+
+    def by_entry(self, queries: Queries) -> np.ndarray | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingLog:
     """What id models are fitted on.
 
@@ -179,6 +209,7 @@ class TrainingLog:
         by_time: (N,) their items, in order of time, whoever chose them.
         num_items: I.
         texts: (I, D) vectors of their texts before any training; None where no model needs them.
+        attributes: (I, A) which attributes each item has; None where no model needs them.
     """
 
     histories: Histories
@@ -186,6 +217,7 @@ class TrainingLog:
     by_time: np.ndarray
     num_items: int
     texts: np.ndarray | None = None
+    attributes: np.ndarray | None = None
 
 
 def alternatives(name: str, settings: IdModels) -> Iterator[tuple[dict[str, float | None], IdModels]]:
@@ -212,6 +244,7 @@ def fit_part(name: str, log: TrainingLog, settings: IdModels) -> Part:
         "popularity": _popularity,
         "recent-popularity": _recent_popularity,
         "groups": _groups,
+        "attributes": _attributes,
         "item-knn": _item_knn,
         "ease": _ease,
         "slit": _slit,
@@ -223,19 +256,20 @@ def fit_part(name: str, log: TrainingLog, settings: IdModels) -> Part:
 def fit_choices(
     name: str, log: TrainingLog, choices: Sequence[tuple[dict[str, float | None], IdModels]]
 ) -> Iterator[tuple[dict[str, float | None], Part]]:
-    """Yield each of the ``alternatives`` with its part; those that differ only in EASE's recency share one fit.
+    """Yield each of the ``alternatives`` with its part; those that differ only in how they score share one fit.
 
     Raises:
         RecipeError: as ``fit_part``.
     """
-    for _, alike in itertools.groupby(choices, key=lambda each: {**each[0], "ease_recency": None}):
+    for _, alike in itertools.groupby(choices, key=lambda each: {**each[0], **dict.fromkeys(SCORING_RECENCY)}):
         part: Part | None = None
         for choice, settings in alike:
             if part is None:
                 part = fit_part(name, log, settings)
             else:
                 assert isinstance(part, ItemToItem)
-                part = replace(part, recency=choice["ease_recency"] or 0.0)
+                (recency,) = (choice[knob] for knob in SCORING_RECENCY if knob in choice)
+                part = replace(part, recency=recency or 0.0)
             yield choice, part
 
 
@@ -267,8 +301,18 @@ def _groups(log: TrainingLog, _: IdModels) -> Part:
     return GroupLifts(np.log((chosen_GI + GROUP_PRIOR) / (expected_GI + GROUP_PRIOR)).astype(np.float32))
 
 
+def _attributes(log: TrainingLog, _: IdModels) -> Part:
+    assert log.attributes is not None
+    counts_I = _counts(log.by_time, log.num_items)
+    chosen_A = (counts_I @ log.attributes + 1) / (counts_I.sum() + 1)
+    known_IA = log.attributes[counts_I > 0]
+    offered_A = (known_IA.sum(axis=0) + 1) / (len(known_IA) + 1)
+    return AttributeOdds(log.attributes, chosen_A.astype(np.float32), offered_A.astype(np.float32))
+
+
 def _item_knn(log: TrainingLog, settings: IdModels) -> Part:
     """Cosine of the columns; each item keeps its nearest neighbours."""
+    (recency,) = settings.item_knn_recency
     together_II = _gram(log.histories.matrix(log.num_items))
     norms_I = np.sqrt(np.maximum(np.diag(together_II), 1e-12))
     cosine_II = together_II / norms_I / norms_I[:, None]
@@ -278,7 +322,7 @@ def _item_knn(log: TrainingLog, settings: IdModels) -> Part:
             :, settings.neighbors - 1 : settings.neighbors
         ]
         cosine_II[cosine_II < limit_I1] = 0
-    return ItemToItem(cosine_II.T.astype(np.float32), recency=0.0)
+    return ItemToItem(cosine_II.T.astype(np.float32), recency=recency or 0.0)
 
 
 def _ease(log: TrainingLog, settings: IdModels) -> Part:
@@ -344,32 +388,3 @@ def _ials(log: TrainingLog, settings: IdModels) -> Part:
     if log.texts is not None:
         fill_in_factors(items_ID, log.texts, by_item.lengths > 0, settings.ials_text_regularization)
     return Factors(items_ID, ridge, confidence)
-
-
-def fill_in_factors(items_ID: np.ndarray, texts_IH: np.ndarray, known_I: np.ndarray, regularization: float) -> None:
-    """Give items that nobody chose the factors that their texts suggest, by ridge regression, in place.
-
-    This is the attribute-to-factor mapping of Gantner et al. (2010).
-    """
-    if known_I.all():
-        return
-    mean_H, mean_D = texts_IH[known_I].mean(axis=0), items_ID[known_I].mean(axis=0)
-    inputs_NH = (texts_IH[known_I] - mean_H).astype(np.float64)
-    gram_HH = inputs_NH.T @ inputs_NH + regularization * np.eye(inputs_NH.shape[1])
-    map_HD = np.linalg.solve(gram_HH, inputs_NH.T @ (items_ID[known_I] - mean_D))
-    items_ID[~known_I] = mean_D + (texts_IH[~known_I] - mean_H) @ map_HD
-
-
-def solve_factors(histories: Histories, others_ID: np.ndarray, regularization: float, confidence: float) -> np.ndarray:
-    """Return the factors, (B, D) float32, that fit 1 for what is in a history and 0 for the rest, given the others'.
-
-    What is in a history weighs ``1 + confidence * weight``, the rest 1.
-    """
-    gram_DD = others_ID.T @ others_ID + regularization * np.eye(others_ID.shape[1], dtype=np.float32)
-    result = np.zeros((len(histories), others_ID.shape[1]), dtype=np.float32)
-    for row, (start, stop) in enumerate(zip(histories.offsets[:-1], histories.offsets[1:], strict=True)):
-        if stop > start:
-            chosen = others_ID[histories.items[start:stop]]
-            extra = confidence * histories.weights[start:stop]
-            result[row] = np.linalg.solve(gram_DD + (chosen.T * extra) @ chosen, chosen.T @ (1 + extra))
-    return result

@@ -17,12 +17,23 @@ from hftoolkit.data import Catalogue
 from hftoolkit.errors import DataError
 from hftoolkit.histories import Histories
 from hftoolkit.models.fusion import standardize
-from hftoolkit.models.recommend_parts import Factors, FixedScores, GroupLifts, ItemToItem, Part, Queries, TextVectors
+from hftoolkit.models.recommend_parts import (
+    AttributeOdds,
+    Factors,
+    FixedScores,
+    GroupLifts,
+    ItemToItem,
+    Part,
+    Queries,
+    TextVectors,
+)
 
 FORMAT = 1
 DESCRIPTION, ARRAYS = "recommender.json", "recommender.safetensors"
 USERS, HISTORIES = "users.json", "histories.safetensors"
-KINDS: dict[str, type] = {kind.__name__: kind for kind in (TextVectors, FixedScores, ItemToItem, Factors, GroupLifts)}
+KINDS: dict[str, type] = {
+    kind.__name__: kind for kind in (TextVectors, FixedScores, ItemToItem, Factors, GroupLifts, AttributeOdds)
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,18 @@ from hftoolkit.recipe.sections import (
 )
 from hftoolkit.recipe.text import ColumnNames
 
-Part = Literal["text", "frozen-text", "popularity", "recent-popularity", "groups", "item-knn", "ease", "slit", "ials"]
+Part = Literal[
+    "text",
+    "frozen-text",
+    "popularity",
+    "recent-popularity",
+    "groups",
+    "attributes",
+    "item-knn",
+    "ease",
+    "slit",
+    "ials",
+]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Recency = Annotated[float | None, Field(gt=0, le=1e6)]
 
@@ -124,6 +135,10 @@ class ItemTable(Source):
     flags: dict[str, Names] = Field(
         default_factory=dict, description="Name -> columns of 0 and 1; the names of those with 1 become one text."
     )
+    categories: Names = Field((), description="Columns whose values are attributes of items, as flags are.")
+    numbers: Names = Field(
+        (), description="Columns of numbers or dates, for attributes; five groups of equal size are made of each."
+    )
     template: str | None = Field(
         None,
         min_length=1,
@@ -206,11 +221,12 @@ class IdModels(Section):
     )
     recent_share: Fraction = Field(0.1, description="Latest share of the training log that recent popularity counts.")
     neighbors: int = Field(100, ge=1, le=100_000, description="Similar items that ItemKNN keeps for each.")
-    ease_regularization: Positives = Field(
-        (100.0, 400.0, 1000.0),
-        description="Ridge of EASE (Steck 2019). Of a list, here and below, what ranks validation best "
-        "is taken; each value costs a fit.",
+    item_knn_recency: Recencies = Field(
+        (None,),
+        description="As task.recency, in what ItemKNN scores. Of a list, here and below, what ranks validation best "
+        "is taken; each ridge costs a fit.",
     )
+    ease_regularization: Positives = Field((100.0, 400.0, 1000.0), description="Ridge of EASE (Steck 2019).")
     ease_recency: Recencies = Field((10.0, 20.0, 50.0, None), description="As task.recency, in what EASE scores.")
     slit_regularization: Positives = Field(
         (20.0,), description="Ridge of the sequential model SLIT (Choi et al. 2021)."
@@ -276,7 +292,10 @@ class RecommendationRecipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _groups_are_known(self) -> Self:
+    def _side_features_are_known(self) -> Self:
         if "groups" in self.fusion.parts and self.data.users is None:
             raise ValueError("fusion.parts: groups needs data.users")
+        items = self.data.items
+        if "attributes" in self.fusion.parts and not (items.flags or items.categories or items.numbers):
+            raise ValueError("fusion.parts: attributes needs data.items.flags, categories or numbers")
         return self

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
@@ -181,18 +183,24 @@ def test_blocks_are_found_or_named_and_inner_ones_come_first():
 
 
 def rehearsed():
-    section, evaluation = Train(precision="fp32", batch_size=16), Evaluation(best_by="accuracy")
-    accelerator = make_accelerator("fp32")
-    knobs = {"train": section, "evaluation": evaluation, "accelerator": accelerator, "sharding": IN_TWO}
-    return one_step(ToyTask(), TunedModel(toy_model()), **knobs)
+    task, section = ToyTask(), Train(precision="fp32", batch_size=16)
+    knobs = {"train": section, "evaluation": Evaluation(best_by="accuracy"), "accelerator": make_accelerator("fp32")}
+    return one_step(task, TunedModel(toy_model()), **knobs, sharding=IN_TWO), flat(task.drawn)
 
 
-def test_one_step_of_a_rehearsal_has_the_loss_of_one_process(tmp_path):
-    first, second = together(tmp_path, rehearsed)
+def test_one_step_of_a_rehearsal_has_the_mean_loss_over_both_shares(tmp_path):
+    (first, own), (second, others) = together(tmp_path, rehearsed)
     task = ToyTask()
     with torch.no_grad():
-        losses = [float(task.step(toy_model(), task.collate([index])).loss_sum) for index in range(len(task.rows))]
-    assert first == second and min(losses) < first < max(losses)
+        expected = float(task.step(toy_model(), task.collate(own + others)).loss_sum) / 16
+    assert first == second == pytest.approx(expected, rel=1e-6) and len(own) == len(others) == 8
+
+
+def test_scaled_gradients_are_refused():
+    accelerator = SimpleNamespace(scaler=object(), device=torch.device("cpu"))
+    knobs = {"train": Train(), "evaluation": Evaluation(best_by="accuracy"), "accelerator": accelerator}
+    with pytest.raises(RecipeError, match="auto is fp16 on this device, which does not work with FSDP2; use fp32"):
+        one_step(ToyTask(), TunedModel(toy_model()), **knobs, sharding=IN_TWO)
 
 
 # Files and resume
@@ -218,15 +226,23 @@ def stopped(folder, step, knobs):
         attempt.fit(**knobs)
 
 
-def test_a_divided_run_goes_on_as_a_whole_one_and_says_so(tmp_path):
-    knobs = {"epochs": 3, "ema_decay": 0.6}
-    whole, _ = together(tmp_path, divided, tmp_path / "whole", {}, knobs)
-    together(tmp_path, dividing, stopped, tmp_path / "cut", 4, knobs)
-    attempt = Attempt(tmp_path / "cut" / "run")
+def went_on(folder, knobs):
+    attempt = attempt_in(folder)
     attempt.fit(**knobs)
-    assert_close(attempt.weights, whole["weights"])
-    (warning,) = [event.text for event in attempt.told(Message) if event.level == "warning"]
-    assert warning.startswith("1 instead of 2 processes, without FSDP2: the run goes on, but not to the last bit")
+    return attempt.weights, [event.text for event in attempt.told(Message) if event.level == "warning"]
+
+
+@pytest.mark.parametrize("is_divided, count, says", [(True, 1, "1 instead of 2 processes, with"), (False, 2, "with")])
+def test_a_run_goes_on_divided_or_whole_and_says_so(tmp_path, is_divided, count, says):
+    """Two divided processes are followed by a whole one, and two whole ones by divided ones."""
+    knobs, sharding = {"epochs": 3, "ema_decay": 0.6}, IN_TWO if is_divided else None
+    uninterrupted, _ = together(tmp_path, divided, tmp_path / "whole", {}, knobs)
+    together(tmp_path, partial(dividing, sharding=sharding), stopped, tmp_path / "cut", 4, knobs)
+    goes_on = partial(dividing, sharding=None if is_divided else IN_TWO)
+    weights, (warning,) = together(tmp_path, goes_on, went_on, tmp_path / "cut", knobs, count=count)[0]
+    assert_close(weights, uninterrupted["weights"])
+    says += "out FSDP2" if is_divided else " FSDP2"
+    assert warning == f"{says}: the run goes on, but not to the last bit as it would have"
 
 
 @pytest.mark.parametrize("only", [(0,), (1,)])

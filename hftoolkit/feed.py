@@ -70,14 +70,19 @@ class Feed:
             lengths=self.rows.lengths if self.train.length_buckets else None,
             weights=self.rows.sampling_weights,
         )[first:]
-        cut = [micro_batches(step, micro_batch_size, process_index(), num_processes()) for step in plan]
-        # The first process has the largest share. One row is the least that a model can take.
-        most = [micro_batches(step, micro_batch_size, 0, num_processes()) if self.in_lockstep else [] for step in plan]
-        idle = [[step[:1]] * (len(longest) - len(own)) for step, longest, own in zip(plan, most, cut, strict=True)]
-        flat = [micro for own, added in zip(cut, idle, strict=True) for micro in (*own, *added)]
+        cut = [self._cut(step, micro_batch_size) for step in plan]
+        flat = [micro for own, idle in cut for micro in (*own, *idle)]
         batches = iter(make_loader(self.rows, flat, self.datasets.collate, workers=self.train.num_workers))
-        for indices, own, added in zip(plan, cut, idle, strict=True):
-            yield StepData(indices, [next(batches) for _ in (*own, *added)], len(added))
+        for indices, (own, idle) in zip(plan, cut, strict=True):
+            yield StepData(indices, [next(batches) for _ in (*own, *idle)], len(idle))
+
+    def _cut(self, step: np.ndarray, size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the micro-batches of this process in a step, (N,), and those that make them as many as elsewhere."""
+        own = micro_batches(step, size, process_index(), num_processes())
+        if not self.in_lockstep:
+            return own, []
+        most = len(micro_batches(step, size, 0, num_processes()))  # the first process has the largest share
+        return own, [step[:1]] * (most - len(own))
 
 
 def micro_batches(step: np.ndarray, size: int, process: int, processes: int) -> list[np.ndarray]:

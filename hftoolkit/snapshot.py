@@ -172,9 +172,8 @@ class Snapshots:
             state = newest_state(self.folder, warn)
         facts = share(None if state is None else (state.values, state.best))
         if facts is None:  # each process should have drawn the same first weights; now it surely has them
-            model, trained = self.weights.model, self.weights.trained
-            first = gathered(trained_state(model, trained), keep=is_main())
-            load_trained(model, trained, share_tensors(first if is_main() else None, self.device))
+            first = trained_state(self.weights.given, self.weights.trained) if is_main() else None
+            load_trained(self.weights.model, self.weights.trained, share_tensors(first, self.device))
             return None
         values, best = facts
         self._take_back(share_tensors(None if state is None else state.tensors, self.device))

@@ -67,7 +67,7 @@ def fit(
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
         DataError: the run has checkpoints, and all are damaged.
-        EnvironmentFault: the disk has no room for what the run will write.
+        EnvironmentFault: the disk has no room for what the run will write; or a process of a divided model ended.
         TrainingError: a loss or gradient is not finite, and nothing was updated with it; or memory does not suffice
             for a single example.
         Interrupted: SIGINT or SIGTERM arrived; the state after the last step is in the run's checkpoints.

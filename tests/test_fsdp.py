@@ -36,7 +36,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import hftoolkit
 from hftoolkit.checkpoint import load_weights, newest_state
-from hftoolkit.collectives import is_main
+from hftoolkit.collectives import is_main, process_index
 from hftoolkit.contracts import Message
 from hftoolkit.devices import make_accelerator
 from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
@@ -104,6 +104,21 @@ def test_dropout_batch_norms_and_precision_are_those_of_two_whole_models(tmp_pat
     assert_same(first["weights"], second["weights"])
     assert first["weights"]["norm.running_mean"].any()
     assert_close(first["weights"], whole["weights"])
+
+
+def begun_differently(folder):
+    attempt = attempt_in(folder)
+    with torch.no_grad():
+        attempt.model.head.bias += process_index()
+    attempt.fit()
+    return attempt.weights
+
+
+def test_all_parts_are_those_of_the_weights_that_the_main_process_began_with(tmp_path):
+    first, second = together(tmp_path, dividing, begun_differently, tmp_path / "two")
+    (alone,) = together(tmp_path, trained, tmp_path / "alone", {}, {}, count=1)
+    assert_same(first, second)
+    assert_close(first, alone["weights"])
 
 
 def test_all_processes_get_as_many_micro_batches_and_what_was_added_is_told():

@@ -478,4 +478,4 @@ def test_the_launcher_itself_divides_the_model(write_recipe, tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     assert "FSDP2 divides the model over 2 processes, 2 blocks one by one" in ended.stdout
-    assert read_json(tmp_path / "run" / "status.json")["status"] == "done"
+    assert read_json(tmp_path / "run" / "status.json")["state"] == "done"

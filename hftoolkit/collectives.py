@@ -93,7 +93,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter], device: torch.device) -> N
 
 
 def share_tensors(tensors: Mapping[str, torch.Tensor] | None, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the tensors that the main process passed; the others pass None."""
+    """Return the tensors that the main process passed, on the CPU, as all may not fit elsewhere; others pass None."""
     if num_processes() == 1:
         assert tensors is not None
         return dict(tensors)
@@ -104,7 +104,7 @@ def share_tensors(tensors: Mapping[str, torch.Tensor] | None, device: torch.devi
         tensor = own.detach().to(device).contiguous()
         with _peers():
             dist.broadcast(tensor, src=0)
-        shared[name] = tensor
+        shared[name] = tensor.cpu()
     return shared
 
 
@@ -130,7 +130,22 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo and NCCL alike
-        raise EnvironmentFault(
-            f"lost the other processes of this run ({str(error).splitlines()[0]}); the first message of one of them "
-            "says why, and the same command with --resume goes on from the last checkpoint"
-        ) from error
+        raise _lost(error) from error
+
+
+@contextmanager
+def lost_peers_are_told() -> Iterator[None]:
+    """Inside, where computation and exchanges are mixed, the error that says that a process is gone says it clearly."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise _lost(error) from error
+        raise
+
+
+def _lost(error: RuntimeError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"lost the other processes of this run ({str(error).splitlines()[0]}); the first message of one of them "
+        "says why, and the same command with --resume goes on from the last checkpoint"
+    )

@@ -56,12 +56,16 @@ def low_precision_stream(model: nn.Module) -> Iterator[None]:
 
 def block_stack(model: nn.Module) -> nn.ModuleList | nn.Sequential | None:
     """Return the longest list of transformer blocks, which are modules of one class, or None if there is none."""
-    stacks = [
+    return max(block_stacks(model), key=len, default=None)
+
+
+def block_stacks(model: nn.Module) -> list[nn.ModuleList | nn.Sequential]:
+    """Return all lists of transformer blocks; of a hierarchical model, its stages too."""
+    return [
         module
         for module in model.modules()
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0 and _are_blocks(list(module))
     ]
-    return max(stacks, key=len, default=None)
 
 
 def _are_blocks(modules: list[nn.Module]) -> bool:

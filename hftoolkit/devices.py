@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from hftoolkit.contracts import Batch, Rows
 from hftoolkit.errors import EnvironmentFault, RecipeError
+from hftoolkit.sharding import Sharding
 
 __all__ = [
     "Accelerator",
@@ -33,26 +34,34 @@ __all__ = [
 
 # A process may wait for the main one to fetch and decode a large data set; a launcher ends all if one dies.
 PATIENCE = timedelta(days=2)
-SHARDING = {
-    "ACCELERATE_USE_FSDP": "FSDP",
+USE_FSDP = "ACCELERATE_USE_FSDP"
+NOT_SUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
 }
+FSDP2_FILE = "docs/accelerate/fsdp2-8-gpus.yaml"
 
 
-def join_processes() -> None:
+def join_processes() -> Sharding | None:
     """Join the processes that torchrun or accelerate launch started, if one of them did.
 
+    Returns:
+        How FSDP2 is to divide the model over them; None: each holds all of it.
+
     Raises:
-        EnvironmentFault: the model was to be divided over them, or another number of them was asked for than runs.
+        EnvironmentFault: the model was to be divided in another way, or another number of processes was asked for than
+            runs.
     """
-    for variable, name in SHARDING.items():
+    for variable, name in NOT_SUPPORTED.items():
         if parse_flag_from_env(variable):
             raise EnvironmentFault(
-                f"{name} is not supported: each process holds the whole model. Launch with --multi_gpu alone, or with "
-                "torchrun"
+                f"{name} is not supported. FSDP2 divides a model over processes, see {FSDP2_FILE}; with --multi_gpu "
+                "alone, or torchrun, each process holds the whole model"
             )
+    sharding = sharding_of_accelerate() if parse_flag_from_env(USE_FSDP) else None
+    # Who divides the model is the trainer: nobody else is to load, scale or save in another way because of it.
+    os.environ.pop(USE_FSDP, None)
     wanted = max(int(os.environ.get("WORLD_SIZE", 1)), _wanted_of_accelerate())
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE) if wanted > 1 else None
     running = 1 if state is None else state.num_processes
@@ -61,6 +70,40 @@ def join_processes() -> None:
             f"{wanted} processes were asked for and {running} runs: accelerate launch starts only one on CPUs. There, "
             f"type: ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} -m hftoolkit finetune RECIPE"
         )
+    if sharding is not None and running == 1:
+        raise EnvironmentFault("FSDP2 divides a model over several processes, and 1 runs; leave out the launcher")
+    return sharding
+
+
+def sharding_of_accelerate() -> Sharding:
+    """Return what accelerate launch was told of FSDP.
+
+    State dict types, loading and precision do not matter: runs load, save and compute as they do without FSDP2.
+
+    Raises:
+        EnvironmentFault: it cannot be done.
+    """
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise EnvironmentFault(f"FSDP is supported in version 2 alone; set fsdp_version: 2, as {FSDP2_FILE} does")
+    for variable, instead in {
+        "FSDP_OFFLOAD_PARAMS": "leave it out",
+        "FSDP_IGNORED_MODULES": "leave it out",
+        "FSDP_ACTIVATION_CHECKPOINTING": "set model.gradient_checkpointing: true in the recipe",
+    }.items():
+        if os.environ.get(variable, "").lower() not in ("", "false", "none"):
+            raise EnvironmentFault(f"{variable.lower()} is not supported; {instead}")
+    policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper()
+    if policy not in ("TRANSFORMER_BASED_WRAP", "NO_WRAP"):
+        raise EnvironmentFault(
+            f"fsdp_auto_wrap_policy: {policy} is not supported; use TRANSFORMER_BASED_WRAP or NO_WRAP"
+        )
+    classes = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
+    try:
+        reshard = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", default=True)
+    except ValueError as error:
+        raise EnvironmentFault(f"fsdp_reshard_after_forward: {error}; FSDP2 takes true or false") from error
+    names = tuple(name.strip() for name in classes.split(",") if name.strip())
+    return Sharding(policy == "TRANSFORMER_BASED_WRAP", names, reshard)
 
 
 def _wanted_of_accelerate() -> int:

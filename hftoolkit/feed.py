@@ -21,14 +21,22 @@ class StepData(NamedTuple):
 
     indices: np.ndarray  # (N,) of all its examples
     micro_batches: list[Batch]  # of those that are this process's share
+    num_idle: int  # so many of the last only keep all processes at the same number, and must not count
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """The training split, step by step; any step can be the first."""
+    """The training split, step by step; any step can be the first.
+
+    Attributes:
+        datasets: have the split.
+        train: says how large steps and what they are made of are.
+        in_lockstep: all processes get the same number of micro-batches in a step.
+    """
 
     datasets: Datasets
     train: Train
+    in_lockstep: bool = False
 
     @property
     def rows(self) -> Rows:
@@ -62,11 +70,19 @@ class Feed:
             lengths=self.rows.lengths if self.train.length_buckets else None,
             weights=self.rows.sampling_weights,
         )[first:]
-        cut = [micro_batches(step, micro_batch_size, process_index(), num_processes()) for step in plan]
-        flat = [micro for step in cut for micro in step]
+        cut = [self._cut(step, micro_batch_size) for step in plan]
+        flat = [micro for own, idle in cut for micro in (*own, *idle)]
         batches = iter(make_loader(self.rows, flat, self.datasets.collate, workers=self.train.num_workers))
-        for indices, own in zip(plan, cut, strict=True):
-            yield StepData(indices, [next(batches) for _ in own])
+        for indices, (own, idle) in zip(plan, cut, strict=True):
+            yield StepData(indices, [next(batches) for _ in (*own, *idle)], len(idle))
+
+    def _cut(self, step: np.ndarray, size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the micro-batches of this process in a step, (N,), and those that make them as many as elsewhere."""
+        own = micro_batches(step, size, process_index(), num_processes())
+        if not self.in_lockstep:
+            return own, []
+        most = len(micro_batches(step, size, 0, num_processes()))  # the first process has the largest share
+        return own, [step[:1]] * (most - len(own))
 
 
 def micro_batches(step: np.ndarray, size: int, process: int, processes: int) -> list[np.ndarray]:

@@ -11,7 +11,8 @@ from torch import nn
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.data import ImageSplits, LabelSet, TextSplits, load_image_splits, load_text_splits
-from hftoolkit.devices import describe_device, make_accelerator
+from hftoolkit.devices import describe_device, join_processes, make_accelerator
+from hftoolkit.errors import RecipeError
 from hftoolkit.inference import Inference
 from hftoolkit.models.backbones import (
     Backbone,
@@ -29,14 +30,40 @@ from hftoolkit.models.image_backbones import (
     save_image_classifier,
 )
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
-from hftoolkit.recipe import ImageModel, ImageRecipe, LinearProbe, Recipe, TextRecipe
+from hftoolkit.recipe import FullTuning, ImageModel, ImageRecipe, LinearProbe, Recipe, TextRecipe
 from hftoolkit.rundir import RunDir
+from hftoolkit.sharding import Sharding
 from hftoolkit.snapshot import Fitted
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.tasks.text_classification import TextClassificationTask, truncation_report
 from hftoolkit.trainer import fit
+
+
+def join(recipe: Recipe) -> Sharding | None:
+    """Join the processes of a launcher; return how FSDP2 is to divide the model over them, None for not at all.
+
+    Raises:
+        EnvironmentFault: the launcher asked for what is not supported.
+        RecipeError: the recipe asks for what a divided model cannot do.
+    """
+    sharding = join_processes()
+    if sharding is None:
+        return None
+    problems = []
+    if isinstance(recipe.tuning, LinearProbe):
+        problems.append("tuning.method: linear-probe trains the head alone, which is too small to be divided")
+    if isinstance(recipe.tuning, FullTuning) and recipe.tuning.unfreeze_epochs > 0:
+        problems.append("tuning.unfreeze_epochs: what is trained is fixed when the model is divided")
+    if recipe.train.micro_batch_size == "auto":
+        problems.append("train.micro_batch_size: auto lets memory run out, and the other processes would wait forever")
+    if recipe.train.precision == "fp16":
+        problems.append("train.precision: fp16 scales gradients, which is not done there; use bf16 or fp32")
+    if problems:
+        listed = "\n  ".join(problems)
+        raise RecipeError(f"not possible with FSDP2; change the recipe, or launch with --multi_gpu alone:\n  {listed}")
+    return sharding
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +246,7 @@ def _tune(recipe: Recipe, backbone: Backbone, emit: Emit) -> TunedModel:
     return tuned
 
 
-def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit) -> Fitted:
+def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit, sharding: Sharding | None = None) -> Fitted:
     """Run the loop; the model of the job then has the best weights."""
     with job.probe(recipe, emit):
         return fit(
@@ -230,6 +257,7 @@ def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit) -> Fitted:
             accelerator=job.infer.accelerator,
             run=run,
             emit=emit,
+            sharding=sharding,
         )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hftoolkit.sharding import whole
+
 
 def rate_scales(
     names: Sequence[str], layers: Sequence[frozenset[str]], head: frozenset[str], *, decay: float, head_scale: float
@@ -77,4 +79,4 @@ def clip_to_mean(parameters: Sequence[nn.Parameter], num_examples: float, max_no
     """Turn gradients of a sum over examples into those of the mean, clip them, and return their norm before that."""
     used = [parameter for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_([parameter.grad for parameter in used if parameter.grad is not None], 1 / num_examples)
-    return float(nn.utils.clip_grad_norm_(used, max_norm))
+    return float(whole(nn.utils.clip_grad_norm_(used, max_norm)))

@@ -11,10 +11,9 @@ import torch
 from hftoolkit.checkpoint import prune
 from hftoolkit.collectives import is_main, leave, share
 from hftoolkit.contracts import Emit, Event, Message
-from hftoolkit.devices import join_processes
 from hftoolkit.export import GateReport, GateRows, export_model
 from hftoolkit.hub import BackgroundPushes, announce, hub_id, publish, write_card
-from hftoolkit.job import Job, prepare, train
+from hftoolkit.job import Job, join, prepare, train
 from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference
 from hftoolkit.metrics.classification import classification_metrics, confusion_matrix
 from hftoolkit.metrics.probabilities import to_decisions
@@ -33,6 +32,7 @@ from hftoolkit.report import (
 )
 from hftoolkit.resume import check_unchanged, new_run_or_old, write_origin
 from hftoolkit.rundir import RunDir, recorded, write_json
+from hftoolkit.sharding import Sharding
 from hftoolkit.snapshot import Fitted
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
@@ -59,9 +59,9 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
-    join_processes()
+    sharding = join(recipe)
     if not is_main():
-        _help(recipe, RunDir(share(Path())))
+        _help(recipe, RunDir(share(Path())), sharding)
         return None
     run = new_run_or_old(recipe, name, run_dir, resume=resume)
     listen = run.recording(emit)
@@ -75,7 +75,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
         check_unchanged(run.labels, job.task.labels.to_json(), "the classes")
         check_unchanged(run.backbone, job.origin, "the pretrained weights")
         share("prepared")
-        fitted, temperature, test = _fit(recipe, job, run, pushes.listen)
+        fitted, temperature, test = _fit(recipe, job, run, sharding, pushes.listen)
         gate = _export(recipe, job, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
         results = measure(recipe, job, test) | _training_facts(job, fitted, temperature, gate)
@@ -90,15 +90,17 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     return run.root
 
 
-def _help(recipe: Recipe, run: RunDir) -> None:
+def _help(recipe: Recipe, run: RunDir, sharding: Sharding | None) -> None:
     """Do the part of one process in a run that the main one leads."""
     share("prepared")  # the main process has filled the caches, and found what is wrong
-    _fit(recipe, prepare(recipe, _keep_silent), run, _keep_silent)
+    _fit(recipe, prepare(recipe, _keep_silent), run, sharding, _keep_silent)
 
 
-def _fit(recipe: Recipe, job: Job, run: RunDir, emit: Emit) -> tuple[Fitted, float, np.ndarray]:
+def _fit(
+    recipe: Recipe, job: Job, run: RunDir, sharding: Sharding | None, emit: Emit
+) -> tuple[Fitted, float, np.ndarray]:
     """Do what takes all processes: train, fit the temperature, predict the test split."""
-    fitted = train(recipe, job, run, emit=emit)
+    fitted = train(recipe, job, run, emit=emit, sharding=sharding)
     emit(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
     temperature = job.task.finish(job.tuned.model, job.infer)
     test = job.probabilities("test")
@@ -112,7 +114,7 @@ def _keep_silent(event: Event) -> None:
 
 def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
-    join_processes()
+    sharding = join(recipe)
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
     emit = emit if is_main() else _keep_silent
@@ -126,6 +128,7 @@ def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
             train=recipe.train,
             evaluation=recipe.evaluation,
             accelerator=job.infer.accelerator,
+            sharding=sharding,
         )
 
 

@@ -6,19 +6,20 @@ Adam's moments, like the weights, keep their layout in memory: an optimizer that
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from hftoolkit.checkpoint import Checkpoint, load_weights, newest_state, save_best, save_state
 from hftoolkit.collectives import is_main, share, share_tensors
 from hftoolkit.contracts import Message
-from hftoolkit.errors import DataError, EnvironmentFault
+from hftoolkit.errors import EnvironmentFault
+from hftoolkit.sharding import gathered, laid_out_as
+from hftoolkit.weights import Weights, load_trained, trained_state
 
 MODEL, AVERAGE, OPTIMIZER, AVERAGED_STEPS = "model", "average", "optimizer", "averaged_steps"
 # Where the recipe does not say how often: about once a minute, and for at most a hundredth of the time.
@@ -33,6 +34,7 @@ class Progress:
         epochs: of the recipe that the last step followed.
         micro_batch_size: examples of a forward pass of one process, as it is in force.
         processes: that work on the run.
+        is_divided: by FSDP2 over these processes.
         step: optimizer steps done.
         examples: that these steps saw.
         seconds: that these steps took, without evaluation.
@@ -44,6 +46,7 @@ class Progress:
     epochs: int
     micro_batch_size: int
     processes: int
+    is_divided: bool = False
     step: int = 0
     examples: int = 0
     seconds: float = 0.0
@@ -63,10 +66,16 @@ class Progress:
                 )
             )
             self.epochs, self.evaluations_since_best = fresh.epochs, 0
+        changed = []
         if self.processes != fresh.processes:
-            counts = f"{fresh.processes} instead of {self.processes} processes"
-            told.append(Message(f"{counts}: the run goes on, but not to the last bit as it would have", "warning"))
+            changed.append(f"{fresh.processes} instead of {self.processes} processes")
             self.processes, self.micro_batch_size = fresh.processes, fresh.micro_batch_size
+        if self.is_divided != fresh.is_divided:
+            changed.append("with FSDP2" if fresh.is_divided else "without FSDP2")
+            self.is_divided = fresh.is_divided
+        if changed:
+            what = ", ".join(changed)
+            told.append(Message(f"{what}: the run goes on, but not to the last bit as it would have", "warning"))
         return told
 
 
@@ -100,20 +109,16 @@ class Snapshots:
 
     Attributes:
         folder: of all checkpoints of the run.
-        model: what is trained.
-        trained: names of the parameters that the run trains; some may join later.
-        optimizer: of these parameters.
-        average: the moving average of the model, where there is one.
+        weights: what the run trains.
+        optimizer: of these weights.
         scaler: of fp16 gradients, where there is one.
         every: optimizer steps between saves; None: by the clock.
         device: of this process.
     """
 
     folder: Path
-    model: nn.Module
-    trained: Set[str]
+    weights: Weights
     optimizer: Any
-    average: AveragedModel | None
     scaler: Any
     every: int | None
     device: torch.device
@@ -132,25 +137,27 @@ class Snapshots:
             EnvironmentFault: it could not be written; the one before is untouched.
         """
         start = time.monotonic()
+        tensors = gathered(self._tensors(), keep=is_main())
         if is_main():
             values = {"progress": asdict(progress), "scaler": None if self.scaler is None else self.scaler.state_dict()}
-            save_state(self.folder, step=progress.step, tensors=self._tensors(), values=values, best=best)
+            save_state(self.folder, step=progress.step, tensors=tensors, values=values, best=best)
         now, self._saved_at = time.monotonic(), progress.step
         self._next_save = now + max(SAVE_SECONDS, (now - start) / SAVE_SHARE)
 
     def save_best(self, judged: nn.Module, step: int, metrics: Mapping[str, float]) -> Checkpoint:
-        """Write the weights that were judged the best so far: those of the model or of its average."""
+        """Write the weights, whole, that were judged the best so far: those of the model or of its average."""
         best = None
         if is_main():
-            best = save_best(self.folder, step=step, weights=trained_state(judged, self.trained), metrics=metrics)
+            state = trained_state(judged, self.weights.trained)
+            best = save_best(self.folder, step=step, weights=state, metrics=metrics)
         best = share(best)
         assert best is not None
         return best
 
     def load_best(self, best: Checkpoint) -> None:
-        """Put the best weights into the model."""
-        weights = share_tensors(load_weights(best.path) if is_main() else None, self.device)
-        load_trained(self.model, self.trained, weights)
+        """Put the best weights into the model that the run was given."""
+        state = share_tensors(load_weights(best.path) if is_main() else None, self.device)
+        load_trained(self.weights.given, self.weights.trained, state)
 
     def restore(self, warn: Callable[[str], None]) -> tuple[Progress, Checkpoint | None] | None:
         """Bring back the newest whole state, or return None if none was ever saved.
@@ -165,8 +172,8 @@ class Snapshots:
             state = newest_state(self.folder, warn)
         facts = share(None if state is None else (state.values, state.best))
         if facts is None:  # each process should have drawn the same first weights; now it surely has them
-            first = trained_state(self.model, self.trained)
-            load_trained(self.model, self.trained, share_tensors(first if is_main() else None, self.device))
+            first = trained_state(self.weights.given, self.weights.trained) if is_main() else None
+            load_trained(self.weights.model, self.weights.trained, share_tensors(first, self.device))
             return None
         values, best = facts
         self._take_back(share_tensors(None if state is None else state.tensors, self.device))
@@ -178,11 +185,11 @@ class Snapshots:
 
     def _check_room(self) -> None:
         """Raise EnvironmentFault if the disk has no room for the checkpoints and the model that the run will write."""
-        trained = sum(_num_bytes(tensor) for tensor in trained_state(self.model, self.trained).values())
-        state = trained * (3 if self.average is None else 4)  # Adam keeps two moments of each weight
+        trained = sum(map(_num_bytes, trained_state(self.weights.given, self.weights.trained).values()))
+        state = trained * (3 if self.weights.average is None else 4)  # Adam keeps two moments of each weight
         # Two states and their best weights stay while a third is written.
         checkpoints = 3 * (state + trained)
-        model = sum(_num_bytes(parameter) for parameter in self.model.parameters())
+        model = sum(map(_num_bytes, self.weights.given.parameters()))
         there = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         needed, free = checkpoints + model - there, shutil.disk_usage(self.folder.parent).free
         if needed > free:
@@ -194,51 +201,37 @@ class Snapshots:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Return tensors by ``part/name``, without copying; the optimizer has none of parameters that join later."""
-        tensors = {f"{MODEL}/{name}": tensor for name, tensor in trained_state(self.model, self.trained).items()}
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        model, average, trained = self.weights.model, self.weights.average, self.weights.trained
+        tensors = {f"{MODEL}/{name}": tensor for name, tensor in trained_state(model, trained).items()}
+        names = {parameter: name for name, parameter in model.named_parameters()}
         for parameter, slots in self.optimizer.state.items():
             tensors |= {f"{OPTIMIZER}/{slot}/{names[parameter]}": tensor for slot, tensor in slots.items()}
-        if self.average is not None:
-            averaged = trained_state(self.average.module, self.trained)
+        if average is not None:
+            averaged = trained_state(average.module, trained)
             tensors |= {f"{AVERAGE}/{name}": value for name, value in averaged.items()}
-            tensors[f"{AVERAGED_STEPS}/"] = self.average.n_averaged
+            tensors[f"{AVERAGED_STEPS}/"] = average.n_averaged
         return tensors
 
     def _take_back(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        model, average, trained = self.weights.model, self.weights.average, self.weights.trained
         parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        load_trained(self.model, self.trained, parts[MODEL])
-        parameters = dict(self.model.named_parameters())
+        load_trained(model, trained, parts[MODEL])
+        parameters = dict(model.named_parameters())
         for key, tensor in parts[OPTIMIZER].items():
             slot, _, name = key.partition("/")
             parameter = parameters[name]
-            is_moment = tensor.shape == parameter.shape
-            like = torch.empty_like(parameter) if is_moment else torch.empty_like(tensor, device=parameter.device)
-            self.optimizer.state[parameter][slot] = like.copy_(tensor)
-        if self.average is not None:
-            load_trained(self.average.module, self.trained, parts[AVERAGE])
-            self.average.n_averaged.copy_(parts[AVERAGED_STEPS][""])
+            if tensor.shape == parameter.shape:
+                own = torch.empty_like(parameter).copy_(laid_out_as(parameter, tensor))
+            else:  # a count of steps
+                own = torch.empty_like(tensor, device=parameter.device).copy_(tensor)
+            self.optimizer.state[parameter][slot] = own
+        if average is not None:
+            load_trained(average.module, trained, parts[AVERAGE])
+            average.n_averaged.copy_(parts[AVERAGED_STEPS][""])
 
 
 def _num_bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def trained_state(model: nn.Module, parameters: Set[str]) -> dict[str, torch.Tensor]:
-    """Return, by name and without copying, what training changes: these parameters and persistent buffers."""
-    trained = {name: parameter.data for name, parameter in model.named_parameters() if name in parameters}
-    buffers = dict(model.named_buffers())
-    return trained | {name: value for name, value in model.state_dict().items() if name in buffers}
-
-
-def load_trained(model: nn.Module, parameters: Set[str], state: Mapping[str, torch.Tensor]) -> None:
-    """Put what ``trained_state`` gave into the model.
-
-    Raises:
-        DataError: the names are not those of this model.
-    """
-    if unknown := trained_state(model, parameters).keys() ^ state.keys():
-        raise DataError(f"the checkpoint is of another model; they differ in {', '.join(sorted(unknown)[:3])}")
-    model.load_state_dict(state, strict=False)

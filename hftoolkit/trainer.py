@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hftoolkit.batching import evaluation_steps
 from hftoolkit.checkpoint import Checkpoint
-from hftoolkit.collectives import average_tensors, is_main, num_processes, process_index, sum_gradients, summed
+from hftoolkit.collectives import is_main, num_processes, process_index, summed
 from hftoolkit.contracts import Batch, Emit, Evaluated, Message, StepDone, Task
-from hftoolkit.cpu import faster_steps
 from hftoolkit.devices import Accelerator, free_cached_memory, is_out_of_memory, peak_memory_bytes, to_device
 from hftoolkit.errors import RecipeError, TrainingError
 from hftoolkit.feed import Feed, StepData
 from hftoolkit.inference import Inference, StopRequested
 from hftoolkit.interrupts import deferred_signals, interrupted
 from hftoolkit.metrics import is_better
-from hftoolkit.models.first_position import first_position_only
-from hftoolkit.models.halves import halves_in_threads
+from hftoolkit.models.shortcuts import shortcuts
 from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
 from hftoolkit.optim import build_optimizer, clip_to_mean, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
 from hftoolkit.seeding import seed_torch
+from hftoolkit.sharding import Sharding
 from hftoolkit.snapshot import Fitted, Progress, Snapshots
 from hftoolkit.tracking import tracked
+from hftoolkit.weights import Weights, clear_errors
 
 
 def fit(
@@ -51,6 +50,7 @@ def fit(
     accelerator: Accelerator,
     run: RunDir,
     emit: Emit,
+    sharding: Sharding | None = None,
 ) -> Fitted:
     """Train a model and leave the best weights in it; go on from the newest checkpoint if the run has any.
 
@@ -62,11 +62,12 @@ def fit(
         accelerator: device and precision.
         run: gets checkpoints and the files of the trackers.
         emit: gets every step, evaluation and message.
+        sharding: how FSDP2 divides the model over the processes; None: each has all of it.
 
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
         DataError: the run has checkpoints, and all are damaged.
-        EnvironmentFault: the disk has no room for what the run will write.
+        EnvironmentFault: the disk has no room for what the run will write; or a process of a divided model ended.
         TrainingError: a loss or gradient is not finite, and nothing was updated with it; or memory does not suffice
             for a single example.
         Interrupted: SIGINT or SIGTERM arrived; the state after the last step is in the run's checkpoints.
@@ -74,14 +75,13 @@ def fit(
     _check_metric(task, evaluation.best_by)
     with ExitStack() as stack:
         listen = stack.enter_context(tracked(train.trackers if is_main() else (), run, emit))
-        loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen)
-        on_cpu = accelerator.device.type == "cpu"
-        if on_cpu:
-            stack.enter_context(faster_steps(tuned.model))
-        # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
-        stack.enter_context(first_position_only(tuned.model, loop.logits_of_some))
-        if on_cpu:
-            stack.enter_context(halves_in_threads(tuned.model, loop.logits_of_some))
+        loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen, sharding)
+        if sharding is not None:
+            stack.enter_context(clear_errors())
+            listen(Message(loop.weights.describe()))
+        else:
+            # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
+            stack.enter_context(shortcuts(tuned.model, loop.logits_of_some, accelerator.device))
         stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable
         loop.resume(run)
         # A launcher may pass on what its processes got already.
@@ -96,7 +96,15 @@ def fit(
     return loop.finish()
 
 
-def one_step(task: Task, tuned: TunedModel, *, train: Train, evaluation: Evaluation, accelerator: Accelerator) -> float:
+def one_step(
+    task: Task,
+    tuned: TunedModel,
+    *,
+    train: Train,
+    evaluation: Evaluation,
+    accelerator: Accelerator,
+    sharding: Sharding | None = None,
+) -> float:
     """Run one real optimizer step, write nothing, and return its loss (mean over the examples)."""
     losses: list[float] = []
 
@@ -107,10 +115,11 @@ def one_step(task: Task, tuned: TunedModel, *, train: Train, evaluation: Evaluat
     _check_metric(task, evaluation.best_by)
     # All layers at once, which takes the most memory of all steps.
     at_once = TunedModel(tuned.model, tuned.rate_scales)
-    loop = _Loop(task, at_once, train, evaluation, accelerator, Path(), listen)
+    loop = _Loop(task, at_once, train, evaluation, accelerator, Path(), listen, sharding)
     steps = loop.steps()
-    while not losses:  # where memory runs out, the step comes again
-        loop.train_step(next(steps))
+    with nullcontext() if sharding is None else clear_errors():
+        while not losses:  # where memory runs out, the step comes again
+            loop.train_step(next(steps))
     return losses[0]
 
 
@@ -125,24 +134,28 @@ class _Loop:
     accelerator: Accelerator
     checkpoints: Path
     emit: Emit
+    sharding: Sharding | None
     received: Sequence[int] = ()  # signals
     mark: float = 0.0  # clock at the end of the last step, evaluation or save
     best: Checkpoint | None = None
     progress: Progress = field(init=False)
     feed: Feed = field(init=False)
     optimizer: Any = field(init=False)
-    trained: frozenset[str] = field(init=False)  # names of the parameters that the run trains, some from later on
+    weights: Weights = field(init=False)
     frozen_statistics: list[nn.Module] = field(init=False)  # modules that stay in eval mode
-    average: AveragedModel | None = field(init=False, default=None)
     snapshots: Snapshots = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.sharding is not None and self.accelerator.scaler is not None:
+            raise RecipeError("train.precision: auto is fp16 on this device, which does not work with FSDP2; use fp32")
         size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
-        self.progress = Progress(self.train.epochs, size if isinstance(size, int) else share, num_processes())
-        self.feed = Feed(self.task.datasets(), self.train)
-        self.model.to(self.accelerator.device)
+        size, is_divided = size if isinstance(size, int) else share, self.sharding is not None
+        self.progress = Progress(self.train.epochs, size, num_processes(), is_divided)
+        self.feed = Feed(self.task.datasets(), self.train, in_lockstep=is_divided)
+        self.weights = Weights.of(
+            self.tuned.model, self.accelerator.device, ema_decay=self.train.ema_decay, sharding=self.sharding
+        )
         self.frozen_statistics = frozen_statistics(self.model)
-        self.trained = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
         last_joins = max(self.tuned.unfreeze_at.values(), default=0.0)
         if last_joins * self.feed.steps_per_epoch > self.total_steps - 1:
             raise RecipeError(
@@ -156,15 +169,10 @@ class _Loop:
             weight_decay=self.train.weight_decay,
         )
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        if self.train.ema_decay is not None:
-            average = get_ema_multi_avg_fn(self.train.ema_decay)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(self.model, multi_avg_fn=average)
         self.snapshots = Snapshots(
             self.checkpoints,
-            self.model,
-            self.trained,
+            self.weights,
             self.optimizer,
-            self.average,
             self.accelerator.scaler,
             self.train.checkpoint_every,
             self.accelerator.device,
@@ -172,16 +180,11 @@ class _Loop:
 
     @property
     def model(self) -> nn.Module:
-        return self.tuned.model
+        return self.weights.model
 
     @property
     def total_steps(self) -> int:
         return self.feed.steps_per_epoch * self.train.epochs
-
-    @property
-    def weights_to_judge(self) -> nn.Module:
-        """The model, or its moving average where there is one: what is evaluated and kept."""
-        return self.model if self.average is None else self.average.module
 
     @property
     def kept_weights(self) -> str:
@@ -205,7 +208,7 @@ class _Loop:
         moments = [
             torch.empty(2, *p.shape, device=p.device)
             for name, p in self.model.named_parameters()
-            if name in self.trained
+            if name in self.weights.trained
         ]
         while True:
             _, _, is_failure = self._backward([self.feed.longest(self.progress.micro_batch_size)])
@@ -233,7 +236,7 @@ class _Loop:
 
         If memory runs out in any process, nothing is updated, and from then on micro-batches are half as large.
         """
-        loss_sum, num_examples, is_failure = self._backward(data.micro_batches)
+        loss_sum, num_examples, is_failure = self._backward(data.micro_batches, data.num_idle)
         loss_sum, num_examples, failures = summed([loss_sum, num_examples, is_failure], self.accelerator.device)
         if failures:
             self._halve_micro_batches()
@@ -245,25 +248,27 @@ class _Loop:
         )
         rate = set_rate(self.optimizer, factor)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        sum_gradients(parameters, self.accelerator.device)
+        self.weights.sum_gradients(parameters, self.accelerator.device)
         self.accelerator.unscale_gradients(self.optimizer)
         gradient_norm = clip_to_mean(parameters, num_examples, self.train.max_gradient_norm)
         self._check_finite(loss, gradient_norm, data.indices)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._average_statistics()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self.weights.finish_update(self.frozen_statistics)
         done, now = self.progress, time.perf_counter()
         done.step += 1
         done.examples += round(num_examples)
         done.seconds, self.mark = done.seconds + now - self.mark, now
         self.emit(StepDone(done.step, self.total_steps, loss, gradient_norm, rate, done.examples / done.seconds))
 
-    def _backward(self, micro_batches: list[Batch]) -> tuple[float, float, bool]:
+    def _backward(self, micro_batches: list[Batch], num_idle: int = 0) -> tuple[float, float, bool]:
         """Add up gradients; return the sum of the losses, the number of examples, and whether memory ran out.
 
         Batch norms use their running statistics for a micro-batch of one row, which has none of its own.
+
+        Args:
+            micro_batches: of this process.
+            num_idle: so many of the last go through the model, and count for nothing.
         """
         if self.tuned.unfreeze_at:
             self.unfreeze(self.progress.step / self.feed.steps_per_epoch)
@@ -273,17 +278,18 @@ class _Loop:
         loss_sum, num_examples = 0.0, 0.0
         try:
             for micro_step, batch in enumerate(micro_batches):
+                counts = micro_step < len(micro_batches) - num_idle
                 if len(next(iter(batch.values()))) == 1:
                     for module in batch_norms(self.model):
                         module.eval()
                 seed_torch("step", self.train.seed, self.progress.step, process_index(), micro_step)
                 with self.accelerator.autocast():
                     output = self.task.step(self.model, to_device(batch, self.accelerator.device))
-                self.accelerator.backward(output.loss_sum)
-                loss_sum += output.loss_sum.item()
-                num_examples += output.num_examples
+                self.accelerator.backward(output.loss_sum * counts)
+                loss_sum += output.loss_sum.item() * counts
+                num_examples += output.num_examples * counts
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or self.sharding is not None:
                 raise
             return 0.0, 0.0, True
         return loss_sum, num_examples, False
@@ -301,11 +307,6 @@ class _Loop:
         text = f"step {step}: out of memory; from now on micro-batches of {size // 2} instead of {size} examples"
         self.emit(Message(f"{text}, and more of them", "warning"))
 
-    def _average_statistics(self) -> None:
-        """Give the batch norms of all processes the mean of their running statistics."""
-        moving = (module for module in batch_norms(self.model) if module not in self.frozen_statistics)
-        average_tensors([buffer for module in moving for buffer in module.buffers() if buffer.is_floating_point()])
-
     def logits_of_some(self) -> torch.Tensor:
         """Return the output of the model, in its present mode, for a few rows of the training split."""
         batch = self.feed.batch(range(min(4, len(self.feed.rows))))
@@ -314,7 +315,7 @@ class _Loop:
     def unfreeze(self, epoch: float) -> None:
         """Make those parameters trainable whose epoch has come, and freeze those whose epoch has not."""
         for name, parameter in self.model.named_parameters():
-            if name in self.trained:
+            if name in self.weights.trained:
                 parameter.requires_grad = self.tuned.unfreeze_at.get(name, 0.0) <= epoch
         self.frozen_statistics = frozen_statistics(self.model)
 
@@ -366,14 +367,15 @@ class _Loop:
         Return False if a signal arrived meanwhile; then nothing was kept.
         """
         infer = Inference(self.task, self.accelerator, self.emit, self.received)
-        try:
-            metrics = self.task.evaluate(self.weights_to_judge, infer, "validation")
-        except StopRequested:
-            return False
         name, done = self.evaluation.best_by, self.progress
-        better = self.best is None or is_better(name, metrics[name], self.best.metrics[name])
-        if better:
-            self.best = self.snapshots.save_best(self.weights_to_judge, done.step, metrics)
+        with self.weights.put_together() as judged:
+            try:
+                metrics = self.task.evaluate(judged, infer, "validation")
+            except StopRequested:
+                return False
+            better = self.best is None or is_better(name, metrics[name], self.best.metrics[name])
+            if better:
+                self.best = self.snapshots.save_best(judged, done.step, metrics)
         done.evaluated_at = done.step
         done.evaluations_since_best = 0 if better else done.evaluations_since_best + 1
         self.emit(Evaluated(done.step, metrics, is_best=better))

@@ -21,7 +21,7 @@ from hftoolkit.job import origin_of, rebuild, resolve_weights
 from hftoolkit.models.lora import is_lora, merge
 from hftoolkit.recipe import Recipe, load_recipe
 from hftoolkit.rundir import RunDir, read_json
-from hftoolkit.snapshot import load_trained
+from hftoolkit.weights import load_trained
 
 ROOM_FOR_STATES = 2  # of the training, which must not run out of disk because of an upload
 

@@ -4,14 +4,19 @@
     python scripts/benchmark_trainer.py --rounds 1                     the whole recipe: rates, macro-F1, paired test
     python scripts/benchmark_trainer.py --recipe recipes/vision.yaml --set train.epochs=1 --trainer-precision fp32
     python scripts/benchmark_trainer.py --gpu --rounds 3               texts, then images, an epoch in bf16 on a GPU
+    python scripts/benchmark_trainer.py --gpu --rounds 3 --rates-only \\
+      --launch "accelerate launch --config_file docs/accelerate/fsdp2-8-gpus.yaml"      the same on several, divided
 
 HF Trainer runs at its best settings for the task. Texts: bf16 where the hardware has it, batches grouped by length,
 dynamic padding. Images: decoded and transformed one by one with torchvision, in the precision that is asked for.
-Everything else of it and of the model is as it comes. Each side is a process of its own.
+Everything else of it and of the model is as it comes. Each side is a process of its own, or, with --launch, several;
+the memory is that of the first.
 """
 
 import argparse
 import json
+import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -40,6 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--gpu", action="store_true", help="one epoch of recipes/sentiment.yaml and of recipes/vision.yaml in bf16"
     )
+    parser.add_argument("--launch", default="", metavar="COMMAND", help="what starts the processes of a side")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", choices=["trainer", "hftoolkit"], help=argparse.SUPPRESS)
@@ -76,7 +82,8 @@ def compare(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
         for number in range(options.rounds):
             for side in ("trainer", "hftoolkit")[:: 1 if number % 2 == 0 else -1]:
                 output = Path(folder) / f"{side}-{number}"
-                command = [sys.executable, *sys.argv, *more, "--side", side, "--output", str(output)]
+                launcher = shlex.split(options.launch) or [sys.executable]
+                command = [*launcher, *sys.argv, *more, "--side", side, "--output", str(output)]
                 command += ["--seed", str(options.seed + number)]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 result = json.loads(output.with_suffix(".json").read_text())
@@ -157,18 +164,27 @@ def write(
 
 def run_hftoolkit(options: argparse.Namespace) -> None:
     """Train as ``finetune`` does and predict the test split."""
-    from hftoolkit.job import prepare, prepare_texts, train
+    from hftoolkit.collectives import is_main, leave, share
+    from hftoolkit.job import join, prepare, prepare_texts, train
     from hftoolkit.recipe import TextRecipe
     from hftoolkit.rundir import RunDir
 
     recipe = load(options)
+    sharding = join(recipe)
+    if not is_main():
+        share("prepared")  # the caches are filled
     if isinstance(recipe, TextRecipe):
         job = prepare_texts(recipe, *load_texts(recipe, options.examples), emit=lambda event: None)
     else:
         job = prepare(recipe, lambda event: None)
+    if is_main():
+        share("prepared")
     with tempfile.TemporaryDirectory() as folder:
-        fitted = train(recipe, job, RunDir(Path(folder)), emit=lambda event: None)
+        fitted = train(recipe, job, RunDir(Path(folder)), emit=lambda event: None, sharding=sharding)
     probabilities = None if options.rates_only else job.probabilities("test")
+    leave()
+    if not is_main():
+        return
     rate = fitted.facts("examples")["examples_per_second"]
     memory = fitted.peak_memory_bytes
     write(options.output, rate, memory, job.task.targets["test"], job.task.labels.names, probabilities)
@@ -193,7 +209,7 @@ def run_trainer(options: argparse.Namespace) -> None:
         settings = TrainingArguments(
             output_dir=folder,
             num_train_epochs=recipe.train.epochs,
-            per_device_train_batch_size=recipe.train.batch_size,
+            per_device_train_batch_size=recipe.train.batch_size // int(os.environ.get("WORLD_SIZE", 1)),
             per_device_eval_batch_size=64,
             learning_rate=recipe.train.learning_rate,
             weight_decay=recipe.train.weight_decay,
@@ -213,6 +229,8 @@ def run_trainer(options: argparse.Namespace) -> None:
         seconds, memory = time.perf_counter() - started, peak_memory_bytes(torch.device(device))
         trainer.args.train_sampling_strategy = "random"  # by length, predictions come in another order than the rows
         logits = None if options.rates_only else trainer.predict(datasets["test"]).predictions
+    if not trainer.is_world_process_zero():
+        return
     probabilities = None if logits is None else softmax(logits, axis=1)
     rate = recipe.train.epochs * len(datasets["train"]) / seconds
     write(options.output, rate, memory, targets, names, probabilities)

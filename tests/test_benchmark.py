@@ -2,6 +2,8 @@
 
 import argparse
 import importlib.util
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +44,18 @@ def test_both_sides_leave_rate_memory_and_quality(benchmark, write_recipe, tmp_p
 def test_without_a_gpu_the_comparison_on_one_says_so():
     ended = subprocess.run([sys.executable, str(SCRIPT), "--gpu"], capture_output=True, text=True, check=False)
     assert ended.returncode == 4 and ended.stderr.startswith("error: no GPU with bf16") and not ended.stdout
+
+
+@pytest.mark.faults
+def test_several_processes_are_compared(write_recipe):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = ["--recipe", str(write_recipe()), "--examples", "64", "--rounds", "1", "--trainer-precision", "fp32"]
+    ended = subprocess.run(
+        [sys.executable, str(SCRIPT), *options, "--launch", shlex.join(launcher)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("examples/s, peak memory") == 2 and "hftoolkit over HF Trainer: median" in ended.stdout

@@ -325,28 +325,42 @@ def test_a_run_killed_while_it_exports_goes_straight_to_the_end(server, jobs, tm
 class Pair:
     """Two processes that work on one run, as torchrun starts them."""
 
-    def __init__(self, server: Any, *arguments: object) -> None:
+    def __init__(self, server: Any, *arguments: object, **environment: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2"}
         self.main, self.other = (
-            Process(server, *arguments, RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE="2", **place) for rank in "01"
+            Process(server, *arguments, RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE="2", **place, **environment)
+            for rank in "01"
         )
 
     def wait(self) -> tuple[int, int]:
         return self.main.wait(), self.other.wait()
 
 
-@pytest.fixture(scope="module")
-def pair_job(jobs: Callable[[str], Job], server: Any) -> Job:
-    """What two processes give when nothing happens."""
+@dataclass(frozen=True)
+class PairJob(Job):
+    """The same of two processes, and what their launcher tells them."""
+
+    environment: dict[str, str]
+
+    def start(self, server: Any, run: Path, *more: str) -> Pair:
+        return Pair(server, "finetune", self.recipe, "--run-dir", run, *more, **self.environment)
+
+
+@pytest.fixture(scope="module", params=["whole", "divided"])
+def pair_job(request: pytest.FixtureRequest, jobs: Callable[[str], Job], server: Any) -> PairJob:
+    """What two processes give when nothing happens, each with the whole model or with a part of it."""
     alone = jobs("text full")
-    whole = alone.whole.with_name("two")
-    pair = Pair(server, "finetune", alone.recipe, "--run-dir", whole)
+    fsdp2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    environment = fsdp2 if request.param == "divided" else {}
+    job = PairJob(alone.recipe, alone.whole.with_name(f"two-{request.param}"), environment)
+    pair = job.start(server, job.whole)
     assert pair.wait() == (0, 0), pair.main.said + pair.other.said
     assert not pair.other.said
-    return Job(alone.recipe, whole)
+    assert ("FSDP2 divides the model" in pair.main.said) == (request.param == "divided")
+    return job
 
 
 @pytest.mark.faults
@@ -354,17 +368,17 @@ def pair_job(jobs: Callable[[str], Job], server: Any) -> Job:
 def test_two_processes_that_are_killed_end_with_the_same_weights(server, pair_job, tmp_path: Path, seed: int):
     """One of the two is killed, or both; the other one ends by itself."""
     generator, run = random.Random(seed), tmp_path / "run"
-    arguments: tuple[object, ...] = ("finetune", pair_job.recipe)
+    more: tuple[str, ...] = ()
     for happened in kill_points(generator, run, 2):
-        pair = Pair(server, *arguments, "--run-dir", run)
+        pair = pair_job.start(server, run, *more)
         assert pair.main.wait_for(happened), pair.main.said
         for victim in generator.choice([(pair.main,), (pair.other,), (pair.main, pair.other)]):
             victim.signal(signal.SIGKILL)
         start = time.monotonic()
         assert set(pair.wait()) <= {-9, 4}, pair.main.said + pair.other.said
         assert time.monotonic() - start < 40
-        arguments = ("finetune", pair_job.recipe, "--resume")
-    pair = Pair(server, *arguments, "--run-dir", run)
+        more = ("--resume",)
+    pair = pair_job.start(server, run, *more)
     assert pair.wait() == (0, 0), pair.main.said + pair.other.said
     assert_same_run(run, pair_job)
 
@@ -374,11 +388,11 @@ def test_two_processes_that_are_killed_end_with_the_same_weights(server, pair_jo
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_two_processes_that_are_interrupted_end_with_the_same_weights(server, pair_job, tmp_path, number, after):
     run = tmp_path / "run"
-    pair = Pair(server, "finetune", pair_job.recipe, "--run-dir", run)
+    pair = pair_job.start(server, run)
     assert pair.main.wait_for(lambda: steps_logged(run) >= after), pair.main.said
     pair.other.signal(number)
     assert pair.wait() == (128 + number, 128 + number), pair.main.said + pair.other.said
-    pair = Pair(server, "finetune", pair_job.recipe, "--resume", "--run-dir", run)
+    pair = pair_job.start(server, run, "--resume")
     assert pair.wait() == (0, 0), pair.main.said + pair.other.said
     assert_same_run(run, pair_job)
 

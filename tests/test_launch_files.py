@@ -1,4 +1,4 @@
-"""The shipped configurations of accelerate start what they say; those that divide the model are refused."""
+"""The shipped configurations of accelerate start what they say; other ways to divide a model are refused."""
 
 import os
 import re
@@ -17,16 +17,25 @@ from conftest import hft, refused
 from typer.main import get_command
 
 from hftoolkit.cli import app
+from hftoolkit.devices import sharding_of_accelerate
+from hftoolkit.sharding import Sharding
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = {"8-gpus": (8, 1), "2-machines-of-8-gpus": (16, 2)}
-SHARDED = {
-    "FSDP": """\
+SHIPPED = {
+    "8-gpus": (8, 1),
+    "2-machines-of-8-gpus": (16, 2),
+    "fsdp2-8-gpus": (8, 1),
+    "fsdp2-2-machines-of-8-gpus": (16, 2),
+}
+FSDP1 = """\
 distributed_type: FSDP
-fsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: true, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP,
+fsdp_config: {fsdp_version: 1, fsdp_sharding_strategy: FULL_SHARD, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP,
   fsdp_state_dict_type: SHARDED_STATE_DICT}
-""",
-    "DeepSpeed": "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_accumulation_steps: 1}\n",
+"""
+DEEPSPEED = "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_accumulation_steps: 1}\n"
+REFUSED = {
+    "FSDP1": (FSDP1, "FSDP is supported in version 2 alone; set fsdp_version: 2, as docs/accelerate/fsdp2-8-gpus.yaml"),
+    "DeepSpeed": (DEEPSPEED, "DeepSpeed is not supported. FSDP2 divides a model over processes, see docs/accelerate/"),
 }
 
 
@@ -45,14 +54,20 @@ def launched_with(path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> di
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "accelerate").iterdir()), ids=lambda path: path.stem)
-def test_a_shipped_file_is_read_by_accelerate_as_plain_processes(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_shipped_file_is_read_by_accelerate_as_it_says(path: Path, monkeypatch: pytest.MonkeyPatch):
     processes, machines = SHIPPED[path.stem]
+    divides = path.stem.startswith("fsdp2")
     config = load_config_from_file(str(path))
     assert (config.num_processes, config.num_machines) == (processes, machines)
-    assert config.distributed_type == DistributedType.MULTI_GPU
-    assert not (config.fsdp_config or config.deepspeed_config or config.parallelism_config)
+    assert config.distributed_type == (DistributedType.FSDP if divides else DistributedType.MULTI_GPU)
+    assert bool(config.fsdp_config) == divides and not (config.deepspeed_config or config.parallelism_config)
     told = launched_with(path, monkeypatch, *(["--main_process_ip", "10.0.0.1"] if machines > 1 else []))
-    assert not {name for name in told if name.startswith("ACCELERATE_USE_")} - os.environ.keys()
+    assert {name for name in told if name.startswith("ACCELERATE_USE_")} - os.environ.keys() == (
+        {"ACCELERATE_USE_FSDP"} if divides else set()
+    )
+    if divides:
+        with mock.patch.dict(os.environ, told):
+            assert sharding_of_accelerate() == Sharding(by_blocks=True)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "accelerate").iterdir()), ids=lambda path: path.stem)
@@ -69,25 +84,26 @@ def test_all_shipped_files_are_known():
     assert {path.stem for path in (ROOT / "docs" / "accelerate").iterdir()} == set(SHIPPED)
 
 
-@pytest.mark.parametrize("name", SHARDED)
-def test_a_file_that_divides_the_model_is_refused(name: str, write_recipe, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_that_divides_the_model_in_another_way_is_refused(name: str, write_recipe, tmp_path: Path, monkeypatch):
+    text, says = REFUSED[name]
     path = tmp_path / "sharded.yaml"
-    path.write_text("compute_environment: LOCAL_MACHINE\nnum_machines: 1\nnum_processes: 2\n" + SHARDED[name])
+    path.write_text("compute_environment: LOCAL_MACHINE\nnum_machines: 1\nnum_processes: 2\n" + text)
     recipe = write_recipe()
     told = launched_with(path, monkeypatch)
     for variable, value in told.items():
         monkeypatch.setenv(variable, value)
     run = tmp_path / "run"
-    refused(hft("finetune", recipe, "--run-dir", run), 4, f"{name} is not supported: each process holds the whole")
+    refused(hft("finetune", recipe, "--run-dir", run), 4, says)
     assert not run.exists()
 
 
 @pytest.mark.faults
 def test_the_launcher_itself_gets_the_refusal(write_recipe, tmp_path: Path):
     path = tmp_path / "sharded.yaml"
-    path.write_text("compute_environment: LOCAL_MACHINE\nnum_machines: 1\nnum_processes: 2\n" + SHARDED["FSDP"])
+    path.write_text("compute_environment: LOCAL_MACHINE\nnum_machines: 1\nnum_processes: 2\n" + FSDP1)
     launcher = str(Path(sys.executable).with_name("accelerate"))
     command = [launcher, "launch", "--config_file", str(path), "-m", "hftoolkit", "finetune", str(write_recipe())]
     ended = subprocess.run([*command, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True, check=False)
-    assert ended.returncode != 0 and "error: FSDP is not supported" in ended.stderr, ended.stderr
+    assert ended.returncode != 0 and "error: FSDP is supported in version 2 alone" in ended.stderr, ended.stderr
     assert not (tmp_path / "run").exists()

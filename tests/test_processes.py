@@ -158,7 +158,7 @@ def events_close(left, right):
 
 
 def test_a_gradient_that_was_not_summed_would_be_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr("hftoolkit.trainer.sum_gradients", lambda *_: None)
+    monkeypatch.setattr("hftoolkit.weights.sum_gradients", lambda *_: None)
     (alone,) = together(tmp_path, trained, tmp_path / "alone", {}, {}, count=1)
     first, second = together(tmp_path, trained, tmp_path / "two", {}, {})
     assert any(
@@ -320,10 +320,10 @@ def test_the_count_on_the_command_line_of_accelerate_must_have_taken_effect(laun
         join_processes()
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_what_divides_the_model_is_refused(monkeypatch, variable):
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(EnvironmentFault, match="is not supported: each process holds the whole model"):
+@pytest.mark.parametrize("name", ["DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_what_divides_the_model_in_another_way_than_fsdp2_is_refused(monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(EnvironmentFault, match=r"is not supported\. FSDP2 divides a model over processes, see docs"):
         join_processes()
 
 

@@ -205,7 +205,7 @@ class StopsInEvaluation(ToyTask):
 
 def test_a_signal_ends_an_evaluation_which_is_then_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr("hftoolkit.trainer.Inference", partial(Inference, batch_size=4))
-    monkeypatch.setattr("hftoolkit.trainer.first_position_only", lambda *_: nullcontext())
+    monkeypatch.setattr("hftoolkit.models.shortcuts.first_position_only", lambda *_: nullcontext())
     whole, cut = Attempt(tmp_path / "whole"), Attempt(tmp_path / "cut", StopsInEvaluation())
     fit(whole)
     with pytest.raises(Interrupted, match="SIGTERM at step 3"):
@@ -220,7 +220,7 @@ def test_a_signal_ends_an_evaluation_which_is_then_done_again(tmp_path, monkeypa
 def test_what_is_found_out_about_the_model_is_found_before_the_state_comes_back(tmp_path, monkeypatch):
     seen = []
     note = lambda model, _: seen.append(copy_of(model)) or nullcontext()  # noqa: E731
-    monkeypatch.setattr("hftoolkit.trainer.first_position_only", note)
+    monkeypatch.setattr("hftoolkit.models.shortcuts.first_position_only", note)
     interrupt(Attempt(tmp_path / "cut"), 4)
     fit(Attempt(tmp_path / "cut"))
     assert len(seen) == 2

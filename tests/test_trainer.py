@@ -25,8 +25,8 @@ from hftoolkit.inference import Inference
 from hftoolkit.models.tuning import TunedModel
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
-from hftoolkit.snapshot import trained_state
 from hftoolkit.trainer import fit, one_step
+from hftoolkit.weights import trained_state
 
 CPU = torch.device("cpu")
 EXAMPLES, FEATURES, CLASSES = 40, 4, 3
@@ -79,6 +79,8 @@ class ToyTask:
 class Bench:
     """A toy task, a model and what the loop said about them."""
 
+    sharding = None  # how FSDP2 divides the model
+
     def __init__(self, folder: Path, task=None, model=None):
         self.task = task or ToyTask()
         self.model = model or toy_model()
@@ -99,6 +101,7 @@ class Bench:
             accelerator=self.accelerator,
             run=self.run,
             emit=self.listen,
+            sharding=self.sharding,
         )
 
     def listen(self, event):

@@ -2,10 +2,8 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +14,12 @@ import torch
 from conftest import hft, read_json, refused
 from test_launch_files import launched_with
 from test_processes import (
-    PATIENCE_SECONDS,
-    STOP_SECONDS,
     Group,
     ShortMemory,
     attempt_in,
     events_close,
     interrupted,
+    kill_one,
     slow,
     together,
     trained,
@@ -292,18 +289,7 @@ def test_lack_of_memory_in_one_process_ends_all_and_is_told_before_and_after(tmp
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_no_process_is_left_when_one_is_killed(tmp_path, victim):
-    group = Group(tmp_path, dividing, slow, tmp_path)
-    start = time.monotonic()
-    while not list(tmp_path.glob("run/checkpoints/step-*")):
-        assert time.monotonic() - start < PATIENCE_SECONDS
-        time.sleep(0.05)
-    os.kill(group.processes[victim].pid, signal.SIGKILL)
-    start = time.monotonic()
-    for process in group.processes:
-        process.join(STOP_SECONDS)
-        assert not process.is_alive() and time.monotonic() - start < STOP_SECONDS
-    (report,) = tmp_path.glob("answer-*.err")
-    assert "EnvironmentFault: lost the other processes of this run" in report.read_text()
+    kill_one(Group(tmp_path, dividing, slow, tmp_path), victim, tmp_path)
 
 
 # What is refused

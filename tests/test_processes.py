@@ -236,11 +236,10 @@ def slow(folder):
     attempt.fit(epochs=1000, checkpoint_every=5)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_no_process_is_left_when_one_is_killed(tmp_path, victim):
-    group = Group(tmp_path, slow, tmp_path)
+def kill_one(group, victim, folder):
+    """Kill a process of a group that has saved a state, and assert that the other ends and says why."""
     start = time.monotonic()
-    while not list(tmp_path.glob("run/checkpoints/step-*")):
+    while not list(folder.glob("run/checkpoints/step-*")):
         assert time.monotonic() - start < PATIENCE_SECONDS
         time.sleep(0.05)
     os.kill(group.processes[victim].pid, signal.SIGKILL)
@@ -248,8 +247,13 @@ def test_no_process_is_left_when_one_is_killed(tmp_path, victim):
     for process in group.processes:
         process.join(STOP_SECONDS)
         assert not process.is_alive() and time.monotonic() - start < STOP_SECONDS
-    (report,) = tmp_path.glob("answer-*.err")
+    (report,) = folder.glob("answer-*.err")
     assert "EnvironmentFault: lost the other processes of this run" in report.read_text()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_no_process_is_left_when_one_is_killed(tmp_path, victim):
+    kill_one(Group(tmp_path, slow, tmp_path), victim, tmp_path)
     assert newest_state(tmp_path / "run" / "checkpoints", print) is not None
 
 

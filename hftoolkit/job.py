@@ -32,17 +32,17 @@ from hftoolkit.models.image_backbones import (
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import FullTuning, ImageModel, ImageRecipe, LinearProbe, Recipe, TextRecipe
 from hftoolkit.rundir import RunDir
-from hftoolkit.sharding import Sharding
 from hftoolkit.snapshot import Fitted
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.tasks.text_classification import TextClassificationTask, truncation_report
 from hftoolkit.trainer import fit
+from hftoolkit.zero import Division
 
 
-def join(recipe: Recipe) -> Sharding | None:
-    """Join the processes of a launcher; return how FSDP2 is to divide the model over them, None for not at all.
+def join(recipe: Recipe) -> Division | None:
+    """Join the processes of a launcher; return what is to be divided over them, and how; None for nothing.
 
     Raises:
         EnvironmentFault: the launcher asked for what is not supported.
@@ -62,7 +62,8 @@ def join(recipe: Recipe) -> Sharding | None:
         problems.append("train.precision: fp16 scales gradients, which is not done there; use bf16 or fp32")
     if problems:
         listed = "\n  ".join(problems)
-        raise RecipeError(f"not possible with FSDP2; change the recipe, or launch with --multi_gpu alone:\n  {listed}")
+        what = f"not possible with {sharding.name}; change the recipe, or launch with --multi_gpu alone"
+        raise RecipeError(f"{what}:\n  {listed}")
     return sharding
 
 
@@ -246,7 +247,7 @@ def _tune(recipe: Recipe, backbone: Backbone, emit: Emit) -> TunedModel:
     return tuned
 
 
-def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit, sharding: Sharding | None = None) -> Fitted:
+def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit, sharding: Division | None = None) -> Fitted:
     """Run the loop; the model of the job then has the best weights."""
     with job.probe(recipe, emit):
         return fit(

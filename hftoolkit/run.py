@@ -32,11 +32,11 @@ from hftoolkit.report import (
 )
 from hftoolkit.resume import check_unchanged, new_run_or_old, write_origin
 from hftoolkit.rundir import RunDir, recorded, write_json
-from hftoolkit.sharding import Sharding
 from hftoolkit.snapshot import Fitted
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.trainer import one_step
+from hftoolkit.zero import Division
 
 GATE_ROWS = 64
 WORST_SHOWN = 24
@@ -90,14 +90,14 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     return run.root
 
 
-def _help(recipe: Recipe, run: RunDir, sharding: Sharding | None) -> None:
+def _help(recipe: Recipe, run: RunDir, sharding: Division | None) -> None:
     """Do the part of one process in a run that the main one leads."""
     share("prepared")  # the main process has filled the caches, and found what is wrong
     _fit(recipe, prepare(recipe, _keep_silent), run, sharding, _keep_silent)
 
 
 def _fit(
-    recipe: Recipe, job: Job, run: RunDir, sharding: Sharding | None, emit: Emit
+    recipe: Recipe, job: Job, run: RunDir, sharding: Division | None, emit: Emit
 ) -> tuple[Fitted, float, np.ndarray]:
     """Do what takes all processes: train, fit the temperature, predict the test split."""
     fitted = train(recipe, job, run, emit=emit, sharding=sharding)

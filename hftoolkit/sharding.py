@@ -4,7 +4,7 @@ Each process keeps a part of every parameter, and with it of its gradient and of
 together before it computes, in every process, so all of them must run the same number of forward and backward passes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,11 @@ class Sharding:
     by_blocks: bool
     block_classes: tuple[str, ...] = ()
     reshard_after_forward: bool = True
+
+    @property
+    def name(self) -> str:
+        """Return what messages call it."""
+        return "FSDP2"
 
 
 def divide(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, *, reshard_after_forward: bool) -> None:
@@ -55,10 +60,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+def gathered(tensors: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str, torch.Tensor]:
     """Return tensors ``whole``, one after the other, so that a process that does not ``keep`` them never holds all."""
     kept = {}
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         put_together = whole(tensor)
         if keep:
             kept[name] = put_together

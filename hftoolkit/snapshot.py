@@ -6,7 +6,7 @@ Adam's moments, like the weights, keep their layout in memory: an optimizer that
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hftoolkit.contracts import Message
 from hftoolkit.errors import EnvironmentFault
 from hftoolkit.sharding import gathered, laid_out_as
 from hftoolkit.weights import Weights, load_trained, trained_state
+from hftoolkit.zero import ZeroOptimizer
 
 MODEL, AVERAGE, OPTIMIZER, AVERAGED_STEPS = "model", "average", "optimizer", "averaged_steps"
 # Where the recipe does not say how often: about once a minute, and for at most a hundredth of the time.
@@ -34,7 +35,7 @@ class Progress:
         epochs: of the recipe that the last step followed.
         micro_batch_size: examples of a forward pass of one process, as it is in force.
         processes: that work on the run.
-        is_divided: by FSDP2 over these processes.
+        divided_by: what divides weights, gradients or moments over these processes; None: nothing.
         step: optimizer steps done.
         examples: that these steps saw.
         seconds: that these steps took, without evaluation.
@@ -46,7 +47,7 @@ class Progress:
     epochs: int
     micro_batch_size: int
     processes: int
-    is_divided: bool = False
+    divided_by: str | None = None
     step: int = 0
     examples: int = 0
     seconds: float = 0.0
@@ -70,9 +71,9 @@ class Progress:
         if self.processes != fresh.processes:
             changed.append(f"{fresh.processes} instead of {self.processes} processes")
             self.processes, self.micro_batch_size = fresh.processes, fresh.micro_batch_size
-        if self.is_divided != fresh.is_divided:
-            changed.append("with FSDP2" if fresh.is_divided else "without FSDP2")
-            self.is_divided = fresh.is_divided
+        if self.divided_by != fresh.divided_by:
+            changed.append(f"with {fresh.divided_by}" if fresh.divided_by else f"without {self.divided_by}")
+            self.divided_by = fresh.divided_by
         if changed:
             what = ", ".join(changed)
             told.append(Message(f"{what}: the run goes on, but not to the last bit as it would have", "warning"))
@@ -141,6 +142,8 @@ class Snapshots:
         if is_main():
             values = {"progress": asdict(progress), "scaler": None if self.scaler is None else self.scaler.state_dict()}
             save_state(self.folder, step=progress.step, tensors=tensors, values=values, best=best)
+        if isinstance(self.optimizer, ZeroOptimizer):
+            share(None)  # the exchanges of DeepSpeed would not wait for long while the main process writes
         now, self._saved_at = time.monotonic(), progress.step
         self._next_save = now + max(SAVE_SECONDS, (now - start) / SAVE_SHARE)
 
@@ -199,18 +202,20 @@ class Snapshots:
                 "make room, or name a folder on a larger disk with --run-dir"
             )
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        """Return tensors by ``part/name``, without copying; the optimizer has none of parameters that join later."""
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield ``part/name`` and tensor, without copying; the optimizer has none of parameters that join later."""
         model, average, trained = self.weights.model, self.weights.average, self.weights.trained
-        tensors = {f"{MODEL}/{name}": tensor for name, tensor in trained_state(model, trained).items()}
+        for name, tensor in trained_state(model, trained).items():
+            yield f"{MODEL}/{name}", tensor
         names = {parameter: name for name, parameter in model.named_parameters()}
-        for parameter, slots in self.optimizer.state.items():
-            tensors |= {f"{OPTIMIZER}/{slot}/{names[parameter]}": tensor for slot, tensor in slots.items()}
+        is_zero = isinstance(self.optimizer, ZeroOptimizer)
+        for parameter, slots in self.optimizer.gathered() if is_zero else self.optimizer.state.items():
+            for slot, tensor in slots.items():
+                yield f"{OPTIMIZER}/{slot}/{names[parameter]}", tensor
         if average is not None:
-            averaged = trained_state(average.module, trained)
-            tensors |= {f"{AVERAGE}/{name}": value for name, value in averaged.items()}
-            tensors[f"{AVERAGED_STEPS}/"] = average.n_averaged
-        return tensors
+            for name, tensor in trained_state(average.module, trained).items():
+                yield f"{AVERAGE}/{name}", tensor
+            yield f"{AVERAGED_STEPS}/", average.n_averaged
 
     def _take_back(self, tensors: Mapping[str, torch.Tensor]) -> None:
         model, average, trained = self.weights.model, self.weights.average, self.weights.trained
@@ -220,17 +225,26 @@ class Snapshots:
             parts[part][name] = tensor
         load_trained(model, trained, parts[MODEL])
         parameters = dict(model.named_parameters())
+        states: dict[nn.Parameter, dict[str, torch.Tensor]] = defaultdict(dict)
         for key, tensor in parts[OPTIMIZER].items():
             slot, _, name = key.partition("/")
-            parameter = parameters[name]
-            if tensor.shape == parameter.shape:
-                own = torch.empty_like(parameter).copy_(laid_out_as(parameter, tensor))
-            else:  # a count of steps
-                own = torch.empty_like(tensor, device=parameter.device).copy_(tensor)
-            self.optimizer.state[parameter][slot] = own
+            states[parameters[name]][slot] = tensor
+        if isinstance(self.optimizer, ZeroOptimizer):
+            self.optimizer.take_back(states)
+        else:
+            for parameter, slots in states.items():
+                own = {slot: _in_place_of(parameter, tensor) for slot, tensor in slots.items()}
+                self.optimizer.state[parameter].update(own)
         if average is not None:
             load_trained(average.module, trained, parts[AVERAGE])
             average.n_averaged.copy_(parts[AVERAGED_STEPS][""])
+
+
+def _in_place_of(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+    """Return an entry of the optimizer's state of a parameter, where and as the optimizer wants it."""
+    if tensor.shape == parameter.shape:
+        return torch.empty_like(parameter).copy_(laid_out_as(parameter, tensor))
+    return torch.empty_like(tensor, device=parameter.device).copy_(tensor)  # a count of steps
 
 
 def _num_bytes(tensor: torch.Tensor) -> int:

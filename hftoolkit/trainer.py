@@ -9,7 +9,7 @@ then the sums are added up once. That is exact for any shares, empty ones too, w
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +31,14 @@ from hftoolkit.interrupts import deferred_signals, interrupted
 from hftoolkit.metrics import is_better
 from hftoolkit.models.shortcuts import shortcuts
 from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
-from hftoolkit.optim import build_optimizer, clip_to_mean, rate_factor, set_rate
+from hftoolkit.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.rundir import RunDir
 from hftoolkit.seeding import seed_torch
-from hftoolkit.sharding import Sharding
 from hftoolkit.snapshot import Fitted, Progress, Snapshots
 from hftoolkit.tracking import tracked
 from hftoolkit.weights import Weights, clear_errors
+from hftoolkit.zero import Division
 
 
 def fit(
@@ -50,7 +50,7 @@ def fit(
     accelerator: Accelerator,
     run: RunDir,
     emit: Emit,
-    sharding: Sharding | None = None,
+    sharding: Division | None = None,
 ) -> Fitted:
     """Train a model and leave the best weights in it; go on from the newest checkpoint if the run has any.
 
@@ -62,7 +62,7 @@ def fit(
         accelerator: device and precision.
         run: gets checkpoints and the files of the trackers.
         emit: gets every step, evaluation and message.
-        sharding: how FSDP2 divides the model over the processes; None: each has all of it.
+        sharding: what is divided over the processes, and how; None: each has all of it.
 
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
@@ -103,7 +103,7 @@ def one_step(
     train: Train,
     evaluation: Evaluation,
     accelerator: Accelerator,
-    sharding: Sharding | None = None,
+    sharding: Division | None = None,
 ) -> float:
     """Run one real optimizer step, write nothing, and return its loss (mean over the examples)."""
     losses: list[float] = []
@@ -134,24 +134,26 @@ class _Loop:
     accelerator: Accelerator
     checkpoints: Path
     emit: Emit
-    sharding: Sharding | None
+    sharding: Division | None
     received: Sequence[int] = ()  # signals
     mark: float = 0.0  # clock at the end of the last step, evaluation or save
     best: Checkpoint | None = None
     progress: Progress = field(init=False)
     feed: Feed = field(init=False)
     optimizer: Any = field(init=False)
+    backward: Callable[..., Any] = field(init=False)  # adds to the gradients of this process
     weights: Weights = field(init=False)
     frozen_statistics: list[nn.Module] = field(init=False)  # modules that stay in eval mode
     snapshots: Snapshots = field(init=False)
 
     def __post_init__(self) -> None:
         if self.sharding is not None and self.accelerator.scaler is not None:
-            raise RecipeError("train.precision: auto is fp16 on this device, which does not work with FSDP2; use fp32")
+            what = f"auto is fp16 on this device, which does not work with {self.sharding.name}; use fp32"
+            raise RecipeError(f"train.precision: {what}")
         size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
-        size, is_divided = size if isinstance(size, int) else share, self.sharding is not None
-        self.progress = Progress(self.train.epochs, size, num_processes(), is_divided)
-        self.feed = Feed(self.task.datasets(), self.train, in_lockstep=is_divided)
+        size, divided_by = size if isinstance(size, int) else share, self.sharding.name if self.sharding else None
+        self.progress = Progress(self.train.epochs, size, num_processes(), divided_by)
+        self.feed = Feed(self.task.datasets(), self.train, in_lockstep=self.sharding is not None)
         self.weights = Weights.of(
             self.tuned.model, self.accelerator.device, ema_decay=self.train.ema_decay, sharding=self.sharding
         )
@@ -168,7 +170,7 @@ class _Loop:
             learning_rate=self.train.learning_rate,
             weight_decay=self.train.weight_decay,
         )
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.optimizer, self.backward = self.weights.prepare(optimizer, self.accelerator)
         self.snapshots = Snapshots(
             self.checkpoints,
             self.weights,
@@ -247,10 +249,8 @@ class _Loop:
             self.progress.step, total_steps=self.total_steps, warmup_steps=warmup, schedule=self.train.schedule
         )
         rate = set_rate(self.optimizer, factor)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.weights.sum_gradients(parameters, self.accelerator.device)
-        self.accelerator.unscale_gradients(self.optimizer)
-        gradient_norm = clip_to_mean(parameters, num_examples, self.train.max_gradient_norm)
+        max_norm = self.train.max_gradient_norm
+        gradient_norm = self.weights.clip_to_mean(self.optimizer, self.accelerator, num_examples, max_norm)
         self._check_finite(loss, gradient_norm, data.indices)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -285,7 +285,7 @@ class _Loop:
                 seed_torch("step", self.train.seed, self.progress.step, process_index(), micro_step)
                 with self.accelerator.autocast():
                     output = self.task.step(self.model, to_device(batch, self.accelerator.device))
-                self.accelerator.backward(output.loss_sum * counts)
+                self.backward(output.loss_sum * counts)
                 loss_sum += output.loss_sum.item() * counts
                 num_examples += output.num_examples * counts
         except (RuntimeError, MemoryError) as error:

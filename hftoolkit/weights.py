@@ -1,12 +1,14 @@
 """The weights of a run: what its steps train, the moving average of that, and what is judged and kept of it.
 
-Each process has them whole; or FSDP2 divides them, which only this module and ``sharding`` know of.
+Each process has them whole; or FSDP2 divides them, which only this module and ``sharding`` know of. DeepSpeed leaves
+them whole, and divides gradients and moments.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,10 +17,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hftoolkit.collectives import average_tensors, lost_peers_are_told, num_processes, sum_gradients
 from hftoolkit.cpu import block_stacks
-from hftoolkit.devices import is_out_of_memory
+from hftoolkit.devices import Accelerator, is_out_of_memory
 from hftoolkit.errors import DataError, EnvironmentFault, TrainingError
 from hftoolkit.models.tuning import batch_norms
+from hftoolkit.optim import clip_to_mean
 from hftoolkit.sharding import Sharding, divide, laid_out_as, whole
+from hftoolkit.zero import Division, Zero, ZeroOptimizer
 
 
 @dataclass(slots=True)
@@ -27,32 +31,34 @@ class Weights:
 
     Attributes:
         given: the model as the caller has it, whole; at the end it gets the best weights.
-        model: what the steps train: the given one, or a divided copy of it.
+        model: what the steps train: the given one, or with any division a copy of it.
         average: the moving average of ``model``, where there is one, divided likewise.
         trained: names of the parameters that the run trains; some may join later.
-        sharding: how it is divided; None: each process has all of it.
+        sharding: what is divided; None: each process has all of it.
     """
 
     given: nn.Module
     model: nn.Module
     average: AveragedModel | None
     trained: frozenset[str]
-    sharding: Sharding | None
+    sharding: Division | None
 
     @classmethod
     def of(
-        cls, given: nn.Module, device: torch.device, *, ema_decay: float | None, sharding: Sharding | None
+        cls, given: nn.Module, device: torch.device, *, ema_decay: float | None, sharding: Division | None
     ) -> "Weights":
         """Put a model on the device, or divide a copy of it, and begin its average.
 
         Raises:
             EnvironmentFault: there are no blocks of the classes that were named.
         """
-        model = given.to(device) if sharding is None else copy.deepcopy(given)
+        model = given if sharding is None else copy.deepcopy(given)
+        if not isinstance(sharding, Sharding):
+            model.to(device)
         average = None
         if ema_decay is not None:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))  # type: ignore[no-untyped-call]
-        if sharding is not None:
+        if isinstance(sharding, Sharding):
             for each in (model,) if average is None else (model, average.module):
                 blocks = _blocks(each, sharding)
                 divide(each, blocks, device, reshard_after_forward=sharding.reshard_after_forward)
@@ -67,7 +73,7 @@ class Weights:
     @contextmanager
     def put_together(self) -> Iterator[nn.Module]:
         """Give what is ``judged``, whole; all processes enter."""
-        if self.sharding is None:
+        if not isinstance(self.sharding, Sharding):
             yield self.judged
             return
         own = trained_state(self.given, self.trained)
@@ -78,17 +84,42 @@ class Weights:
         finally:
             self.given.cpu()  # during steps the device has room for other things
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
-        """Add up the gradients of all processes, which FSDP2 did in the backward pass."""
-        if self.sharding is None:
-            sum_gradients(parameters, device)
+    def prepare(self, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> tuple[Any, Callable[..., Any]]:
+        """Return the optimizer as it is to be used, and what adds the gradients of a loss to those of this process."""
+        if isinstance(self.sharding, Zero):
+            divided = ZeroOptimizer(self.model, optimizer, self.sharding, accelerator.device)
+            return divided, divided.backward
+        return accelerator.prepare_optimizer(optimizer), accelerator.backward
+
+    def clip_to_mean(self, optimizer: Any, accelerator: Accelerator, num_examples: float, max_norm: float) -> float:
+        """Turn the gradients of all processes into those of the mean over examples, clip them, return their norm.
+
+        Args:
+            optimizer: as it was prepared.
+            accelerator: of this process.
+            num_examples: of all processes, over whose losses the gradients are sums.
+            max_norm: of all gradients together; the norm that is returned is the one before.
+        """
+        if isinstance(optimizer, ZeroOptimizer):
+            return optimizer.clip_to_mean(num_examples, max_norm)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.sharding is None:  # FSDP2 added them up in the backward pass
+            sum_gradients(parameters, accelerator.device)
+        accelerator.unscale_gradients(optimizer)
+        return clip_to_mean(parameters, num_examples, max_norm)
 
     def describe(self) -> str:
-        """Return in words how a divided model is divided."""
-        blocks = sum(isinstance(module, FSDPModule) for module in self.model.modules()) - 1
+        """Return in words what is divided."""
+        assert self.sharding is not None
+        what, rest = "the model", ""
+        if isinstance(self.sharding, Zero):
+            what = "moments" if self.sharding.stage == 1 else "gradients and moments"
+        else:
+            blocks = sum(isinstance(module, FSDPModule) for module in self.model.modules()) - 1
+            rest = f", {blocks} blocks one by one and the rest at once"
         return (
-            f"FSDP2 divides the model over {num_processes()} processes, {blocks} blocks one by one and the rest "
-            "at once; if memory runs out in a step, the run ends, instead of going on in smaller pieces"
+            f"{self.sharding.name} divides {what} over {num_processes()} processes{rest}; if memory runs out in a "
+            "step, the run ends, instead of going on in smaller pieces"
         )
 
     def finish_update(self, frozen: Collection[nn.Module]) -> None:
@@ -101,7 +132,7 @@ class Weights:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Inside, what ends the steps of a divided model is told clearly. None of its processes can do a step alone.
+    """Inside, what ends the steps of divided processes is told clearly. None of them can do a step alone.
 
     Raises:
         TrainingError: memory ran out in this process, while others may be in the middle of a step.
@@ -114,8 +145,8 @@ def clear_errors() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            "out of memory; with FSDP2 a step cannot be done again in smaller pieces, because the other processes are "
-            "in the middle of it. Start a run with a smaller train.micro_batch_size, or with "
+            "out of memory; a divided step cannot be done again in smaller pieces, because the other processes are in "
+            "the middle of it. Start a run with a smaller train.micro_batch_size, or with "
             "model.gradient_checkpointing: true, which costs time"
         ) from error
 

@@ -60,8 +60,9 @@ class ZeroOptimizer:
         os.environ["DS_ACCELERATOR"] = device.type  # it would take a GPU that the run is not to use
         import deepspeed
 
-        # For CPUs, DeepSpeed would compile an exchange that works within one machine, and that is not used here.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if device.type == "cpu":
+            # Otherwise it looks for a compiler, to build an exchange that is not used here and ends at one machine.
+            deepspeed.ops.__compatible_ops__ = {}
         config = {
             "train_micro_batch_size_per_gpu": 1,  # must be there, and is not used
             "managed_gradient_accumulation": False,

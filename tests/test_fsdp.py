@@ -324,30 +324,36 @@ def test_other_settings_of_accelerate_are_refused(told, write_recipe, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def joined(recipe, *overrides):
-    os.environ |= TOLD | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer, Other", "FSDP_RESHARD_AFTER_FORWARD": "false"}
-    return join(load_recipe(recipe, list(overrides))), "ACCELERATE_USE_FSDP" in os.environ
+def joined(recipe, told, *overrides):
+    os.environ |= told
+    sharding = join(load_recipe(recipe, list(overrides)))
+    return sharding, any(name.startswith("ACCELERATE_USE_") and name in os.environ for name in told)
 
 
-def refused_recipe(recipe):
+def refused_recipe(recipe, told):
     with pytest.raises(RecipeError) as caught:
         later = "tuning={method: full, unfreeze_epochs: 1}"
-        joined(recipe, later, "train.micro_batch_size=auto", "train.precision=fp16")
+        joined(recipe, told, later, "train.micro_batch_size=auto", "train.precision=fp16")
     messages = [str(caught.value)]
     with pytest.raises(RecipeError) as caught:
-        joined(recipe, "tuning.method=linear-probe")
+        joined(recipe, told, "tuning.method=linear-probe")
     return [*messages, str(caught.value)]
 
 
 def test_what_accelerate_tells_is_read_and_told_nobody_else(write_recipe, tmp_path):
-    for sharding, is_still_told in together(tmp_path, joined, write_recipe()):
+    more = {"FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer, Other", "FSDP_RESHARD_AFTER_FORWARD": "false"}
+    for sharding, is_still_told in together(tmp_path, joined, write_recipe(), TOLD | more):
         assert sharding == Sharding(True, ("BertLayer", "Other"), reshard_after_forward=False)
         assert not is_still_told
 
 
 def test_recipes_that_a_divided_model_cannot_follow_are_refused_with_all_reasons(write_recipe, tmp_path):
-    for several, probe in together(tmp_path, refused_recipe, write_recipe()):
-        assert several.startswith("not possible with FSDP2; change the recipe, or launch with --multi_gpu alone:\n")
+    refuses_recipes(tmp_path, write_recipe(), TOLD, "FSDP2")
+
+
+def refuses_recipes(folder, recipe, told, name):
+    for several, probe in together(folder, refused_recipe, recipe, told):
+        assert several.startswith(f"not possible with {name}; change the recipe, or launch with --multi_gpu alone:\n")
         assert [line.split(":")[0].strip() for line in several.splitlines()[1:]] == [
             "tuning.unfreeze_epochs",
             "train.micro_batch_size",
@@ -378,10 +384,14 @@ def followed(path, folder, overrides, sharding):
 @pytest.fixture
 def image_recipe(tmp_path, monkeypatch):
     """A vision transformer of six blocks from scratch."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "cache"))
-    pictures = write_pictures(tmp_path / "pictures", per_class=20)
-    (tmp_path / "r.yaml").write_text(RECIPE.format(source=pictures, architecture="test_vit"))
-    return tmp_path / "r.yaml"
+    return write_image_recipe(tmp_path, monkeypatch, "test_vit")
+
+
+def write_image_recipe(folder, monkeypatch, architecture):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(folder / "cache"))
+    pictures = write_pictures(folder / "pictures", per_class=20)
+    (folder / "r.yaml").write_text(RECIPE.format(source=pictures, architecture=architecture))
+    return folder / "r.yaml"
 
 
 VARIANTS = {
@@ -404,12 +414,12 @@ def test_images_give_the_losses_of_whole_models(image_recipe, tmp_path):
     compare(tmp_path, image_recipe, ["train.epochs=2", "augmentation={mixup: 0.2}"])
 
 
-def compare(folder, recipe, overrides):
+def compare(folder, recipe, overrides, sharding=Sharding(True)):  # noqa: B008  (it is frozen)
     """Adam makes steps of the rounding of gradients that should be zero, so losses and gradient norms are compared."""
     together(folder, followed, recipe, folder / "whole", overrides, None)
-    (first, said), (second, _) = together(folder, followed, recipe, folder / "two", overrides, Sharding(True))
+    (first, said), (second, _) = together(folder, followed, recipe, folder / "two", overrides, sharding)
     assert_same(first, second)
-    assert any(text.startswith("FSDP2 divides the model over 2 processes") for text in said)
+    assert any(text.startswith(f"{sharding.name} divides") and "over 2 processes" in text for text in said)
     assert events_close(folder / "whole", folder / "two")
     best = [load_weights(max((folder / name / "checkpoints").glob("best-*"))) for name in ("whole", "two")]
     assert {n: t.shape for n, t in best[0].items()} == {n: t.shape for n, t in best[1].items()}
@@ -432,36 +442,45 @@ def recipe(request, write_recipe, lively_backbone):
 
 
 def test_the_shipped_file_gives_the_run_of_one_process(recipe, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        launched = launched_with(FILE, patch)
-    told = {name: value for name, value in launched.items() if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))}
-    assert told["ACCELERATE_USE_FSDP"] == "true"
-    (code, out, err), helper = together(tmp_path, commanded, recipe[0], tmp_path / "two", recipe[1], told)
-    assert code == 0 and err == "" and helper[:2] == (0, ""), (err, helper)
+    out, model_type = gives_the_run_of_one_process(tmp_path, FILE, *recipe)
     assert len(re.findall(r"FSDP2 divides the model over 2 processes, [26] blocks one by one", out)) == 1
-    followed(recipe[0], tmp_path / "one", recipe[1], None)
+    assert not model_type.startswith("FSDP")
+
+
+def gives_the_run_of_one_process(tmp_path, file, recipe, overrides):
+    """Compare what a file of accelerate's leads to with one process; return what was told, and the class of model/."""
+    with pytest.MonkeyPatch.context() as patch:
+        launched = launched_with(file, patch)
+    told = {name: value for name, value in launched.items() if name.startswith(("FSDP_", "ACCELERATE_"))}
+    assert any(name.startswith("ACCELERATE_USE_") for name in told)
+    (code, out, err), helper = together(tmp_path, commanded, recipe, tmp_path / "two", overrides, told)
+    assert code == 0 and err == "" and helper[:2] == (0, ""), (err, helper)
+    followed(recipe, tmp_path / "one", overrides, None)
     assert events_close(tmp_path / "one", tmp_path / "two")
     results, run = read_json(tmp_path / "two" / "results.json"), tmp_path / "two"
     assert {path.name for path in (tmp_path / "one" / "checkpoints").glob("best-*")} == {
         path.name for path in (run / "checkpoints").glob("best-*")
     }
-    (architecture,) = read_json(run / "model" / "config.json")["architectures"]
-    assert not architecture.startswith("FSDP")
     predictor = hftoolkit.load(run)
     examples, targets = predictor.labelled("test", None)
     accuracy = (predictor.probabilities(examples).argmax(axis=1) == targets).mean()
     assert accuracy == pytest.approx(results["test"]["metrics"]["accuracy"])
+    return out, read_json(run / "model" / "config.json")["architectures"][0]
 
 
 @pytest.mark.faults
 def test_the_launcher_itself_divides_the_model(write_recipe, tmp_path):
+    out = launches_itself(tmp_path, FILE, write_recipe(60))
+    assert "FSDP2 divides the model over 2 processes, 2 blocks one by one" in out
+
+
+def launches_itself(tmp_path, file, recipe):
+    """Let accelerate launch start two processes as a file of its own says; return what they told."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     launcher = str(Path(sys.executable).with_name("accelerate"))
-    command = [launcher, "launch", "--config_file", str(FILE), "--num_processes", "2", "-m", "hftoolkit", "finetune"]
-    recipe, run = str(write_recipe(60)), str(tmp_path / "run")
-    ended = subprocess.run(
-        [*command, recipe, "--run-dir", run], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [launcher, "launch", "--config_file", str(file), "--num_processes", "2", "-m", "hftoolkit", "finetune"]
+    command += [str(recipe), "--run-dir", str(tmp_path / "run")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "FSDP2 divides the model over 2 processes, 2 blocks one by one" in ended.stdout
     assert read_json(tmp_path / "run" / "status.json")["state"] == "done"
+    return ended.stdout

@@ -324,7 +324,7 @@ def test_the_count_on_the_command_line_of_accelerate_must_have_taken_effect(laun
         join_processes()
 
 
-@pytest.mark.parametrize("name", ["DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+@pytest.mark.parametrize("name", ["MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_what_divides_the_model_in_another_way_than_fsdp2_is_refused(monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(EnvironmentFault, match=r"is not supported\. FSDP2 divides a model over processes, see docs"):

@@ -355,7 +355,7 @@ def test_a_state_that_lacks_a_part_would_be_noticed(tmp_path, monkeypatch, forgo
     honest = trainer.Snapshots._take_back
 
     def forgetful(self, tensors):
-        before = self._tensors()
+        before = dict(self._tensors())
         kept = {name: tensor.clone() for name, tensor in before.items() if name.startswith(f"{forgotten}/")}
         honest(self, {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{forgotten}/")} | kept)
 

@@ -172,6 +172,9 @@ def make_accelerator(precision: str, *, bf16_pays_on_cpus: bool = True) -> Accel
     # Accelerate keeps the precision of the first Accelerator of a process and refuses any other.
     AcceleratorState._reset_state()
     device = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin).device
+    if device.type == "cpu":
+        # Accelerate imports DeepSpeed where it is installed, which would look for GPUs and tell stdout of it.
+        os.environ["DS_ACCELERATOR"] = "cpu"
     resolved = choose_precision(precision, device, bf16_pays_on_cpus=bf16_pays_on_cpus)
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision="no" if resolved == "fp32" else resolved, gradient_accumulation_plugin=plugin)

@@ -12,6 +12,7 @@ PACKAGES = (
     "datasets",
     "peft",
     "accelerate",
+    "deepspeed",
     "evaluate",
     "timm",
     "gymnasium",

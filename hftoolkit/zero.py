@@ -6,7 +6,6 @@ clipping, learning rates and precision are the recipe's. DeepSpeed's own checkpo
 
 import importlib.util
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -57,7 +56,6 @@ class ZeroOptimizer:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, zero: Zero, device: torch.device) -> None:
-        os.environ["DS_ACCELERATOR"] = device.type  # it would take a GPU that the run is not to use
         import deepspeed
 
         if device.type == "cpu":

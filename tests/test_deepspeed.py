@@ -3,6 +3,9 @@
 import importlib
 import math
 import os
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +28,11 @@ from test_fsdp import (
 from test_processes import Group, attempt_in, events_close, interrupted, kill_one, slow, together, trained
 from test_trainer import ToyTask, assert_close, assert_same, toy_model
 
+from hftoolkit import snapshot
 from hftoolkit.checkpoint import load_weights, newest_state
 from hftoolkit.collectives import process_index
 from hftoolkit.errors import TrainingError
+from hftoolkit.snapshot import Snapshots
 from hftoolkit.zero import Zero, ZeroOptimizer
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "accelerate" / "zero-8-gpus.yaml"
@@ -155,6 +160,33 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path, stage):
     assert_same(second["weights"], whole["weights"])
 
 
+def saving_slowly(folder):
+    """The main process takes long to write; return when it had written, and when this process went on."""
+    written, went = [], []
+
+    def save(*arguments, **knobs):
+        time.sleep(0.5)
+        written.append(time.monotonic())
+        return honest_save(*arguments, **knobs)
+
+    def goes(self, *arguments):
+        honest_goes(self, *arguments)
+        went.append(time.monotonic())
+
+    honest_save, honest_goes = snapshot.save_state, Snapshots.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "save_state", save)
+        patch.setattr(Snapshots, "save", goes)
+        divided(folder, {}, {"epochs": 1})
+    return written, went
+
+
+def test_no_exchange_of_deepspeed_waits_for_a_state_to_be_written(tmp_path):
+    """Its process group gives up after minutes, and one state of a large model can take as long."""
+    ((written,), _), (nothing, (went,)) = together(tmp_path, saving_slowly, tmp_path)
+    assert not nothing and went >= written
+
+
 @pytest.mark.parametrize(
     "before, after, says",
     [
@@ -203,7 +235,16 @@ def test_no_process_is_left_when_one_is_killed(tmp_path):
     kill_one(Group(tmp_path, partial(dividing, sharding=Zero(2)), slow, tmp_path), 1, tmp_path)
 
 
-# What is refused
+# What is refused, and what is not said
+
+
+def test_deepspeed_says_nothing_where_nobody_asked_for_it():
+    """Accelerate imports it to save any model."""
+    code = "from hftoolkit.devices import make_accelerator; make_accelerator('fp32'); import deepspeed"
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout == ""
 
 
 def test_deepspeed_must_be_installed(monkeypatch, write_recipe, tmp_path):

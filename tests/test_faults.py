@@ -349,17 +349,24 @@ class PairJob(Job):
         return Pair(server, "finetune", self.recipe, "--run-dir", run, *more, **self.environment)
 
 
-@pytest.fixture(scope="module", params=["whole", "divided"])
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+PAIRS: dict[str, tuple[dict[str, str], list[str]]] = {
+    "whole": ({}, []),
+    "divided": (FSDP2, ["FSDP2 divides the model"]),
+    "zero": (ZERO, ["DeepSpeed ZeRO 2 divides gradients and moments"]),
+}
+
+
+@pytest.fixture(scope="module", params=PAIRS)
 def pair_job(request: pytest.FixtureRequest, jobs: Callable[[str], Job], server: Any) -> PairJob:
     """What two processes give when nothing happens, each with the whole model or with a part of it."""
-    alone = jobs("text full")
-    fsdp2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    environment = fsdp2 if request.param == "divided" else {}
+    alone, (environment, says) = jobs("text full"), PAIRS[request.param]
     job = PairJob(alone.recipe, alone.whole.with_name(f"two-{request.param}"), environment)
     pair = job.start(server, job.whole)
     assert pair.wait() == (0, 0), pair.main.said + pair.other.said
     assert not pair.other.said
-    assert ("FSDP2 divides the model" in pair.main.said) == (request.param == "divided")
+    assert re.findall(r"FSDP2 divides the model|DeepSpeed ZeRO 2 divides gradients and moments", pair.main.said) == says
     return job
 
 

@@ -125,9 +125,10 @@ class ZeroOptimizer:
                 for slot, tensor in states.get(parameter, {}).items():
                     if slot == COUNT:
                         own[slot] = tensor.to(self._device, copy=True)
-                    elif (fragment := parameter._hp_mapping) is not None:
-                        whole, kept = tensor.reshape(-1).to(self._device), own.setdefault(slot, torch.zeros_like(part))
-                        _of(kept, fragment.hp_fragment_address).copy_(_of(whole, fragment.lp_fragment_address))
+                        continue
+                    kept = own.setdefault(slot, torch.zeros_like(part))
+                    if (fragment := parameter._hp_mapping) is not None:
+                        _of(kept, fragment.hp_fragment_address).copy_(_of(tensor, fragment.lp_fragment_address))
             self._divided.state[part] = own
         self._divided.refresh_fp32_params()
 
@@ -137,7 +138,10 @@ class ZeroOptimizer:
 
 
 def _put_together(parameter: Any, own: torch.Tensor, slot: str) -> torch.Tensor:
-    """Return an entry of the state of a parameter, of which this process has what it keeps of the group."""
+    """Return an entry of the state of a parameter, of which this process has what it keeps of the group.
+
+    DeepSpeed's ``safe_get_full_optimizer_state`` would do that, but finds the state of the first group alone.
+    """
     if slot == COUNT:
         return own.to("cpu", copy=True)  # each parameter of the group gets its own
     whole = torch.zeros(parameter.numel(), dtype=own.dtype, device=own.device)
@@ -147,5 +151,5 @@ def _put_together(parameter: Any, own: torch.Tensor, slot: str) -> torch.Tensor:
     return whole.view(parameter.shape).cpu()
 
 
-def _of(flat: torch.Tensor, address: Any) -> torch.Tensor:
-    return flat.narrow(0, address.start, address.numel)
+def _of(tensor: torch.Tensor, address: Any) -> torch.Tensor:
+    return tensor.reshape(-1).narrow(0, address.start, address.numel)

@@ -95,7 +95,6 @@ class ZeroOptimizer:
             self._divided.reduce_gradients()
         else:  # they were added up in each backward pass
             self._divided.finalize_gradient_accumulation_boundary()
-        self._divided.set_gradient_accumulation_boundary(False)
         own = [gradient for gradients in self._divided.averaged_gradients.values() for gradient in gradients]
         (square,) = summed([float(nn.utils.get_total_norm(own)) ** 2], self._device)
         norm = math.sqrt(square) / num_examples

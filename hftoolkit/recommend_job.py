@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,7 +15,17 @@ from hftoolkit.inference import Inference
 from hftoolkit.metrics.ranking import mean_values
 from hftoolkit.models.backbones import enable_gradient_checkpointing, set_attention
 from hftoolkit.models.item_tower import ItemTower, TowerShape, load_text_encoder, put_on_top
-from hftoolkit.models.recommend_parts import ITEM_SQUARED, Part, TrainingLog, alternatives, fit_choices, fit_part
+from hftoolkit.models.recommend_parts import (
+    ITEM_SQUARED,
+    Factors,
+    Part,
+    TextVectors,
+    TrainingLog,
+    alternatives,
+    filled_in,
+    fit_choices,
+    fit_part,
+)
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import IdModels, LinearProbe, RecommendationRecipe
 from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
@@ -31,6 +40,7 @@ class Job:
     """Everything a recipe names, loaded and checked.
 
     Attributes:
+        log: what models of ids were fitted on.
         parts: what needs no training of the tower, by name: models of ids, and ``frozen-text``.
         pooled: (I, H) what the encoder gave for each item before training.
         chosen: settings of those that were chosen on validation, by name.
@@ -45,6 +55,7 @@ class Job:
     pooler: nn.Module | None
     infer: Inference
     weights: Resolved
+    log: TrainingLog
     parts: Mapping[str, Part]
     pooled: torch.Tensor
     chosen: Mapping[str, Mapping[str, float | None]]
@@ -54,6 +65,14 @@ class Job:
         if isinstance(self.recipe.tuning, LinearProbe):
             return self.task.cached_pooling(self.pooled)
         return nullcontext()
+
+    def summed(self, text: TextVectors) -> dict[str, Part]:
+        """Return the parts of the sum, by name, given what the tuned tower makes of the texts."""
+        parts: dict[str, Part] = {**self.parts, "text": text}
+        ials = parts.get("ials")
+        if isinstance(ials, Factors):
+            parts["ials"] = filled_in(ials, self.log, text.vectors, self.recipe.id_models)
+        return {name: parts[name] for name in self.recipe.fusion.parts}
 
 
 def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
@@ -77,19 +96,22 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
     infer = Inference(task, accelerator)
     plain = TowerShape(None, item_bias=False)
     pooled = task.pooled(ItemTower(encoder.model, plain, recipe.train.seed), infer)
-    center = pooled[task.trained_items].mean(dim=0) if recipe.model.center else None
+    center = pooled[task.trained_items].mean(dim=0)
     frozen = ItemTower(encoder.model, plain, recipe.train.seed, center)
     with torch.inference_mode():
         text = task.part_of(frozen.head(pooled).numpy())
-    parts, chosen = _fit_parts(recipe, task, text.vectors, emit)
+    groups = splits.groups[splits.train_users]
+    catalogue = len(splits.catalogue)
+    log = TrainingLog(splits.train, groups, splits.train_items, catalogue, text.vectors, splits.attributes)
+    parts, chosen = _fit_parts(recipe, task, log, emit)
     parts["frozen-text"] = text
     tuned = apply_tuning(encoder, recipe.tuning)
     shape = TowerShape(recipe.model.dimensions, recipe.model.item_bias)
-    tower = ItemTower(tuned.model, shape, recipe.train.seed, center)
+    tower = ItemTower(tuned.model, shape, recipe.train.seed, center if recipe.model.center else None)
     tuned = put_on_top(tuned, tower, head_scale=recipe.tuning.head_learning_rate_scale)
     emit(trainable_table(tuned.model))
     emit(Message(f"{describe_device(accelerator)}, attention {kernel}"))
-    return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, parts, pooled, chosen)
+    return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, log, parts, pooled, chosen)
 
 
 def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplits:
@@ -109,12 +131,9 @@ def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplit
 
 
 def _fit_parts(
-    recipe: RecommendationRecipe, task: RecommendationTower, texts: np.ndarray, emit: Emit
+    recipe: RecommendationRecipe, task: RecommendationTower, log: TrainingLog, emit: Emit
 ) -> tuple[dict[str, Part], dict[str, dict[str, float | None]]]:
     """Fit the models of ids that the sum adds up, and those it is compared with; return also what was chosen."""
-    splits = task.splits
-    groups = splits.groups[splits.train_users]
-    log = TrainingLog(splits.train, groups, splits.train_items, len(splits.catalogue), texts, splits.attributes)
     wanted: list[str] = [name for name in recipe.fusion.parts if name not in TEXT_PARTS]
     if recipe.evaluation.baselines:
         wanted += [name for name in BASELINES if name not in wanted]

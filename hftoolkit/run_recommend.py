@@ -87,13 +87,12 @@ def finetune(
         check_unchanged(run.data, job.splits.summary, "the data")
         check_unchanged(run.backbone, {"revision": job.weights.revision}, "the pretrained weights")
         fitted, text = _train(job, run, listen)
-        parts = {**job.parts, "text": text}
         stage = SecondStage(job.splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
-        recommender = stage.fuse({part: parts[part] for part in recipe.fusion.parts})
+        recommender = stage.fuse(job.summed(text))
         gate = _export(job, recommender, text, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same vectors"))
         ours = stage.rank(recommender, "test")
-        results = measure(job, stage, recommender, parts, ours)
+        results = measure(job, stage, recommender, {**job.parts, "text": text}, ours)
         results |= {"train": fitted.facts("users"), "gate": gate}
         write_json(run.results, results)
         KnownUsers(job.splits.user_ids, job.splits.everything, job.splits.groups).save(run.users)
@@ -130,7 +129,15 @@ def rehearse(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) 
 def measure(
     job: Job, stage: SecondStage, recommender: Recommender, parts: Mapping[str, Part], ours: RankedLists
 ) -> dict[str, Any]:
-    """Return the test metrics of the sum, of each part alone and of other sums, with intervals and paired leads."""
+    """Return the test metrics of the sum, of each part alone and of other sums, with intervals and paired leads.
+
+    Args:
+        job: gives recipe and data.
+        stage: fuses and ranks.
+        recommender: the sum.
+        parts: to compare it with; but for ``text``, none of them knows of the tuned tower.
+        ours: the lists of the sum on the test split.
+    """
     recipe = job.recipe
     others = {name: job.task.rank(part, "test") for name, part in parts.items()} if recipe.evaluation.baselines else {}
     if recipe.evaluation.baselines:

@@ -22,7 +22,12 @@ from safetensors.numpy import load_file
 import hftoolkit
 from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.models import item_tower
+from hftoolkit.models.factors import fill_in_factors, item_features
+from hftoolkit.models.recommend_parts import Factors, TextVectors
+from hftoolkit.models.recommender import Recommender
 from hftoolkit.predictor import RecommendationPredictor
+from hftoolkit.recipe import load_recipe
+from hftoolkit.recommend_job import load_splits
 
 PATIENCE_SECONDS = 120
 QUICK = ("--set", "train.epochs=1", "--set", "evaluation.baselines=false", "--set", "fusion.parts=[text, popularity]")
@@ -366,6 +371,20 @@ def test_other_losses_and_protocols_train_and_export(world: Path, settings: tupl
     ended = finetune(world, settings[0], *settings)
     assert ended.code == 0, ended
     assert read_json(world / settings[0] / "results.json")["gate"]["scores"] < 1e-5
+
+
+def test_the_tuned_texts_tell_ials_of_items_that_nobody_chose(world: Path) -> None:
+    settings = ("data.split={protocol: cold-items}", "fusion.parts=[text, ials]", "id_models.ials_dimensions=4")
+    ended = finetune(world, "cold", *settings)
+    assert ended.code == 0, ended
+    parts = Recommender.load(world / "cold" / "model" / "recommender").parts
+    text, ials = parts["text"], parts["ials"]
+    assert isinstance(text, TextVectors) and isinstance(ials, Factors)
+    splits = load_splits(load_recipe(world / "cold" / "recipe.yaml"), lambda event: None)
+    known = np.bincount(splits.train_items, minlength=len(splits.catalogue)) > 0
+    expected = np.where(known[:, None], ials.items, 0)
+    fill_in_factors(expected, item_features(text.vectors, splits.attributes, known), known, regularization=3.0)
+    assert not known.all() and ials.items == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_frozen_encoder_stays_as_it_was(world: Path, lively_backbone: Path) -> None:

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from hftoolkit.errors import RecipeError
 from hftoolkit.histories import Cases, Histories
-from hftoolkit.models.factors import fill_in_factors, solve_factors
+from hftoolkit.models.factors import fill_in_factors, item_features, solve_factors
 from hftoolkit.recipe import IdModels
 from hftoolkit.seeding import numpy_generator
 
@@ -273,6 +273,17 @@ def fit_choices(
             yield choice, part
 
 
+def filled_in(part: Factors, log: TrainingLog, texts: np.ndarray, settings: IdModels) -> Factors:
+    """Return iALS in which items that nobody chose have the factors that texts, (I, D), and attributes suggest."""
+    known_I = _counts(log.histories.items, log.num_items) > 0
+    if known_I.all():
+        return part
+    items_ID = part.items.copy()
+    features_IF = item_features(texts, log.attributes, known_I)
+    fill_in_factors(items_ID, features_IF, known_I, settings.ials_feature_regularization)
+    return replace(part, items=items_ID)
+
+
 def user_means(histories: Histories, recency: float | None, num_items: int) -> sparse.csr_array:
     """Return the share of each item in a user's vector, (B, I) float32; rows of empty histories are zero."""
     matrix = histories.matrix(num_items, recency)
@@ -385,6 +396,5 @@ def _ials(log: TrainingLog, settings: IdModels) -> Part:
     for _ in range(settings.ials_iterations):
         users_BD = solve_factors(log.histories, items_ID, ridge, confidence)
         items_ID = solve_factors(by_item, users_BD, ridge, confidence)
-    if log.texts is not None:
-        fill_in_factors(items_ID, log.texts, by_item.lengths > 0, settings.ials_text_regularization)
-    return Factors(items_ID, ridge, confidence)
+    part = Factors(items_ID, ridge, confidence)
+    return part if log.texts is None else filled_in(part, log, log.texts, settings)

@@ -237,10 +237,11 @@ class IdModels(Section):
     ials_confidence: Positives = Field(
         (1.0, 3.0, 10.0), description="How much more an interaction weighs than its absence."
     )
-    ials_text_regularization: float = Field(
-        10.0,
+    ials_feature_regularization: float = Field(
+        3.0,
         gt=0,
-        description="Ridge of the map from pretrained text vectors to factors, for items nobody chose in training.",
+        description="Ridge of the map from vectors of texts, and attributes, to factors, for items nobody chose in "
+        "training.",
     )
     ials_iterations: int = Field(15, ge=1, le=1000, description="Alternations of iALS.")
 

@@ -61,6 +61,8 @@ class ZeroOptimizer:
         if device.type == "cpu":
             # Otherwise it looks for a compiler, to build an exchange that is not used here and ends at one machine.
             deepspeed.ops.__compatible_ops__ = {}
+        for parameter in model.parameters():  # it cannot send those that are channels last
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         config = {
             "train_micro_batch_size_per_gpu": 1,  # must be there, and is not used
             "managed_gradient_accumulation": False,

@@ -37,7 +37,7 @@ def fill_in_factors(items_ID: np.ndarray, features_IF: np.ndarray, known_I: np.n
     """Give items that nobody chose the factors that their features suggest, in place.
 
     This is the attribute-to-factor mapping of Gantner et al. (2010), by ridge regression on a Gaussian kernel, whose
-    width is the mean distance of two items. Above ``LANDMARKS`` known items the kernel is approximated (Nyström).
+    width is the mean distance of two items. Above ``LANDMARKS`` known items the kernel is approximated (Nystroem).
     """
     known_NF = features_IF[known_I]
     kernel = Nystroem(

@@ -17,7 +17,7 @@ from torch import nn
 from hftoolkit.checkpoint import Checkpoint, load_weights, newest_state, save_best, save_state
 from hftoolkit.collectives import is_main, share, share_tensors
 from hftoolkit.contracts import Message
-from hftoolkit.errors import EnvironmentFault
+from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.sharding import gathered, laid_out_as
 from hftoolkit.weights import Weights, load_trained, trained_state
 from hftoolkit.zero import ZeroOptimizer
@@ -166,7 +166,7 @@ class Snapshots:
         """Bring back the newest whole state, or return None if none was ever saved.
 
         Raises:
-            DataError: all are damaged, or of another model.
+            DataError: all are damaged, or of another model, or of another version of hftoolkit.
             EnvironmentFault: the disk has no room for what the run will write.
         """
         state = None
@@ -182,7 +182,13 @@ class Snapshots:
         self._take_back(share_tensors(None if state is None else state.tensors, self.device))
         if self.scaler is not None:
             self.scaler.load_state_dict(values["scaler"])
-        progress = Progress(**values["progress"])
+        try:
+            progress = Progress(**values["progress"])
+        except TypeError as error:
+            raise DataError(
+                f"the checkpoints in {self.folder} were written by another version of hftoolkit ({error}); go on with "
+                "that version, or start a new run"
+            ) from error
         self._saved_at = progress.step
         return progress, best
 

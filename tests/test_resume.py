@@ -362,3 +362,13 @@ def test_a_state_that_lacks_a_part_would_be_noticed(tmp_path, monkeypatch, forgo
     monkeypatch.setattr(trainer.Snapshots, "_take_back", forgetful)
     fit(again, **knobs)
     assert differ(again.after[STEPS], whole.after[STEPS]) or differ(again.weights, whole.weights)
+
+
+def test_a_state_of_another_version_is_refused(tmp_path):
+    interrupt(Attempt(tmp_path / "cut"), 2)
+    path = tmp_path / "cut" / "checkpoints"
+    state = newest_state(path, print)
+    values = state.values | {"progress": state.values["progress"] | {"is_divided": False}}
+    save_state(path, step=2, tensors=state.tensors, values=values, best=state.best)
+    with pytest.raises(DataError, match=r"another version of hftoolkit .*is_divided"):
+        fit(Attempt(tmp_path / "cut"))

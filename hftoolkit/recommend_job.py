@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,6 +15,7 @@ from hftoolkit.devices import describe_device, make_accelerator
 from hftoolkit.inference import Inference
 from hftoolkit.metrics.ranking import mean_values
 from hftoolkit.models.backbones import enable_gradient_checkpointing, set_attention
+from hftoolkit.models.factors import item_features, similarities
 from hftoolkit.models.item_tower import ItemTower, TowerShape, load_text_encoder, put_on_top
 from hftoolkit.models.recommend_parts import (
     ITEM_SQUARED,
@@ -71,7 +73,7 @@ class Job:
         parts: dict[str, Part] = {**self.parts, "text": text}
         ials = parts.get("ials")
         if isinstance(ials, Factors):
-            parts["ials"] = filled_in(ials, self.log, text.vectors, self.recipe.id_models)
+            parts["ials"] = filled_in(ials, _with_texts(self.log, text.vectors), self.recipe.id_models)
         return {name: parts[name] for name in self.recipe.fusion.parts}
 
 
@@ -102,8 +104,8 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
         text = task.part_of(frozen.head(pooled).numpy())
     groups = splits.groups[splits.train_users]
     catalogue = len(splits.catalogue)
-    log = TrainingLog(splits.train, groups, splits.train_items, catalogue, text.vectors, splits.attributes)
-    parts, chosen = _fit_parts(recipe, task, log, emit)
+    log = TrainingLog(splits.train, groups, splits.train_items, catalogue, attributes=splits.attributes)
+    parts, chosen = _fit_parts(recipe, task, log, text.vectors, emit)
     parts["frozen-text"] = text
     tuned = apply_tuning(encoder, recipe.tuning)
     shape = TowerShape(recipe.model.dimensions, recipe.model.item_bias)
@@ -131,7 +133,7 @@ def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplit
 
 
 def _fit_parts(
-    recipe: RecommendationRecipe, task: RecommendationTower, log: TrainingLog, emit: Emit
+    recipe: RecommendationRecipe, task: RecommendationTower, log: TrainingLog, texts: np.ndarray, emit: Emit
 ) -> tuple[dict[str, Part], dict[str, dict[str, float | None]]]:
     """Fit the models of ids that the sum adds up, and those it is compared with; return also what was chosen."""
     wanted: list[str] = [name for name in recipe.fusion.parts if name not in TEXT_PARTS]
@@ -141,6 +143,8 @@ def _fit_parts(
         if log.num_items > recipe.id_models.max_items and too_large:
             wanted = [name for name in wanted if name not in too_large]
             emit(Message(f"no baselines {', '.join(too_large)}: the catalogue is above id_models.max_items", "warning"))
+    if "ials" in wanted:
+        log = _with_texts(log, texts)
     parts: dict[str, Part] = {}
     chosen: dict[str, dict[str, float | None]] = {}
     for name in wanted:
@@ -152,6 +156,14 @@ def _fit_parts(
             listed = ", ".join(f"{knob} {'null' if value is None else value}" for knob, value in chosen[name].items())
             emit(Message(f"{name}: {listed}, the best of {len(choices)} choices on validation"))
     return parts, chosen
+
+
+def _with_texts(log: TrainingLog, texts: np.ndarray) -> TrainingLog:
+    """Return a log that says how similar items are by texts, (I, D), and attributes, if some were never chosen."""
+    known_I = log.known
+    if known_I.all():
+        return log
+    return replace(log, similarities=similarities(item_features(texts, log.attributes, known_I), known_I))
 
 
 def best_choice(

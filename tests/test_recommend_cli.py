@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 import hftoolkit
 from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.models import item_tower
-from hftoolkit.models.factors import fill_in_factors, item_features
+from hftoolkit.models.factors import fill_in_factors, item_features, similarities
 from hftoolkit.models.recommend_parts import Factors, TextVectors
 from hftoolkit.models.recommender import Recommender
 from hftoolkit.predictor import RecommendationPredictor
@@ -383,7 +383,8 @@ def test_the_tuned_texts_tell_ials_of_items_that_nobody_chose(world: Path) -> No
     splits = load_splits(load_recipe(world / "cold" / "recipe.yaml"), lambda event: None)
     known = np.bincount(splits.train_items, minlength=len(splits.catalogue)) > 0
     expected = np.where(known[:, None], ials.items, 0)
-    fill_in_factors(expected, item_features(text.vectors, splits.attributes, known), known, regularization=3.0)
+    alike_by = similarities(item_features(text.vectors, splits.attributes, known), known)
+    fill_in_factors(expected, alike_by, known, regularization=3.0)
     assert not known.all() and ials.items == pytest.approx(expected, abs=1e-5)
 
 

@@ -14,7 +14,7 @@ from scipy.optimize import approx_fprime
 from hftoolkit.errors import RecipeError
 from hftoolkit.histories import Cases, Histories
 from hftoolkit.models import fusion
-from hftoolkit.models.factors import fill_in_factors
+from hftoolkit.models.factors import fill_in_factors, item_features, similarities
 from hftoolkit.models.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
 from hftoolkit.models.item_tower import ItemTower, TowerShape
 from hftoolkit.models.recommend_parts import (
@@ -203,10 +203,10 @@ def test_items_that_nobody_chose_get_the_factors_that_their_features_suggest() -
     factors = np.stack([np.sin(3 * features[:, 0]), features[:, 0] * features[:, 1] + 5], axis=1).astype(np.float32)
     known = np.arange(500) < 400
     found = np.where(known[:, None], factors, 0)
-    fill_in_factors(found, features, known, regularization=1e-6)
+    fill_in_factors(found, similarities(features, known), known, regularization=1e-6)
     assert (found[known] == factors[known]).all()
     assert found == pytest.approx(factors, abs=0.05)  # no linear map would do
-    fill_in_factors(found, features, known, regularization=1e9)
+    fill_in_factors(found, similarities(features, known), known, regularization=1e9)
     assert found[400:] == pytest.approx(np.tile(factors[:400].mean(axis=0), (100, 1)), abs=1e-3)
 
 
@@ -215,10 +215,12 @@ def test_an_item_that_nobody_chose_gets_the_factors_of_one_that_is_like_it(told_
     alike = np.vstack([np.eye(NUM_ITEMS), np.eye(NUM_ITEMS)[3]]).astype(np.float32)  # the new one is like item 3
     one = np.ones((NUM_ITEMS + 1, 2), dtype=np.float32)
     texts, attributes = (alike, None) if told_by == "texts" else (one, alike)
-    log = replace(training_log(), num_items=NUM_ITEMS + 1, texts=texts, attributes=attributes)
+    known = np.arange(NUM_ITEMS + 1) < NUM_ITEMS
+    alike_by = similarities(item_features(texts, attributes, known), known)
+    log = replace(training_log(), num_items=NUM_ITEMS + 1, similarities=alike_by)
     settings = SETTINGS.model_copy(update={"ials_feature_regularization": 1e-6})
     items: np.ndarray = fit_part("ials", log, settings).items  # type: ignore[attr-defined]
-    plain: np.ndarray = fit_part("ials", replace(log, texts=None), settings).items  # type: ignore[attr-defined]
+    plain: np.ndarray = fit_part("ials", replace(log, similarities=None), settings).items  # type: ignore[attr-defined]
     assert (items[:NUM_ITEMS] == plain[:NUM_ITEMS]).all() and not plain[NUM_ITEMS].any()
     assert items[NUM_ITEMS] == pytest.approx(items[3], abs=1e-3)
 

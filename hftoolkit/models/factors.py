@@ -1,17 +1,16 @@
 """The two solvers of implicit matrix factorization (iALS): factors from interactions, and factors from features.
 
-Shape suffixes: B users, I items, N items with interactions, D factors, F features, H width of text vectors,
-A attributes.
+Shape suffixes: B users, I items, N items with interactions, D factors, F features, L landmarks,
+H width of text vectors, A attributes.
 """
 
 import numpy as np
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import Ridge
-from sklearn.pipeline import make_pipeline
 
 from hftoolkit.histories import Histories
 
-LANDMARKS = 2_000  # known items that all are compared with: 16 KB for each item while its factors are filled in
+LANDMARKS = 2_000  # known items that all are compared with: 16 KB for each item
 ATTRIBUTES_WEIGHT = 0.5  # mean squared length of the attributes of an item; that of its text is 1
 TINY = 1e-12
 
@@ -33,11 +32,11 @@ def item_features(texts_IH: np.ndarray, attributes_IA: np.ndarray | None, known_
     return np.concatenate(blocks, axis=1).astype(np.float32)
 
 
-def fill_in_factors(items_ID: np.ndarray, features_IF: np.ndarray, known_I: np.ndarray, regularization: float) -> None:
-    """Give items that nobody chose the factors that their features suggest, in place.
+def similarities(features_IF: np.ndarray, known_I: np.ndarray) -> np.ndarray:
+    """Return how like landmarks items are, (I, L), so that inner products are those of a Gaussian kernel.
 
-    This is the attribute-to-factor mapping of Gantner et al. (2010), by ridge regression on a Gaussian kernel, whose
-    width is the mean distance of two items. Above ``LANDMARKS`` known items the kernel is approximated (Nystroem).
+    Its width is the mean distance of two known items. These are the landmarks, or, above ``LANDMARKS`` of them, some,
+    with which the kernel is approximated (Nystroem).
     """
     known_NF = features_IF[known_I]
     kernel = Nystroem(
@@ -45,8 +44,19 @@ def fill_in_factors(items_ID: np.ndarray, features_IF: np.ndarray, known_I: np.n
         n_components=min(LANDMARKS, len(known_NF)),
         random_state=0,
     )
-    regression = make_pipeline(kernel, Ridge(alpha=regularization)).fit(known_NF, items_ID[known_I])
-    items_ID[~known_I] = regression.predict(features_IF[~known_I])
+    result: np.ndarray = kernel.fit(known_NF).transform(features_IF)
+    return result
+
+
+def fill_in_factors(
+    items_ID: np.ndarray, similarities_IL: np.ndarray, known_I: np.ndarray, regularization: float
+) -> None:
+    """Give items that nobody chose the factors that ``similarities`` suggest, by ridge regression, in place.
+
+    This is the attribute-to-factor mapping of Gantner et al. (2010).
+    """
+    regression = Ridge(alpha=regularization).fit(similarities_IL[known_I], items_ID[known_I])
+    items_ID[~known_I] = regression.predict(similarities_IL[~known_I])
 
 
 def solve_factors(histories: Histories, others_ID: np.ndarray, regularization: float, confidence: float) -> np.ndarray:

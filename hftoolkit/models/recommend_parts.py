@@ -16,7 +16,7 @@ from scipy import sparse
 
 from hftoolkit.errors import RecipeError
 from hftoolkit.histories import Cases, Histories
-from hftoolkit.models.factors import fill_in_factors, item_features, solve_factors
+from hftoolkit.models.factors import fill_in_factors, solve_factors
 from hftoolkit.recipe import IdModels
 from hftoolkit.seeding import numpy_generator
 
@@ -208,7 +208,7 @@ class TrainingLog:
         groups: (B, G) which groups each is in.
         by_time: (N,) their items, in order of time, whoever chose them.
         num_items: I.
-        texts: (I, D) vectors of their texts before any training; None where no model needs them.
+        similarities: (I, L) of items by texts and attributes; None where all were chosen, or no model needs them.
         attributes: (I, A) which attributes each item has; None where no model needs them.
     """
 
@@ -216,8 +216,13 @@ class TrainingLog:
     groups: np.ndarray
     by_time: np.ndarray
     num_items: int
-    texts: np.ndarray | None = None
+    similarities: np.ndarray | None = None
     attributes: np.ndarray | None = None
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which items somebody chose, (I,) bool."""
+        return _counts(self.histories.items, self.num_items) > 0
 
 
 def alternatives(name: str, settings: IdModels) -> Iterator[tuple[dict[str, float | None], IdModels]]:
@@ -273,14 +278,12 @@ def fit_choices(
             yield choice, part
 
 
-def filled_in(part: Factors, log: TrainingLog, texts: np.ndarray, settings: IdModels) -> Factors:
-    """Return iALS in which items that nobody chose have the factors that texts, (I, D), and attributes suggest."""
-    known_I = _counts(log.histories.items, log.num_items) > 0
-    if known_I.all():
+def filled_in(part: Factors, log: TrainingLog, settings: IdModels) -> Factors:
+    """Return iALS in which items that nobody chose have the factors that the similarities of the log suggest."""
+    if log.similarities is None:
         return part
     items_ID = part.items.copy()
-    features_IF = item_features(texts, log.attributes, known_I)
-    fill_in_factors(items_ID, features_IF, known_I, settings.ials_feature_regularization)
+    fill_in_factors(items_ID, log.similarities, log.known, settings.ials_feature_regularization)
     return replace(part, items=items_ID)
 
 
@@ -396,5 +399,4 @@ def _ials(log: TrainingLog, settings: IdModels) -> Part:
     for _ in range(settings.ials_iterations):
         users_BD = solve_factors(log.histories, items_ID, ridge, confidence)
         items_ID = solve_factors(by_item, users_BD, ridge, confidence)
-    part = Factors(items_ID, ridge, confidence)
-    return part if log.texts is None else filled_in(part, log, log.texts, settings)
+    return filled_in(Factors(items_ID, ridge, confidence), log, settings)

@@ -14,7 +14,9 @@ import pytest
 from conftest import hft, read_json, refused
 from test_fsdp import (
     IN_TWO,
-    begun_differently,
+    check_two_begin_as_the_main_one_does,
+    check_two_learn_what_one_does,
+    check_two_learn_what_two_whole_models_do,
     compare,
     dividing,
     followed,
@@ -27,7 +29,7 @@ from test_fsdp import (
     went_on,
     write_image_recipe,
 )
-from test_processes import Group, attempt_in, events_close, interrupted, kill_one, slow, together, trained
+from test_processes import Group, attempt_in, interrupted, kill_one, slow, together, trained
 from test_trainer import ToyTask, assert_close, assert_same, toy_model
 
 from hftoolkit import snapshot
@@ -76,32 +78,16 @@ CASES = {"plain": {}, "shares of two micro-batches and of one": {"batch_size": 9
 def test_two_processes_learn_what_one_does(tmp_path, stage, case):
     """The last step of the last case has one row, and the second process none."""
     knobs = EVERYTHING if case == "everything" else CASES[case]
-    (alone,) = together(tmp_path, trained, tmp_path / "alone", {}, knobs, count=1)
-    first, second = together(tmp_path, divided, tmp_path / "two", {}, knobs, stage)
-    assert_same(first["weights"], second["weights"])
-    assert_close(first["weights"], alone["weights"])
-    for key in ("best", "step", "examples"):
-        assert first[key] == second[key] == alone[key]
-    assert events_close(tmp_path / "alone" / "run", tmp_path / "two" / "run")
+    check_two_learn_what_one_does(tmp_path, divided, {}, knobs, stage)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_dropout_batch_norms_and_precision_are_those_of_two_whole_models(tmp_path, precision):
-    layers = {"dropout": 0.5, "batch_norm": True}
-    knobs = {"batch_size": 13, "micro_batch_size": 4, "ema_decay": 0.5, "precision": precision}
-    whole, _ = together(tmp_path, trained, tmp_path / "whole", layers, knobs)
-    first, second = together(tmp_path, divided, tmp_path / "two", layers, knobs)
-    assert_same(first["weights"], second["weights"])
-    assert first["weights"]["norm.running_mean"].any()
-    assert_close(first["weights"], whole["weights"])
+    check_two_learn_what_two_whole_models_do(tmp_path, divided, precision)
 
 
 def test_all_begin_with_the_weights_of_the_main_process(tmp_path):
-    goes = partial(dividing, sharding=Zero(2))
-    first, second = together(tmp_path, goes, begun_differently, tmp_path / "two")
-    (alone,) = together(tmp_path, trained, tmp_path / "alone", {}, {}, count=1)
-    assert_same(first, second)
-    assert_close(first, alone["weights"])
+    check_two_begin_as_the_main_one_does(tmp_path, partial(dividing, sharding=Zero(2)))
 
 
 def parts(folder, stage):

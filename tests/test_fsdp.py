@@ -78,13 +78,18 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_divided_model_learns_what_a_whole_one_does(tmp_path, case):
     layers, knobs, sharding = CASES[case]
-    (alone,) = together(tmp_path, trained, tmp_path / "alone", layers, knobs, count=1)
-    first, second = together(tmp_path, divided, tmp_path / "two", layers, knobs, sharding)
+    check_two_learn_what_one_does(tmp_path, divided, layers, knobs, sharding)
+
+
+def check_two_learn_what_one_does(folder, goes, layers, knobs, division):
+    """``goes`` trains in one of two processes that ``division`` divides."""
+    (alone,) = together(folder, trained, folder / "alone", layers, knobs, count=1)
+    first, second = together(folder, goes, folder / "two", layers, knobs, division)
     assert_same(first["weights"], second["weights"])
     assert_close(first["weights"], alone["weights"])
     for key in ("best", "step", "examples"):
         assert first[key] == second[key] == alone[key]
-    assert events_close(tmp_path / "alone" / "run", tmp_path / "two" / "run")
+    assert events_close(folder / "alone" / "run", folder / "two" / "run")
 
 
 def divided(folder, layers, knobs, sharding=IN_TWO):
@@ -93,11 +98,15 @@ def divided(folder, layers, knobs, sharding=IN_TWO):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_dropout_batch_norms_and_precision_are_those_of_two_whole_models(tmp_path, precision):
+    check_two_learn_what_two_whole_models_do(tmp_path, divided, precision)
+
+
+def check_two_learn_what_two_whole_models_do(folder, goes, precision):
     """The last step has one row: the second process runs it too, which must change none of its statistics."""
     layers = {"dropout": 0.5, "batch_norm": True}
     knobs = {"batch_size": 13, "micro_batch_size": 4, "ema_decay": 0.5, "precision": precision}
-    whole, _ = together(tmp_path, trained, tmp_path / "whole", layers, knobs)
-    first, second = together(tmp_path, divided, tmp_path / "two", layers, knobs)
+    whole, _ = together(folder, trained, folder / "whole", layers, knobs)
+    first, second = together(folder, goes, folder / "two", layers, knobs)
     assert_same(first["weights"], second["weights"])
     assert first["weights"]["norm.running_mean"].any()
     assert_close(first["weights"], whole["weights"])
@@ -112,8 +121,12 @@ def begun_differently(folder):
 
 
 def test_all_parts_are_those_of_the_weights_that_the_main_process_began_with(tmp_path):
-    first, second = together(tmp_path, dividing, begun_differently, tmp_path / "two")
-    (alone,) = together(tmp_path, trained, tmp_path / "alone", {}, {}, count=1)
+    check_two_begin_as_the_main_one_does(tmp_path, dividing)
+
+
+def check_two_begin_as_the_main_one_does(folder, goes):
+    first, second = together(folder, goes, begun_differently, folder / "two")
+    (alone,) = together(folder, trained, folder / "alone", {}, {}, count=1)
     assert_same(first, second)
     assert_close(first, alone["weights"])
 

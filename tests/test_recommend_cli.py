@@ -384,7 +384,7 @@ def test_the_tuned_texts_tell_ials_of_items_that_nobody_chose(world: Path) -> No
     known = np.bincount(splits.train_items, minlength=len(splits.catalogue)) > 0
     expected = np.where(known[:, None], ials.items, 0)
     alike_by = similarities(item_features(text.vectors, splits.attributes, known), known)
-    fill_in_factors(expected, alike_by, known, regularization=3.0)
+    expected = fill_in_factors(expected, alike_by, known, regularization=3.0)
     assert not known.all() and ials.items == pytest.approx(expected, abs=1e-5)
 
 

@@ -203,10 +203,10 @@ def test_items_that_nobody_chose_get_the_factors_that_their_features_suggest() -
     factors = np.stack([np.sin(3 * features[:, 0]), features[:, 0] * features[:, 1] + 5], axis=1).astype(np.float32)
     known = np.arange(500) < 400
     found = np.where(known[:, None], factors, 0)
-    fill_in_factors(found, similarities(features, known), known, regularization=1e-6)
+    found = fill_in_factors(found, similarities(features, known), known, regularization=1e-6)
     assert (found[known] == factors[known]).all()
     assert found == pytest.approx(factors, abs=0.05)  # no linear map would do
-    fill_in_factors(found, similarities(features, known), known, regularization=1e9)
+    found = fill_in_factors(found, similarities(features, known), known, regularization=1e9)
     assert found[400:] == pytest.approx(np.tile(factors[:400].mean(axis=0), (100, 1)), abs=1e-3)
 
 

@@ -50,13 +50,15 @@ def similarities(features_IF: np.ndarray, known_I: np.ndarray) -> np.ndarray:
 
 def fill_in_factors(
     items_ID: np.ndarray, similarities_IL: np.ndarray, known_I: np.ndarray, regularization: float
-) -> None:
-    """Give items that nobody chose the factors that ``similarities`` suggest, by ridge regression, in place.
+) -> np.ndarray:
+    """Return factors, (I, D), in which items that nobody chose have those that ``similarities`` suggest.
 
-    This is the attribute-to-factor mapping of Gantner et al. (2010).
+    This is the attribute-to-factor mapping of Gantner et al. (2010), by ridge regression.
     """
+    filled_ID = items_ID.copy()
     regression = Ridge(alpha=regularization).fit(similarities_IL[known_I], items_ID[known_I])
-    items_ID[~known_I] = regression.predict(similarities_IL[~known_I])
+    filled_ID[~known_I] = regression.predict(similarities_IL[~known_I])
+    return filled_ID
 
 
 def solve_factors(histories: Histories, others_ID: np.ndarray, regularization: float, confidence: float) -> np.ndarray:

@@ -282,9 +282,8 @@ def filled_in(part: Factors, log: TrainingLog, settings: IdModels) -> Factors:
     """Return iALS in which items that nobody chose have the factors that the similarities of the log suggest."""
     if log.similarities is None:
         return part
-    items_ID = part.items.copy()
-    fill_in_factors(items_ID, log.similarities, log.known, settings.ials_feature_regularization)
-    return replace(part, items=items_ID)
+    ridge = settings.ials_feature_regularization
+    return replace(part, items=fill_in_factors(part.items, log.similarities, log.known, ridge))
 
 
 def user_means(histories: Histories, recency: float | None, num_items: int) -> sparse.csr_array:
@@ -332,9 +331,8 @@ def _item_knn(log: TrainingLog, settings: IdModels) -> Part:
     cosine_II = together_II / norms_I / norms_I[:, None]
     np.fill_diagonal(cosine_II, 0)
     if settings.neighbors < log.num_items:
-        limit_I1 = -np.partition(-cosine_II, settings.neighbors - 1, axis=1)[
-            :, settings.neighbors - 1 : settings.neighbors
-        ]
+        last = settings.neighbors - 1
+        limit_I1 = -np.partition(-cosine_II, last, axis=1)[:, last : last + 1]
         cosine_II[cosine_II < limit_I1] = 0
     return ItemToItem(cosine_II.T.astype(np.float32), recency=recency or 0.0)
 

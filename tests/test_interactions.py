@@ -167,6 +167,29 @@ def test_the_fingerprint_changes_with_the_log_and_the_texts(load: Load) -> None:
     assert len(prints) == 4
 
 
+def test_the_fingerprint_changes_with_the_groups_of_a_user(load: Load, tmp_path: Path) -> None:
+    def fingerprint(age_of_u0: int) -> str:
+        users = [(f"u{user}", 20 + user if user else age_of_u0) for user in range(10)]
+        table = write_csv(tmp_path / "users.csv", ("user_id", "age"), users)
+        return str(load(world(), users_file=table, users={"source": "x", "numbers": ["age"]}).summary["fingerprint"])
+
+    assert fingerprint(20) == fingerprint(20) != fingerprint(90)
+
+
+def test_the_fingerprint_changes_with_the_attributes_of_an_item(load: Load, tmp_path: Path) -> None:
+    def fingerprint(genre_of_i0: str, section: dict[str, Any]) -> str:
+        log = write_csv(tmp_path / "log.csv", ("user_id", "item_id"), [("a", f"i{item}") for item in range(10)])
+        rows = [(f"i{item}", "title", "war" if item else genre_of_i0) for item in range(10)]
+        items = write_csv(tmp_path / "items.csv", ("item_id", "title", "genre"), rows)
+        section = {"source": "x", "columns": "title", **section}
+        data = RecommendationData.model_validate({"interactions": {"source": "x"}, "items": section})
+        return str(load_recommendation_splits(log, items, None, data).summary["fingerprint"])
+
+    read = {"categories": ["genre"]}
+    assert fingerprint("war", read) == fingerprint("war", read) != fingerprint("love", read)
+    assert fingerprint("war", {}) == fingerprint("love", {})
+
+
 def test_the_latest_of_repeats_stays_and_they_are_counted(load: Load) -> None:
     rows = [("a", "i0", 1), ("a", "i1", 2), ("a", "i0", 3), ("a", "i2", 4), ("a", "i3", 5), ("a", "i4", 6)]
     splits = load(rows)
@@ -283,18 +306,7 @@ def test_attributes_of_items_are_flags_categories_and_fifths_of_numbers_or_dates
 
 
 def test_flags_and_a_template_make_one_text(load: Load, tmp_path: Path) -> None:
-    log = write_csv(
-        tmp_path / "log.csv",
-        ("user_id", "item_id"),
-        [
-            (
-                "a",
-                "1",
-            ),
-            ("a", "2"),
-            ("a", "3.0"),
-        ],
-    )
+    log = write_csv(tmp_path / "log.csv", ("user_id", "item_id"), [("a", "1"), ("a", "2"), ("a", "3.0")])
     items = write_csv(
         tmp_path / "items.csv",
         ("id", "title", "year", "War", "Western"),

@@ -1,7 +1,7 @@
 """Which interactions are trained on, and which must be predicted from which: four protocols."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,10 @@ def load_recommendation_splits(
             raise DataError(f"the protocol {data.split.protocol} leaves nobody for {name}; give more interactions")
     trained_users, histories = _by_user(log, train)
     by_time = np.lexsort((log.row_numbers, log.times))
+    attributes = read_attributes(item_table, data.items)
     summary = _summary(log, catalogue, data.split, train, held, cases)
     summary |= {"rows_read": table.num_rows, "users_without_row": unknown_users}
+    summary["fingerprint"] = _fingerprint(log, catalogue, (groups, attributes), train, held)
     summary["warnings"] = _warnings(summary, log, catalogue, data)
     return RecommendationSplits(
         catalogue=catalogue,
@@ -97,7 +99,7 @@ def load_recommendation_splits(
         cases=cases,
         everything=_of_all_users(log),
         groups=groups,
-        attributes=read_attributes(item_table, data.items),
+        attributes=attributes,
         summary=summary,
     )
 
@@ -249,18 +251,29 @@ def _summary(
             "interactions": float(same_time.mean()),  # share with the time of the one before, of the same user
             "last": float((same_time & last).sum() / active.sum()),  # share of users whose last two have one time
         },
-        "fingerprint": _fingerprint(log, catalogue, train, held),
     }
 
 
-def _fingerprint(log: Log, catalogue: Catalogue, train: np.ndarray, held: Mapping[str, _Held]) -> str:
-    """Return the SHA-256 of who chose what in which order, and what of it each split knows and predicts."""
+def _fingerprint(
+    log: Log, catalogue: Catalogue, known: Sequence[np.ndarray], train: np.ndarray, held: Mapping[str, _Held]
+) -> str:
+    """Return the SHA-256 of who chose what in which order, and what of it each split knows and predicts.
+
+    Args:
+        log: who chose what.
+        catalogue: the items.
+        known: what else is known of users and items, (rows, groups) of 0 and 1 each.
+        train: mask of the training interactions, (N,).
+        held: the other splits.
+    """
     digest = hashlib.sha256()
     for ids in (log.user_ids, catalogue.ids, catalogue.texts):
         digest.update("\n".join(ids).encode() + b"\0")
     arrays = [log.users, log.items, log.row_numbers]
     for array in arrays:
         digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+    for membership in known:
+        digest.update(repr(membership.shape).encode() + np.packbits(membership.astype(bool)).tobytes())
     digest.update(np.packbits(train).tobytes())
     for each in held.values():
         for mask in (each.history, each.target, each.candidates):

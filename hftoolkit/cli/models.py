@@ -1,0 +1,193 @@
+"""Commands on models that are fine-tuned: train, measure, predict, recommend, push."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, refuse_both, speaks_for_all
+from hftoolkit.errors import DataError, RecipeError
+
+
+def finetune(
+    recipe: RecipeFile,
+    set_: Overrides = None,
+    run_dir: RunDirectory = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the unfinished run, exactly. With a larger train.epochs, go on with a finished one: the "
+            "learning rate is from there on that of a run of so many epochs.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and do one real step; leave nothing behind.")
+    ] = False,
+) -> None:
+    """Fine-tune a model: train, export, check and measure it."""
+    from hftoolkit.recipe import RecommendationRecipe, load_recipe
+
+    parsed = load_recipe(recipe, set_ or [])
+    refuse_both(dry_run, resume)
+    from hftoolkit.render import render_events
+
+    work: Callable[..., Path | None]
+    if isinstance(parsed, RecommendationRecipe):
+        from hftoolkit import run_recommend
+
+        rehearse, work = partial(run_recommend.rehearse, parsed), partial(run_recommend.finetune, parsed)
+        usage = "recommend {} --user ID"
+    else:
+        from hftoolkit import run
+
+        rehearse, work = partial(run.rehearse, parsed), partial(run.finetune, parsed)
+        usage = "predict {} INPUT"
+    with render_events() as emit:
+        if dry_run:
+            loss = rehearse(run_dir=run_dir, emit=emit)
+            if speaks_for_all():
+                typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
+            return
+        where = work(name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
+    if where is None:  # another process tells what came out
+        return
+    typer.echo(f"\nmodel     {where / 'model'}\nresults   {where / 'results.json'}")
+    if (where / "report").is_dir():
+        typer.echo(f"report    {where / 'report'}")
+    typer.echo(f"use it    hftoolkit {usage.format(shlex.quote(str(where)))}")
+
+
+def evaluate(
+    run_folder: RunFolder,
+    split: Annotated[Optional[str], typer.Option(help="train, validation or test. Default: test.")] = None,
+    data: Annotated[
+        Optional[str],
+        typer.Option(help="Evaluate on all rows of another table or image folder like that of the run."),
+    ] = None,
+) -> None:
+    """Measure the model of a run again, on one of its splits or on other data."""
+    if split is not None and data is not None:
+        raise RecipeError("--data measures all rows of a table and --split some rows of the run's own; leave out one")
+    from hftoolkit import run, run_recommend
+    from hftoolkit.predictor import is_recommender
+    from hftoolkit.render import render_events
+
+    with render_events() as emit:
+        if not is_recommender(run_folder):
+            run.evaluate(run_folder, split=split or "test", source=data, emit=emit)
+        elif data is None:
+            run_recommend.evaluate(run_folder, split=split or "test", emit=emit)
+        else:
+            raise RecipeError("--data is for classifiers; a recommender is measured on the splits of its own log")
+
+
+def predict(
+    run_folder: RunFolder,
+    input_: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A table (CSV, JSONL, Parquet); for images also a file, folder or pattern; - reads a text or a file "
+            "name a line.",
+        ),
+    ],
+    output: Annotated[
+        Optional[Path],
+        typer.Option(help="A .csv, .jsonl or .parquet file. Default: CSV on standard output."),
+    ] = None,
+    top_k: Annotated[
+        Optional[int],
+        typer.Option(
+            min=1,
+            help="Write the K most probable classes instead of the probability of each; of a recommender, the K best "
+            "items, by default 10.",
+        ),
+    ] = None,
+) -> None:
+    """Write the label and the probability of each class for each row, in the same order.
+
+    A recommender reads a table of interactions, and writes the best items for each of its users.
+    """
+    from hftoolkit import run, run_recommend
+    from hftoolkit.predictor import is_recommender
+
+    if is_recommender(run_folder):
+        text = run_recommend.predict(run_folder, Path(input_), output=output, top_k=top_k or 10)
+    else:
+        lines = _read_lines() if input_ == "-" else None
+        text = run.predict(run_folder, Path(input_), lines=lines, output=output, top_k=top_k)
+    if text:
+        typer.echo(text, nl=False)
+
+
+def recommend(  # noqa: PLR0913 - each is an option of the command
+    run_folder: RunFolder,
+    user: Annotated[Optional[str], typer.Option(metavar="ID", help="A user of the log of the run.")] = None,
+    history: Annotated[
+        Optional[str],
+        typer.Option(metavar="ID,ID,...", help="Items that anybody chose, oldest first."),
+    ] = None,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Write a table for all users of the log.")] = False,
+    output: Annotated[
+        Optional[Path],
+        typer.Option(help="With --all-users: a .csv, .jsonl or .parquet file. Default: CSV on standard output."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Length of each list.")] = 10,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen/--exclude-seen", help="Also recommend what is in the history.")
+    ] = False,
+    candidates: Annotated[
+        Optional[Path],
+        typer.Option(help="A file with an item id a line: the only items to choose from."),
+    ] = None,
+    new_items: Annotated[
+        Optional[Path],
+        typer.Option(help="A table of items like that of the run, which are recommended by their texts."),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what each part adds to a score, and which items of the history.")
+    ] = False,
+) -> None:
+    """Recommend items to a user of the log, to anybody with a history, or to all users."""
+    if [user is not None, history is not None, all_users].count(True) != 1:
+        raise RecipeError("say to whom: one of --user ID, --history ID,ID,... and --all-users")
+    if (output is not None and not all_users) or (explain and all_users):
+        raise RecipeError("--output goes with --all-users, and --explain with --user or --history")
+    from hftoolkit import run_recommend
+    from hftoolkit.render import render_events
+
+    choice = run_recommend.Choice(top_k, include_seen, candidates, new_items, explain)
+    if all_users:
+        typer.echo(run_recommend.recommend_to_all(run_folder, output=output, choice=choice), nl=False)
+        return
+    items = None if history is None else [item.strip() for item in history.split(",") if item.strip()]
+    with render_events() as emit:
+        run_recommend.recommend(run_folder, user=user, history=items, choice=choice, emit=emit)
+
+
+def push(
+    run_folder: RunFolder,
+    repository: Annotated[str, typer.Argument(metavar="USER/REPO", help="A Hub repository; made if there is none.")],
+    public: Annotated[bool, typer.Option("--public", help="Everybody sees the model. Default: a private one.")] = False,
+) -> None:
+    """Push the model of a finished run, with its card, to the Hugging Face Hub."""
+    from hftoolkit import hub
+    from hftoolkit.render import render_events
+
+    with render_events() as emit:
+        hub.push(run_folder, repository, private=not public, emit=emit)
+
+
+def _read_lines() -> list[str]:
+    """Return the lines of standard input; only a line feed ends one, so that a row is a row as in ``wc -l``."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"line {line} of standard input is not UTF-8; convert it, for example with iconv") from error
+    return text.removesuffix("\n").split("\n") if text else []

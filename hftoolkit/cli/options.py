@@ -1,0 +1,31 @@
+"""Options and checks that several commands share."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hftoolkit.errors import RecipeError
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+Overrides = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; repeatable."),
+]
+RunDirectory = Annotated[
+    Optional[Path],
+    typer.Option("--run-dir", help="Where the run goes, exactly. Default: runs/RECIPE, then runs/RECIPE-2, ..."),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def refuse_both(dry_run: bool, resume: bool) -> None:
+    """Raise RecipeError for ``--dry-run --resume``."""
+    if dry_run and resume:
+        raise RecipeError("--dry-run starts nothing that --resume could go on with; leave out one")
+
+
+def speaks_for_all() -> bool:
+    """Return whether this is the only process, or the main one of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -131,6 +131,14 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class Predicting:
+    """Predictions are made, so far for ``done`` of ``total`` examples; the last of a series has as many of both."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class AgentProgress:
     """How learning by acting goes, after ``step`` steps of the environment."""
 
@@ -140,4 +148,4 @@ class AgentProgress:
     steps_per_second: float  # learning time only, since the start
 
 
-Event = Message | Table | StepDone | Evaluated | AgentProgress
+Event = Message | Table | StepDone | Evaluated | Predicting | AgentProgress

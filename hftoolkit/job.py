@@ -138,7 +138,7 @@ def prepare_texts(recipe: TextRecipe, splits: TextSplits, weights: Resolved, *, 
     _tell_about_truncation(task, recipe.model.max_length, emit)
     tuned = _tune(recipe, backbone, emit)
     emit(Message(f"{describe_device(accelerator)}, attention {kernel}"))
-    return Job(task, backbone, tuned, Inference(task, accelerator), weights, save_base)
+    return Job(task, backbone, tuned, Inference(task, accelerator, emit), weights, save_base)
 
 
 def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
@@ -164,7 +164,7 @@ def _prepare_images(recipe: ImageRecipe, source: Resolved, emit: Emit) -> Job:
     task = ImageClassificationTask(recipe.task, splits, backbone, recipe.augmentation)
     tuned = _tune(recipe, backbone, emit)
     emit(Message(describe_device(accelerator)))
-    return Job(task, backbone, tuned, Inference(task, accelerator), weights, save_base)
+    return Job(task, backbone, tuned, Inference(task, accelerator, emit), weights, save_base)
 
 
 @dataclass(frozen=True, slots=True)

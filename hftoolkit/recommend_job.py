@@ -95,7 +95,7 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
         recipe.task, splits, encoder.tokenizer, recipe.evaluation, frozen=isinstance(recipe.tuning, LinearProbe)
     )
     _tell_about_truncation(task, recipe.model.max_length, emit)
-    infer = Inference(task, accelerator)
+    infer = Inference(task, accelerator, emit)
     plain = TowerShape(None, item_bias=False)
     pooled = task.pooled(ItemTower(encoder.model, plain, recipe.train.seed), infer)
     center = pooled[task.trained_items].mean(dim=0)

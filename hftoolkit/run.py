@@ -171,7 +171,7 @@ def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit) -> dic
         DataError: the run has no model, its data changed since, or the other table does not fit.
         RecipeError: there is no such split.
     """
-    predictor = load_predictor(folder)
+    predictor = load_predictor(folder, emit)
     examples, targets = predictor.labelled(split, source)
     recipe, labels = predictor.recipe, predictor.labels
     probabilities = predictor.probabilities(examples)
@@ -183,12 +183,12 @@ def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit) -> dic
 
 
 def predict(
-    folder: Path, source: Path, *, lines: list[str] | None, output: Path | None, top_k: int | None = None
+    folder: Path, source: Path, *, lines: list[str] | None, output: Path | None, top_k: int | None, emit: Emit
 ) -> str:
     """Predict what is at ``source``, or ``lines``; write ``output``, or return the CSV text if it is None."""
     if output is not None:
         check_output(output, source)
-    predictor = load_predictor(folder)
+    predictor = load_predictor(folder, emit)
     names, predictions = predictor.predict_path(source) if lines is None else ([], predictor.predict(lines))
     return write_or_format(prediction_columns(predictions, predictor.labels.names, names, top_k), output)
 

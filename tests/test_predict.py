@@ -17,7 +17,7 @@ from conftest import CLASSES, RECIPE, Ended, hft, review_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import hftoolkit
-from hftoolkit import run
+from hftoolkit import render, run
 from hftoolkit.errors import DataError
 
 WriteCsv = Callable[..., Path]
@@ -114,6 +114,13 @@ def test_lines_of_standard_input_become_csv_on_standard_output(tiny_run: Path, e
     np.testing.assert_allclose(probabilities_of(read_csv(ended.out)), expected, atol=TOLERANCE)
     one = hft("predict", tiny_run, "-", stdin=TEXTS[0].encode())  # no line feed at the end
     np.testing.assert_allclose(probabilities_of(read_csv(one.out)), expected[:1], atol=TOLERANCE)
+
+
+def test_long_predictions_tell_how_far_they_are_beside_the_table(tiny_run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(render, "PLAIN_PAUSE", 0.0)
+    ended = hft("predict", tiny_run, "-", stdin="\n".join(TEXTS).encode())
+    assert (ended.code, ended.err) == (0, f"predicted 64 of {len(TEXTS)} examples\n")
+    assert len(read_csv(ended.out)) == len(TEXTS)
 
 
 def test_no_lines_give_no_rows(tiny_run: Path):

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hftoolkit.checkpoint import load_weights
-from hftoolkit.contracts import Datasets, Evaluated, Message, Rows, StepDone, StepOutput
+from hftoolkit.contracts import Datasets, Evaluated, Message, Predicting, Rows, StepDone, StepOutput
 from hftoolkit.devices import choose_precision, make_accelerator
 from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
 from hftoolkit.inference import Inference
@@ -806,16 +806,17 @@ def test_runs_of_one_process_may_differ_in_precision(bench):
 def test_inference_returns_rows_in_the_order_of_the_data():
     lengths = np.random.default_rng(0).integers(1, 9, size=150)
     task, model = ToyTask(num_examples=150, lengths=lengths), toy_model()
-    order = []
+    order, told = [], []
 
     def step(model, batch):
         order.append(batch["index"].tolist())
         return task.predict_step(model, batch)
 
-    result = Inference(task, make_accelerator("fp32"))(model, task.rows, step=step)
+    result = Inference(task, make_accelerator("fp32"), told.append)(model, task.rows, step=step)
     np.testing.assert_allclose(result, model(task.x).detach().numpy(), rtol=0, atol=1e-6)
     assert result.dtype == np.float32
     assert [len(batch) for batch in order] == [64, 64, 22]
+    assert told == [Predicting(64, 150), Predicting(128, 150), Predicting(150, 150)]
     drawn = lengths[flat(order)]
     assert (np.diff(drawn) <= 0).all() and len(set(drawn)) > 2
 

@@ -14,7 +14,9 @@ from conftest import hft
 from PIL import Image
 
 import hftoolkit
+from hftoolkit.contracts import Predicting
 from hftoolkit.errors import DataError
+from hftoolkit.predictor import load_predictor
 
 COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
 
@@ -128,6 +130,14 @@ def test_predict_reads_a_folder_a_pattern_a_file_and_a_table(run, pictures, tmp_
     assert one.code == 0 and one.out.count("\n") == 2
     assert hft("predict", run, pictures / "red" / "1*.png").out.count("\n") == 12
     refused(hft("predict", run, tmp_path / "nothing"), 3, "nothing")
+
+
+def test_predictions_tell_how_far_they_are(run, pictures):
+    told = []
+    predictor = load_predictor(run, told.append)
+    predictor.predict(sorted(pictures.rglob("*.png")))
+    predictor.probabilities(np.zeros((70, 32, 32, 3), dtype=np.uint8))
+    assert told == [Predicting(64, 90), Predicting(90, 90), Predicting(64, 70), Predicting(70, 70)]
 
 
 def test_the_most_probable_classes_come_first(run, pictures):

@@ -115,12 +115,14 @@ def predict(
     """
     from hftoolkit import run, run_recommend
     from hftoolkit.predictor import is_recommender
+    from hftoolkit.render import render_events
 
     if is_recommender(run_folder):
         text = run_recommend.predict(run_folder, Path(input_), output=output, top_k=top_k or 10)
     else:
         lines = _read_lines() if input_ == "-" else None
-        text = run.predict(run_folder, Path(input_), lines=lines, output=output, top_k=top_k)
+        with render_events(stderr=True) as emit:
+            text = run.predict(run_folder, Path(input_), lines=lines, output=output, top_k=top_k, emit=emit)
     if text:
         typer.echo(text, nl=False)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hftoolkit.contracts import Emit
 from hftoolkit.errors import DataError
 from hftoolkit.predictor.common import Prediction, Predictor
 from hftoolkit.predictor.files import (
@@ -36,8 +37,8 @@ __all__ = [
 ]
 
 
-def load_predictor(path: Path) -> Predictor:
-    """Return the predictor of a classifier's run directory.
+def load_predictor(path: Path, emit: Emit = lambda _: None) -> Predictor:
+    """Return the predictor of a classifier's run directory, which tells ``emit`` how far it is.
 
     Raises:
         DataError: there is no run, it did not finish, it holds another model than its labels, or it is no classifier.
@@ -45,9 +46,9 @@ def load_predictor(path: Path) -> Predictor:
     run = _finished(path)
     match load_recipe(run.recipe):
         case TextRecipe() as recipe:
-            return TextPredictor(run, recipe)
+            return TextPredictor(run, recipe, emit)
         case ImageRecipe() as recipe:
-            return ImagePredictor(run, recipe)
+            return ImagePredictor(run, recipe, emit)
         case RecommendationRecipe():
             raise DataError(f"{path} is a recommender; type: hftoolkit recommend {path} --user ID")
         case other:

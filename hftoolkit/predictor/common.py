@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hftoolkit.contracts import Emit
 from hftoolkit.data import LabelSet, check_same
 from hftoolkit.errors import DataError
 from hftoolkit.metrics.probabilities import to_decisions
@@ -41,13 +42,19 @@ class Predictor(ABC):
 
     recipe: Recipe
 
-    def __init__(self, run: RunDir, model: Any) -> None:
+    def __init__(self, run: RunDir, model: Any, emit: Emit) -> None:
         """Take the loaded ``model/`` and check that it has the classes in labels.json.
+
+        Args:
+            run: whose model it is.
+            model: loaded.
+            emit: is told how far predictions are.
 
         Raises:
             DataError: it holds other classes.
         """
         self._run = run
+        self._emit = emit
         self.labels = LabelSet.from_json(read_json(run.labels))
         names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         check_same(self.labels, LabelSet.from_names(names, self.labels.multi_label), str(run.model))

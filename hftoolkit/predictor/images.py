@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hftoolkit.contracts import Emit, Predicting
 from hftoolkit.data import (
     BrokenImage,
     StoredImage,
@@ -34,11 +35,11 @@ class ImagePredictor(Predictor):
 
     recipe: ImageRecipe
 
-    def __init__(self, run: RunDir, recipe: ImageRecipe) -> None:
+    def __init__(self, run: RunDir, recipe: ImageRecipe, emit: Emit) -> None:
         """Load ``model/``."""
         self.recipe = recipe
         model, self._preprocessing = load_saved_image_classifier(run.model)
-        super().__init__(run, model)
+        super().__init__(run, model, emit)
 
     def predict(self, rows: Sequence[Any]) -> list[Prediction]:
         """Predict file names, paths, encoded bytes, (H, W) or (H, W, 3) uint8 arrays, or PIL images, in order.
@@ -61,13 +62,12 @@ class ImagePredictor(Predictor):
 
     def probabilities(self, examples: Sequence[np.ndarray]) -> np.ndarray:
         """Return the probability of each class for each (H, W, 3) uint8 image of the model's size, (N, C) float32."""
-        logits = np.empty((len(examples), len(self.labels.names)), dtype=np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(examples), BATCH_SIZE):
-                stop = min(start + BATCH_SIZE, len(examples))
-                batch = torch.from_numpy(np.stack([examples[index] for index in range(start, stop)]))
-                logits[start:stop] = self._logits(batch.permute(0, 3, 1, 2).to(self._device)).cpu().numpy()
-        return to_probabilities(logits, self.labels.multi_label)
+        result = np.empty((len(examples), len(self.labels.names)), dtype=np.float32)
+        for start in range(0, len(examples), BATCH_SIZE):
+            stop = min(start + BATCH_SIZE, len(examples))
+            result[start:stop] = self._probabilities([examples[index] for index in range(start, stop)])
+            self._emit(Predicting(stop, len(examples)))
+        return result
 
     def labelled(self, split: str, source: str | None) -> tuple[Sequence[np.ndarray], np.ndarray]:
         """Return the fitted images and targets of a split of the run, or of all rows of another source.
@@ -85,6 +85,12 @@ class ImagePredictor(Predictor):
             raise RecipeError(f"--split {split}: the splits of this run are {', '.join(splits.pixels)}")
         self.refuse_changed(splits.summary["fingerprint"])
         return splits.pixels[split], splits.targets[split]
+
+    def _probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:
+        images = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(self._device)
+        with torch.inference_mode():
+            logits = self._logits(images).cpu().numpy()
+        return to_probabilities(logits, self.labels.multi_label)
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._model(pixel_values=normalize(images, self._preprocessing)).logits.float()
@@ -110,11 +116,11 @@ class ImagePredictor(Predictor):
                         broken.append(f"{images[index].name}: {result.reason}")
                     else:
                         fitted[index] = result
-                if not fitted or (strict and broken):
-                    continue
-                named = self.named(self.probabilities(list(fitted.values())))
-                for index, prediction in zip(fitted, named, strict=True):
-                    predictions[index] = prediction
+                if fitted and not (strict and broken):
+                    named = self.named(self._probabilities(list(fitted.values())))
+                    for index, prediction in zip(fitted, named, strict=True):
+                        predictions[index] = prediction
+                self._emit(Predicting(min(start + BATCH_SIZE, len(images)), len(images)))
         if strict and broken:
             raise DataError(self._refusal(broken, len(images)))
         return predictions

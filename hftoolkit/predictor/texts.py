@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hftoolkit.contracts import Emit, Predicting
 from hftoolkit.data import (
     clean_rows,
     clean_texts,
@@ -30,11 +31,11 @@ class TextPredictor(Predictor):
 
     recipe: TextRecipe
 
-    def __init__(self, run: RunDir, recipe: TextRecipe) -> None:
+    def __init__(self, run: RunDir, recipe: TextRecipe, emit: Emit) -> None:
         """Load ``model/``."""
         self.recipe = recipe
         model, self._tokenizer = load_saved_classifier(run.model)
-        super().__init__(run, model)
+        super().__init__(run, model, emit)
 
     def predict(self, rows: Sequence[str] | Sequence[Mapping[str, Any]]) -> list[Prediction]:
         """Predict texts, or rows with the text columns of the recipe, in order.
@@ -103,6 +104,7 @@ class TextPredictor(Predictor):
                 batch = pad_tokens([token_ids[index] for index in chosen], self._tokenizer)
                 inputs = {name: tensor.to(self._device) for name, tensor in batch.items()}
                 result[chosen] = self._model(**inputs).logits.float().cpu().numpy()
+                self._emit(Predicting(start + len(chosen), len(order)))
         return to_probabilities(result, self.labels.multi_label)
 
     def _texts(self, rows: Sequence[str] | Sequence[Mapping[str, Any]]) -> list[str]:

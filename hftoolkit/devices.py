@@ -75,7 +75,7 @@ def join_processes() -> Division | None:
         )
     if sharding is not None and running == 1:
         raise EnvironmentFault(
-            f"{sharding.name} divides a model over several processes, and 1 runs; leave out the launcher"
+            f"{sharding.name} divides the training over several processes, and 1 runs; leave out the launcher"
         )
     return sharding
 

@@ -253,7 +253,7 @@ def test_deepspeed_must_be_installed(monkeypatch, write_recipe, tmp_path):
         ({"DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, "offload_param_device: nvme is not supported"),
         ({"DEEPSPEED_MOE_LAYER_CLS_NAMES": "Experts"}, "deepspeed_moe_layer_cls_names: Experts is not supported"),
         ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps: 4 is not supported"),
-        ({"GRADIENT_ACCUMULATION_STEPS": "1"}, "DeepSpeed ZeRO 2 divides a model over several processes, and 1 runs"),
+        ({"GRADIENT_ACCUMULATION_STEPS": "1"}, "ZeRO 2 divides the training over several processes, and 1 runs"),
     ],
 )
 def test_other_settings_of_accelerate_are_refused(monkeypatch, write_recipe, tmp_path, more, says):

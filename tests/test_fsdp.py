@@ -328,7 +328,7 @@ def told(monkeypatch):
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set model.gradient_checkpointing: true in the recipe"),
         ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "SIZE_BASED_WRAP is not supported; use TRANSFORMER_BASED_WRAP"),
         ({"FSDP_RESHARD_AFTER_FORWARD": "full_shard"}, "invalid truth value full_shard; FSDP2 takes true or false"),
-        ({}, "FSDP2 divides a model over several processes, and 1 runs; leave out the launcher"),
+        ({}, "FSDP2 divides the training over several processes, and 1 runs; leave out the launcher"),
     ],
 )
 def test_other_settings_of_accelerate_are_refused(told, write_recipe, tmp_path, more, says):

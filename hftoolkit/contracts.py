@@ -131,8 +131,11 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
-class Predicting:
-    """Predictions are made, so far for ``done`` of ``total`` examples; the last of a series has as many of both."""
+class InferenceProgress:
+    """The model has gone over ``done`` of ``total`` examples without training.
+
+    The last of a series has as many of both, unless it is stopped; where memory ran out, one begins again.
+    """
 
     done: int
     total: int
@@ -148,4 +151,4 @@ class AgentProgress:
     steps_per_second: float  # learning time only, since the start
 
 
-Event = Message | Table | StepDone | Evaluated | Predicting | AgentProgress
+Event = Message | Table | StepDone | Evaluated | InferenceProgress | AgentProgress

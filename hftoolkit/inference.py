@@ -10,7 +10,7 @@ from torch import nn
 
 from hftoolkit.batching import evaluation_plan
 from hftoolkit.collectives import gather, num_processes, process_index
-from hftoolkit.contracts import Batch, Emit, Message, Predicting, Rows, Task
+from hftoolkit.contracts import Batch, Emit, InferenceProgress, Message, Rows, Task
 from hftoolkit.devices import Accelerator, is_out_of_memory, make_loader, to_device
 from hftoolkit.errors import TrainingError
 
@@ -98,7 +98,7 @@ class Inference:
     ) -> "list[np.ndarray] | Stopped | OutOfMemory":
         """Return the outputs for each batch of the plan, or why there are none."""
         outputs: list[np.ndarray] = []
-        done, total = 0, sum(map(len, plan))
+        done, share = 0, sum(map(len, plan))
         with _eval_mode(model), torch.inference_mode():
             try:
                 for batch in make_loader(rows, plan, self.task.datasets().collate, workers=0):
@@ -108,7 +108,7 @@ class Inference:
                         output = step(model, to_device(batch, self.accelerator.device))
                     outputs.append(output.float().cpu().numpy())
                     done += len(output)
-                    self.emit(Predicting(done, total))
+                    self.emit(InferenceProgress(len(rows) * done // share, len(rows)))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -9,12 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Event, Message, Predicting, StepDone, Table
+from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Event, InferenceProgress, Message, StepDone, Table
 
 PLAIN_LINES = 20  # progress lines of a whole run where there is no terminal to draw a bar in
 PLAIN_WIDTH = 500  # columns of a file or a pipe: wide enough to cut no table
-QUICK = 2.0  # seconds; predictions that take no longer are not talked about
-PLAIN_PAUSE = 60.0  # seconds between lines on predictions where there is no terminal to draw a bar in
+QUICK = 2.0  # seconds; inference that takes no longer is not talked about
+PLAIN_PAUSE = 60.0  # seconds between lines on inference where there is no terminal to draw a bar in
 
 
 @contextmanager
@@ -47,8 +47,8 @@ class _Renderer:
         self._progress = progress
         self._bar: TaskID | None = None
         self._lines = 0  # how many twentieths of the run have been told where there is no bar
-        self._predictions: TaskID | None = None  # their bar
-        self._quiet_until: float | None = None  # clock at which predictions are next talked about; None: none are made
+        self._inference_bar: TaskID | None = None
+        self._quiet_until: float | None = None  # clock at which inference is next talked about; None: there is none
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -61,8 +61,8 @@ class _Renderer:
                 self._console.print(Text(_evaluation(event)), soft_wrap=True)
             case StepDone():
                 self._step(event, f"loss {event.loss:.4f}  {event.examples_per_second:.1f} examples/s")
-            case Predicting():
-                self._predicting(event)
+            case InferenceProgress():
+                self._inference(event)
             case AgentProgress():
                 self._step(event, _progress(event))
 
@@ -75,22 +75,22 @@ class _Renderer:
             self._lines = event.step * PLAIN_LINES // event.total_steps
             self._console.print(f"step {event.step}/{event.total_steps}  {numbers}")
 
-    def _predicting(self, event: Predicting) -> None:
+    def _inference(self, event: InferenceProgress) -> None:
         now = time.monotonic()
         if self._quiet_until is None:
             self._quiet_until = now + (QUICK if self._console.is_terminal else PLAIN_PAUSE)
         if event.done == event.total:
-            if self._predictions is not None:
-                self._progress.remove_task(self._predictions)
+            if self._inference_bar is not None:
+                self._progress.remove_task(self._inference_bar)
                 self._progress.refresh()
-            self._predictions = self._quiet_until = None
+            self._inference_bar = self._quiet_until = None
         elif now >= self._quiet_until and self._console.is_terminal:
-            if self._predictions is None:
-                self._predictions = self._progress.add_task("examples", total=event.total, work="predicting")
-            self._progress.update(self._predictions, completed=event.done)
+            if self._inference_bar is None:
+                self._inference_bar = self._progress.add_task("examples", total=event.total, work="inference")
+            self._progress.update(self._inference_bar, completed=event.done, total=event.total)
         elif now >= self._quiet_until:
             self._quiet_until = now + PLAIN_PAUSE
-            self._console.print(f"predicted {event.done} of {event.total} examples")
+            self._console.print(f"inference: {event.done} of {event.total} examples")
 
 
 def _table(table: Table) -> RichTable:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hftoolkit.checkpoint import prune
 from hftoolkit.collectives import num_processes
-from hftoolkit.contracts import Emit, Message, Table
+from hftoolkit.contracts import Emit, InferenceProgress, Message, Table
 from hftoolkit.data import RecommendationSplits
 from hftoolkit.devices import join_processes
 from hftoolkit.errors import EnvironmentFault, RecipeError
@@ -184,7 +184,7 @@ def evaluate(folder: Path, *, split: str, emit: Emit) -> dict[str, Any]:
     return results["test"]
 
 
-def predict(folder: Path, source: Path, *, output: Path | None, top_k: int) -> str:
+def predict(folder: Path, source: Path, *, output: Path | None, top_k: int, emit: Emit) -> str:
     """Recommend to each user of a table of interactions, from the history that it gives them."""
     if output is not None:
         check_output(output, source)
@@ -194,10 +194,11 @@ def predict(folder: Path, source: Path, *, output: Path | None, top_k: int) -> s
     for places in blocks(len(users), predictor.recipe.evaluation.block_users):
         some = Queries(queries.histories.select(places), queries.groups[places])
         lists += predictor.recommend(some, top_k=top_k)
+        emit(InferenceProgress(len(lists), len(users)))
     return write_or_format(list_columns(users, lists), output)
 
 
-def recommend_to_all(folder: Path, *, output: Path | None, choice: Choice) -> str:
+def recommend_to_all(folder: Path, *, output: Path | None, choice: Choice, emit: Emit) -> str:
     """Recommend to each user of the log of a run; write ``output``, or return the CSV text if it is None."""
     if output is not None:
         check_output(output, folder)
@@ -207,6 +208,7 @@ def recommend_to_all(folder: Path, *, output: Path | None, choice: Choice) -> st
     for users, queries in predictor.all_users(predictor.recipe.evaluation.block_users):
         names += users
         lists += choice.lists(predictor, queries)
+        emit(InferenceProgress(len(lists), len(predictor.known.ids)))
     return write_or_format(list_columns(names, lists), output)
 
 

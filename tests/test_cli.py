@@ -21,7 +21,7 @@ from conftest import CLASSES, RECIPE, Ended, hft, read_json, refused, review_row
 from safetensors.torch import load_file
 
 from hftoolkit import __version__, checkpoint, cli, render, resume, run
-from hftoolkit.contracts import Event, Message, Predicting, Table
+from hftoolkit.contracts import Event, InferenceProgress, Message, Table
 from hftoolkit.recipe import load_recipe
 from hftoolkit.render import render_events
 
@@ -361,23 +361,22 @@ def test_names_that_look_like_markup_are_shown_as_they_are(capsys: pytest.Captur
     assert all(sum(name in line for line in shown.splitlines()) == 3 for name in names)
 
 
-def test_a_bar_of_predictions_is_there_while_they_are_made(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_slow_inference_has_a_bar_until_it_is_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes this for a terminal
     with render_events() as emit:
-        emit(Predicting(64, 200))  # so far quick
-    assert "predicting" not in capsys.readouterr().out
+        emit(InferenceProgress(64, 200))  # so far quick
+    assert "inference" not in capsys.readouterr().out
     monkeypatch.setattr(render, "QUICK", 0.0)
     with render_events(stderr=True) as emit:
-        emit(Predicting(64, 200))
+        emit(InferenceProgress(64, 200))
     shown = capsys.readouterr()
-    assert "predicting" in shown.err and "64/200" in shown.err and shown.out == ""
+    assert "inference" in shown.err and "64/200" in shown.err and shown.out == ""
     with render_events() as emit:
-        emit(Predicting(64, 200))
-        emit(Predicting(200, 200))
+        emit(InferenceProgress(64, 200))
+        emit(InferenceProgress(200, 200))
         emit(Message("the end"))
-    assert "predicting" not in capsys.readouterr().out.partition("the end")[2]
+    before, end, after = capsys.readouterr().out.partition("the end")
+    assert "inference" in before and end and "inference" not in after
 
 
 # --- the small commands ---------------------------------------------------------------------------------------------

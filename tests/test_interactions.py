@@ -167,6 +167,15 @@ def test_the_fingerprint_changes_with_the_log_and_the_texts(load: Load) -> None:
     assert len(prints) == 4
 
 
+def test_the_fingerprint_changes_with_the_weights(load: Load) -> None:
+    def fingerprint(weight: float) -> str:
+        rows = [(*row, weight if place == 0 else 1) for place, row in enumerate(world())]
+        splits = load(rows, header=("user_id", "item_id", "time", "weight"), columns={"weight": "weight"})
+        return str(splits.summary["fingerprint"])
+
+    assert fingerprint(2) == fingerprint(2) != fingerprint(1) == load(world()).summary["fingerprint"]
+
+
 def test_the_fingerprint_changes_with_the_groups_of_a_user(load: Load, tmp_path: Path) -> None:
     def fingerprint(age_of_u0: int) -> str:
         users = [(f"u{user}", 20 + user if user else age_of_u0) for user in range(10)]

@@ -119,7 +119,7 @@ def test_lines_of_standard_input_become_csv_on_standard_output(tiny_run: Path, e
 def test_long_predictions_tell_how_far_they_are_beside_the_table(tiny_run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(render, "PLAIN_PAUSE", 0.0)
     ended = hft("predict", tiny_run, "-", stdin="\n".join(TEXTS).encode())
-    assert (ended.code, ended.err) == (0, f"predicted 64 of {len(TEXTS)} examples\n")
+    assert (ended.code, ended.err) == (0, f"inference: 64 of {len(TEXTS)} examples\n")
     assert len(read_csv(ended.out)) == len(TEXTS)
 
 
@@ -201,7 +201,7 @@ def test_rows_without_text_keep_their_place_when_the_recipe_skips_them(
 def test_an_output_that_cannot_be_is_refused_before_the_work(
     name, code, fragment, tmp_path: Path, write_csv: WriteCsv, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(run, "load_predictor", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(run, "load_predictor", lambda *_: pytest.fail("the model was loaded"))
     source = write_csv([("good",)], header=("text",))
     before = source.read_bytes()
     refused(hft("predict", tmp_path, source, "--output", tmp_path / name), code, fragment)

@@ -20,6 +20,7 @@ from recommend_tables import NUM_ITEMS, RECIPE, kind_of, write_csv, write_world
 from safetensors.numpy import load_file
 
 import hftoolkit
+from hftoolkit import render
 from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.models import item_tower
 from hftoolkit.models.factors import fill_in_factors, item_features, similarities
@@ -291,6 +292,18 @@ def test_predict_reads_the_histories_of_new_users(run: Path, tmp_path: Path) -> 
     rows = rows_of(ended.out)
     assert [row["user"] for row in rows] == ["x"] * 3 + ["y"] * 3
     assert [row["item"] for row in rows if row["user"] == "x"] == listed(run, "--history", "i2,i6", "--top-k", "3")
+
+
+def test_long_lists_tell_how_far_they_are_beside_the_table(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "PLAIN_PAUSE", 0.0)
+    ended = hft("recommend", run, "--all-users", "--top-k", "4")
+    assert ended.err.splitlines() == [f"inference: {users} of 60 examples" for users in range(7, 60, 7)]
+    assert len(rows_of(ended.out)) == 60 * 4
+    table = write_csv(tmp_path / "new.csv", ("who", "what", "when"), [(f"n{user}", "i6", 1) for user in range(9)])
+    ended = hft("predict", run, table, "--top-k", "3")
+    assert (ended.err, len(rows_of(ended.out))) == ("inference: 7 of 9 examples\n", 9 * 3)
 
 
 def test_evaluate_gives_the_numbers_of_the_run(run: Path, world: Path) -> None:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hftoolkit.checkpoint import load_weights
-from hftoolkit.contracts import Datasets, Evaluated, Message, Predicting, Rows, StepDone, StepOutput
+from hftoolkit.contracts import Datasets, Evaluated, InferenceProgress, Message, Rows, StepDone, StepOutput
 from hftoolkit.devices import choose_precision, make_accelerator
 from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
 from hftoolkit.inference import Inference
@@ -816,7 +816,7 @@ def test_inference_returns_rows_in_the_order_of_the_data():
     np.testing.assert_allclose(result, model(task.x).detach().numpy(), rtol=0, atol=1e-6)
     assert result.dtype == np.float32
     assert [len(batch) for batch in order] == [64, 64, 22]
-    assert told == [Predicting(64, 150), Predicting(128, 150), Predicting(150, 150)]
+    assert told == [InferenceProgress(64, 150), InferenceProgress(128, 150), InferenceProgress(150, 150)]
     drawn = lengths[flat(order)]
     assert (np.diff(drawn) <= 0).all() and len(set(drawn)) > 2
 

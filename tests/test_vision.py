@@ -14,7 +14,7 @@ from conftest import hft
 from PIL import Image
 
 import hftoolkit
-from hftoolkit.contracts import Predicting
+from hftoolkit.contracts import InferenceProgress
 from hftoolkit.errors import DataError
 from hftoolkit.predictor import load_predictor
 
@@ -137,7 +137,7 @@ def test_predictions_tell_how_far_they_are(run, pictures):
     predictor = load_predictor(run, told.append)
     predictor.predict(sorted(pictures.rglob("*.png")))
     predictor.probabilities(np.zeros((70, 32, 32, 3), dtype=np.uint8))
-    assert told == [Predicting(64, 90), Predicting(90, 90), Predicting(64, 70), Predicting(70, 70)]
+    assert told == [InferenceProgress(*counts) for counts in ((64, 90), (90, 90), (64, 70), (70, 70))]
 
 
 def test_the_most_probable_classes_come_first(run, pictures):

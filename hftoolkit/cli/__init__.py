@@ -1,5 +1,5 @@
 """The command line."""
 
-from hftoolkit.cli.main import app, main
+from hftoolkit.cli.entry import app, main
 
 __all__ = ["app", "main"]

@@ -117,11 +117,11 @@ def predict(
     from hftoolkit.predictor import is_recommender
     from hftoolkit.render import render_events
 
-    if is_recommender(run_folder):
-        text = run_recommend.predict(run_folder, Path(input_), output=output, top_k=top_k or 10)
-    else:
-        lines = _read_lines() if input_ == "-" else None
-        with render_events(stderr=True) as emit:
+    with render_events(stderr=True) as emit:
+        if is_recommender(run_folder):
+            text = run_recommend.predict(run_folder, Path(input_), output=output, top_k=top_k or 10, emit=emit)
+        else:
+            lines = _read_lines() if input_ == "-" else None
             text = run.predict(run_folder, Path(input_), lines=lines, output=output, top_k=top_k, emit=emit)
     if text:
         typer.echo(text, nl=False)
@@ -165,7 +165,9 @@ def recommend(  # noqa: PLR0913 - each is an option of the command
 
     choice = run_recommend.Choice(top_k, include_seen, candidates, new_items, explain)
     if all_users:
-        typer.echo(run_recommend.recommend_to_all(run_folder, output=output, choice=choice), nl=False)
+        with render_events(stderr=True) as emit:
+            text = run_recommend.recommend_to_all(run_folder, output=output, choice=choice, emit=emit)
+        typer.echo(text, nl=False)
         return
     items = None if history is None else [item.strip() for item in history.split(",") if item.strip()]
     with render_events() as emit:

@@ -1,7 +1,7 @@
 """Which interactions are trained on, and which must be predicted from which: four protocols."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def load_recommendation_splits(
     attributes = read_attributes(item_table, data.items)
     summary = _summary(log, catalogue, data.split, train, held, cases)
     summary |= {"rows_read": table.num_rows, "users_without_row": unknown_users}
-    summary["fingerprint"] = _fingerprint(log, catalogue, (groups, attributes), train, held)
+    summary["fingerprint"] = _fingerprint(log, catalogue, {"groups": groups, "attributes": attributes}, train, held)
     summary["warnings"] = _warnings(summary, log, catalogue, data)
     return RecommendationSplits(
         catalogue=catalogue,
@@ -255,14 +255,14 @@ def _summary(
 
 
 def _fingerprint(
-    log: Log, catalogue: Catalogue, known: Sequence[np.ndarray], train: np.ndarray, held: Mapping[str, _Held]
+    log: Log, catalogue: Catalogue, known: Mapping[str, np.ndarray], train: np.ndarray, held: Mapping[str, _Held]
 ) -> str:
     """Return the SHA-256 of who chose what in which order, and what of it each split knows and predicts.
 
     Args:
         log: who chose what.
         catalogue: the items.
-        known: what else is known of users and items, (rows, groups) of 0 and 1 each.
+        known: what else is known of users or items, by name, (rows, groups) of 0 and 1 each.
         train: mask of the training interactions, (N,).
         held: the other splits.
     """
@@ -272,8 +272,11 @@ def _fingerprint(
     arrays = [log.users, log.items, log.row_numbers]
     for array in arrays:
         digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
-    for membership in known:
-        digest.update(repr(membership.shape).encode() + np.packbits(membership.astype(bool)).tobytes())
+    if (log.weights != 1).any():
+        digest.update(b"weights" + np.ascontiguousarray(log.weights, dtype="<f4").tobytes())
+    for name, membership in known.items():
+        if membership.shape[1]:
+            digest.update(f"{name} {membership.shape[1]}".encode() + np.packbits(membership.astype(bool)).tobytes())
     digest.update(np.packbits(train).tobytes())
     for each in held.values():
         for mask in (each.history, each.target, each.candidates):

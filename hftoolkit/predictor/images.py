@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hftoolkit.contracts import Emit, Predicting
+from hftoolkit.contracts import Emit, InferenceProgress
 from hftoolkit.data import (
     BrokenImage,
     StoredImage,
@@ -66,7 +66,7 @@ class ImagePredictor(Predictor):
         for start in range(0, len(examples), BATCH_SIZE):
             stop = min(start + BATCH_SIZE, len(examples))
             result[start:stop] = self._probabilities([examples[index] for index in range(start, stop)])
-            self._emit(Predicting(stop, len(examples)))
+            self._emit(InferenceProgress(stop, len(examples)))
         return result
 
     def labelled(self, split: str, source: str | None) -> tuple[Sequence[np.ndarray], np.ndarray]:
@@ -120,7 +120,7 @@ class ImagePredictor(Predictor):
                     named = self.named(self._probabilities(list(fitted.values())))
                     for index, prediction in zip(fitted, named, strict=True):
                         predictions[index] = prediction
-                self._emit(Predicting(min(start + BATCH_SIZE, len(images)), len(images)))
+                self._emit(InferenceProgress(min(start + BATCH_SIZE, len(images)), len(images)))
         if strict and broken:
             raise DataError(self._refusal(broken, len(images)))
         return predictions

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hftoolkit.contracts import Emit, Predicting
+from hftoolkit.contracts import Emit, InferenceProgress
 from hftoolkit.data import (
     clean_rows,
     clean_texts,
@@ -104,7 +104,7 @@ class TextPredictor(Predictor):
                 batch = pad_tokens([token_ids[index] for index in chosen], self._tokenizer)
                 inputs = {name: tensor.to(self._device) for name, tensor in batch.items()}
                 result[chosen] = self._model(**inputs).logits.float().cpu().numpy()
-                self._emit(Predicting(start + len(chosen), len(order)))
+                self._emit(InferenceProgress(start + len(chosen), len(order)))
         return to_probabilities(result, self.labels.multi_label)
 
     def _texts(self, rows: Sequence[str] | Sequence[Mapping[str, Any]]) -> list[str]:

@@ -117,12 +117,14 @@ def predict(
     from hftoolkit.predictor import is_recommender
     from hftoolkit.render import render_events
 
+    work: Callable[..., str]
+    if is_recommender(run_folder):
+        work = partial(run_recommend.predict, top_k=top_k or 10)
+    else:
+        lines = _read_lines() if input_ == "-" else None  # before there are bars, which would cover what is typed
+        work = partial(run.predict, lines=lines, top_k=top_k)
     with render_events(stderr=True) as emit:
-        if is_recommender(run_folder):
-            text = run_recommend.predict(run_folder, Path(input_), output=output, top_k=top_k or 10, emit=emit)
-        else:
-            lines = _read_lines() if input_ == "-" else None
-            text = run.predict(run_folder, Path(input_), lines=lines, output=output, top_k=top_k, emit=emit)
+        text = work(run_folder, Path(input_), output=output, emit=emit)
     if text:
         typer.echo(text, nl=False)
 

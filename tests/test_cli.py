@@ -269,6 +269,17 @@ def test_a_ctrl_c_before_training_is_an_interrupt_too(write_recipe: WriteRecipe,
     assert hft("finetune", write_recipe(), "--dry-run").code == 130
 
 
+@pytest.mark.parametrize("command", [("finetune", "--dry-run"), ("evaluate",), ("predict", "-")])
+def test_ctrl_c_is_told_by_commands_that_keep_nothing(command, write_recipe: WriteRecipe, tiny_run: Path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "prepare", interrupt)
+    monkeypatch.setattr(run, "load_predictor", interrupt)
+    name, *rest = command
+    refused(hft(name, write_recipe() if name == "finetune" else tiny_run, *rest), 130, "error: interrupted\n")
+
+
 def test_verbose_shows_the_traceback_of_an_error(tmp_path: Path):
     command = [sys.executable, "-m", "hftoolkit", "--verbose", "finetune", str(tmp_path / "nope.yaml")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -2,16 +2,30 @@
 
 import logging
 import os
-from typing import Annotated
+import signal
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hftoolkit.cli import models, recipes, reinforcement
 from hftoolkit.cli.options import speaks_for_all
-from hftoolkit.errors import HFToolkitError
+from hftoolkit.errors import HFToolkitError, Interrupted
+
+
+class _Commands(TyperGroup):
+    """All commands. typer itself ends an interrupted one without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted", signal.SIGINT) from error
+
 
 app = typer.Typer(
     name="hftoolkit",
+    cls=_Commands,
     help="Fine-tune a pretrained backbone from one recipe file; ship a model that plain libraries load.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,9 +48,6 @@ def main() -> None:
         speaker = "" if speaks_for_all() else f"process {os.environ['RANK']}: "
         typer.echo(f"{speaker}error: {error}", err=True)
         raise SystemExit(error.exit_code) from error
-    except KeyboardInterrupt:
-        typer.echo("error: interrupted", err=True)
-        raise SystemExit(130) from None
 
 
 def _print_version(wanted: bool) -> None:

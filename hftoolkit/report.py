@@ -85,7 +85,7 @@ def write_predictions(
     probabilities: np.ndarray,
     names: Sequence[str],
 ) -> None:
-    """Write one CSV line a row: row, what stands for the example, label, predicted, ``probability/NAME`` of each.
+    """Write one CSV line a row: row, what stands for the example, label, predicted, and ``p(NAME)`` of each class.
 
     Args:
         path: is overwritten.
@@ -100,7 +100,7 @@ def write_predictions(
     columns: list[Sequence[Any] | np.ndarray] = [row_numbers, *examples.values(), labels, predicted]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*header, *(f"probability/{name}" for name in names)])
+        writer.writerow([*header, *(f"p({name})" for name in names)])
         for *cells, shares in zip(*columns, probabilities, strict=True):
             writer.writerow([*cells, *(f"{share:.6f}" for share in shares)])
 

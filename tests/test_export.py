@@ -163,7 +163,7 @@ def read_probabilities(run: Path) -> np.ndarray:
 
     with (run / "predictions" / "test.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name.startswith("probability/")]
+    names = [name for name in rows[0] if name.startswith("p(")]
     return np.array([[float(row[name]) for name in names] for row in rows])
 
 

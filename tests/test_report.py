@@ -149,4 +149,4 @@ def test_predictions_come_back_as_they_went_in(with_texts: bool, tmp_path: Path)
     assert [row["row"] for row in rows] == ["3", "8"]
     assert [row["label"] for row in rows] == ["no", "yes"]
     assert rows[1]["predicted"] == "no"
-    assert (rows[1]["probability/no"], rows[1]["probability/yes"]) == ("0.666667", "0.333333")
+    assert (rows[1]["p(no)"], rows[1]["p(yes)"]) == ("0.666667", "0.333333")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ GATE_USERS = 8
 COMPARED = ("hr", "ndcg")  # metrics with a paired lead
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Choice:
     """What is to be recommended: how many items, which, and with which reasons."""
 
@@ -45,6 +46,11 @@ class Choice:
     candidates: Path | None = None
     new_items: Path | None = None
     explain: bool = False
+
+    @cached_property
+    def candidate_ids(self) -> list[str] | None:
+        """The ids in the file of candidates, which is read once."""
+        return None if self.candidates is None else read_candidates(self.candidates)
 
     def predictor(self, folder: Path) -> RecommendationPredictor:
         """Return the predictor of a run, which knows the new items."""
@@ -57,7 +63,7 @@ class Choice:
             queries,
             top_k=self.top_k,
             include_seen=self.include_seen,
-            candidates=None if self.candidates is None else read_candidates(self.candidates),
+            candidates=self.candidate_ids,
             explain=self.explain,
         )
 

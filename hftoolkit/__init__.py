@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hftoolkit.predictor import Predictor, RecommendationPredictor
+    from hftoolkit.commands.predictor.common import Predictor
+    from hftoolkit.recommend.predictor import RecommendationPredictor
 
 __version__ = version("hftoolkit")
 
@@ -16,6 +17,7 @@ def load(run: str | Path) -> "Predictor | RecommendationPredictor":
     Raises:
         DataError: the directory holds no finished model.
     """
-    from hftoolkit.predictor import is_recommender, load_predictor, load_recommender
+    from hftoolkit.commands.predictor import load_predictor
+    from hftoolkit.recommend.predictor import is_recommender, load_recommender
 
     return load_recommender(Path(run)) if is_recommender(Path(run)) else load_predictor(Path(run))

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from hftoolkit.data.sources.resolve import resolve_data
 from hftoolkit.recipe import load_recipe
-from hftoolkit.sources import resolve_data
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     from hftoolkit.contracts import Evaluated, Message, StepDone
     from hftoolkit.recipe import load_recipe
-    from hftoolkit.run_recommend import finetune
+    from hftoolkit.recommend.commands import finetune
 
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         write_tables(Path(folder), options.interactions, options.items, options.users)

@@ -127,8 +127,8 @@ def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> N
 
 def load_texts(recipe: Any, examples: int | None) -> tuple[Any, Any]:
     """Return the splits of a text recipe (each cut to ``examples``) and its weights."""
-    from hftoolkit.data import load_text_splits
-    from hftoolkit.sources import resolve_data, resolve_model
+    from hftoolkit.data.sources.resolve import resolve_data, resolve_model
+    from hftoolkit.data.texts import load_text_splits
 
     table = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
     splits = load_text_splits(table.path, recipe.data, recipe.task)
@@ -165,10 +165,10 @@ def write(
 
 def run_hftoolkit(options: argparse.Namespace) -> None:
     """Train as ``finetune`` does and predict the test split."""
-    from hftoolkit.collectives import is_main, leave, share
-    from hftoolkit.job import join, prepare, prepare_texts, train
+    from hftoolkit.commands.job import join, prepare, prepare_texts, train
     from hftoolkit.recipe import TextRecipe
-    from hftoolkit.rundir import RunDir
+    from hftoolkit.runs.directory import RunDir
+    from hftoolkit.train.distributed.collectives import is_main, leave, share
 
     recipe = load(options)
     sharding = join(recipe)
@@ -197,8 +197,8 @@ def run_trainer(options: argparse.Namespace) -> None:
     from scipy.special import softmax
     from transformers import Trainer, TrainingArguments, set_seed
 
-    from hftoolkit.devices import choose_precision, peak_memory_bytes
     from hftoolkit.recipe import TextRecipe
+    from hftoolkit.train.devices import choose_precision, peak_memory_bytes
 
     recipe = load(options)
     set_seed(options.seed)
@@ -262,9 +262,11 @@ def image_parts(recipe: Any, _: int | None) -> tuple[Any, ...]:
     import torch
     from torchvision.transforms import v2
 
-    from hftoolkit.data import decode, load_image_splits, open_images
+    from hftoolkit.data.image.cache import decode
+    from hftoolkit.data.image.sources import open_images
+    from hftoolkit.data.image.splits import load_image_splits
+    from hftoolkit.data.sources.resolve import resolve_data, resolve_model
     from hftoolkit.models.image_backbones import load_image_classifier
-    from hftoolkit.sources import resolve_data, resolve_model
 
     source = resolve_data(recipe.data.source, sha256=recipe.data.sha256).path
     weights = resolve_model(recipe.model.backbone, sha256=recipe.model.sha256).path if recipe.model.pretrained else None

@@ -17,7 +17,7 @@ import pytest
 from conftest import Ended, hft, refused
 from huggingface_hub import constants
 
-from hftoolkit import sources
+from hftoolkit.data.sources import resolve as sources
 
 TABLE = b"text,label\n" + b"".join(
     b"%s text %d,%s\n" % (word, i, word) for i in range(40) for word in (b"good", b"bad")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hftoolkit.recipe import Augmentation
-from hftoolkit.tasks.augmentation import Augment
+from hftoolkit.tasks.shared.augmentation import Augment
 
 SIDE = 24
 

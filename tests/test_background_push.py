@@ -17,13 +17,14 @@ from safetensors.torch import load, load_file
 from test_push import POLICY_RECIPE, commits, model_files, remote_files
 from test_vision import write_pictures
 
-from hftoolkit import upload
-from hftoolkit.checkpoint import save_best
+from hftoolkit.commands import upload
 from hftoolkit.contracts import Evaluated, Message, StepDone
 from hftoolkit.errors import DataError, EnvironmentFault
-from hftoolkit.hub import BackgroundPushes, background
+from hftoolkit.hub import background
+from hftoolkit.hub.background import BackgroundPushes
 from hftoolkit.recipe import ClassifierHub
-from hftoolkit.rundir import RunDir
+from hftoolkit.runs.checkpoint import save_best
+from hftoolkit.runs.directory import RunDir
 
 TOKEN = "hf_canary_b41d07"
 ID = "ada/best"
@@ -32,7 +33,8 @@ PATIENCE_SECONDS = 600
 # and so has the low priority of a push, with which it would not get far while the machine has other work.
 STOPPING = f"""
 import pathlib, time
-from hftoolkit import export, rundir
+from hftoolkit.export import gate as export
+from hftoolkit.runs import directory as rundir
 export.check_round_trip = lambda *_, **__: export.GateReport(0, 0.0, None, None)
 from hftoolkit.hub import background
 background.LOWEST_PRIORITY = 0

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hftoolkit.errors import DataError
-from hftoolkit.models.baselines import majority, tfidf_logreg
+from hftoolkit.tasks.shared.baselines import majority, tfidf_logreg
 
 pytestmark = pytest.mark.filterwarnings("error")
 

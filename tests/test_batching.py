@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hftoolkit.batching import BUCKET_BATCHES, epoch_plan, evaluation_plan, evaluation_steps
+from hftoolkit.train.batches import BUCKET_BATCHES, epoch_plan, evaluation_plan, evaluation_steps
 
 SEEDS = st.integers(0, 2**32 - 1)
 

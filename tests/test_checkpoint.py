@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from hftoolkit.checkpoint import FACTS, MANIFEST, TENSORS, load_weights, newest_state, prune, save_best, save_state
 from hftoolkit.errors import DataError, EnvironmentFault
+from hftoolkit.runs.checkpoint import FACTS, MANIFEST, TENSORS, load_weights, newest_state, prune, save_best, save_state
 
 FILES = (TENSORS, FACTS, MANIFEST)
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -140,7 +140,7 @@ WRITES = ["save_file", "os.fsync", "os.rename", "Path.write_text", "Path.mkdir"]
 
 def nth_call_fails(monkeypatch, name, number, error):
     """Let the ``number``-th call of one of ``WRITES`` from now on raise; return whether it happened."""
-    place = "pathlib." + name if name.startswith("Path.") else f"hftoolkit.checkpoint.{name}"
+    place = "pathlib." + name if name.startswith("Path.") else f"hftoolkit.runs.checkpoint.{name}"
     module, _, attribute = place.rpartition(".")
     owner = __import__("pathlib").Path if name.startswith("Path.") else __import__("hftoolkit").checkpoint
     owner = owner.os if module.endswith(".os") else owner
@@ -194,7 +194,7 @@ def test_the_error_that_safetensors_has_of_its_own_for_a_full_disk_is_known(tmp_
         raise SafetensorError("Error while serializing: IoError(Os { code: 28, kind: StorageFull })")
 
     save(tmp_path, 1)
-    monkeypatch.setattr("hftoolkit.checkpoint.save_file", write_half)
+    monkeypatch.setattr("hftoolkit.runs.checkpoint.save_file", write_half)
     with pytest.raises(EnvironmentFault):
         save(tmp_path, 2)
     assert names_in(tmp_path) == ["step-000001"]
@@ -220,12 +220,12 @@ def test_the_files_are_on_disk_before_the_checkpoint_gets_its_name_and_old_ones_
     done = []
     rename, fsync, rmtree = os.rename, os.fsync, shutil.rmtree
     monkeypatch.setattr(
-        "hftoolkit.checkpoint.os.fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+        "hftoolkit.runs.checkpoint.os.fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
     )
-    monkeypatch.setattr("hftoolkit.checkpoint.os.rename", lambda a, b: (done.append("rename"), rename(a, b)))
+    monkeypatch.setattr("hftoolkit.runs.checkpoint.os.rename", lambda a, b: (done.append("rename"), rename(a, b)))
     save(tmp_path, 1, keep=1)
     monkeypatch.setattr(
-        "hftoolkit.checkpoint.shutil.rmtree", lambda path, **_: (done.append(f"remove {path.name}"), rmtree(path))
+        "hftoolkit.runs.checkpoint.shutil.rmtree", lambda path, **_: (done.append(f"remove {path.name}"), rmtree(path))
     )
     (tmp_path / ".tmp-step-000002").mkdir()
     done.clear()

@@ -20,10 +20,13 @@ import torch
 from conftest import CLASSES, RECIPE, Ended, hft, read_json, refused, review_rows
 from safetensors.torch import load_file
 
-from hftoolkit import __version__, checkpoint, cli, render, resume, run
+from hftoolkit import __version__, cli
+from hftoolkit.cli import render
+from hftoolkit.cli.render import render_events
+from hftoolkit.commands import finetune as run
 from hftoolkit.contracts import Event, InferenceProgress, Message, Table
 from hftoolkit.recipe import load_recipe
-from hftoolkit.render import render_events
+from hftoolkit.runs import checkpoint, resume
 
 REPOSITORY = Path(__file__).parent.parent
 HELP_CPU_SECONDS = 0.6  # the promise is 0.3 on a quiet machine

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hftoolkit.cpu import MIN_ELEMENTS, block_stack, faster_steps, low_precision_stream, row_gradients
+from hftoolkit.train.speedups.cpu import MIN_ELEMENTS, block_stack, faster_steps, low_precision_stream, row_gradients
 
 ROWS, WIDTH = MIN_ELEMENTS // 16, 16
 

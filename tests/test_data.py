@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hftoolkit.data import (
-    LabelSet,
-    Table,
-    canonical_value,
-    check_same,
-    clean_rows,
-    clean_texts,
-    describe_bad_texts,
-    load_text_splits,
-    split_rows,
-)
+from hftoolkit.data.labels import LabelSet, canonical_value, check_same
+from hftoolkit.data.splits import split_rows
+from hftoolkit.data.tables import Table
+from hftoolkit.data.text_rows import clean_rows, clean_texts, describe_bad_texts
+from hftoolkit.data.texts import load_text_splits
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import Split, TextClassification, TextData
 

@@ -32,12 +32,12 @@ from test_fsdp import (
 from test_processes import Group, attempt_in, interrupted, kill_one, slow, together, trained
 from test_trainer import ToyTask, assert_close, assert_same, toy_model
 
-from hftoolkit import snapshot
-from hftoolkit.checkpoint import load_weights, newest_state
-from hftoolkit.collectives import process_index
 from hftoolkit.errors import TrainingError
-from hftoolkit.snapshot import Snapshots
-from hftoolkit.zero import Zero, ZeroOptimizer
+from hftoolkit.runs.checkpoint import load_weights, newest_state
+from hftoolkit.train import state as snapshot
+from hftoolkit.train.distributed.collectives import process_index
+from hftoolkit.train.distributed.zero import Zero, ZeroOptimizer
+from hftoolkit.train.state import Snapshots
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "accelerate" / "zero-8-gpus.yaml"
 TOLD = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
@@ -229,7 +229,7 @@ def test_no_process_is_left_when_one_is_killed(tmp_path):
 
 def test_deepspeed_says_nothing_where_nobody_asked_for_it():
     """Accelerate imports it to save any model."""
-    code = "from hftoolkit.devices import make_accelerator; make_accelerator('fp32'); import deepspeed"
+    code = "from hftoolkit.train.devices import make_accelerator; make_accelerator('fp32'); import deepspeed"
     environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

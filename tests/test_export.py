@@ -15,13 +15,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from hftoolkit import export
-from hftoolkit import run as commands
+from hftoolkit.commands import finetune as commands
+from hftoolkit.commands.job import Job, prepare, train
 from hftoolkit.errors import ArtifactError
-from hftoolkit.export import GateReport
-from hftoolkit.job import Job, prepare, train
+from hftoolkit.export import gate as export
+from hftoolkit.export.gate import GateReport
 from hftoolkit.recipe import load_recipe
-from hftoolkit.rundir import RunDir
+from hftoolkit.runs.directory import RunDir
 from hftoolkit.tasks import text_classification
 
 LORA = "tuning: {method: lora, rank: 4, SWITCHES}\n"

@@ -94,16 +94,21 @@ def weights_in(run: Path) -> dict[str, bytes]:
 def server() -> Any:
     """Where processes are forked, with hftoolkit imported."""
     context = multiprocessing.get_context("forkserver")
-    preloaded = ["hftoolkit.run", "hftoolkit.run_rl", "hftoolkit.run_recommend", "hftoolkit.render"]
+    preloaded = [
+        "hftoolkit.commands.finetune",
+        "hftoolkit.rl.commands",
+        "hftoolkit.recommend.commands",
+        "hftoolkit.cli.render",
+    ]
     context.set_forkserver_preload([*preloaded, "transformers.models.bert", "timm"])
     return context
 
 
 def command(arguments: list[str], out: str, environment: dict[str, str]) -> None:
     """Run the command line in a forked process, without the gate, which has tests of its own and takes seconds."""
-    from hftoolkit import export
     from hftoolkit.cli import main
-    from hftoolkit.export import recommender
+    from hftoolkit.export import gate as export
+    from hftoolkit.recommend import export as recommender
 
     export.check_round_trip = lambda *_, **__: export.GateReport(0, 0.0, None, None)
     recommender._check = lambda *_, **__: {}

@@ -32,19 +32,19 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import hftoolkit
-from hftoolkit.checkpoint import load_weights, newest_state
-from hftoolkit.collectives import is_main, process_index
+from hftoolkit.commands.job import join, prepare, train
 from hftoolkit.contracts import Message
-from hftoolkit.devices import make_accelerator
 from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
-from hftoolkit.feed import Feed
-from hftoolkit.job import join, prepare, train
 from hftoolkit.models.tuning import TunedModel
 from hftoolkit.recipe import Evaluation, Train, load_recipe
-from hftoolkit.rundir import RunDir
-from hftoolkit.sharding import Sharding
-from hftoolkit.trainer import one_step
-from hftoolkit.weights import Weights
+from hftoolkit.runs.checkpoint import load_weights, newest_state
+from hftoolkit.runs.directory import RunDir
+from hftoolkit.train.batches import Feed
+from hftoolkit.train.devices import make_accelerator
+from hftoolkit.train.distributed.collectives import is_main, process_index
+from hftoolkit.train.distributed.fsdp import Sharding
+from hftoolkit.train.loop import one_step
+from hftoolkit.train.weights import Weights
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "accelerate" / "fsdp2-8-gpus.yaml"
@@ -145,9 +145,9 @@ def test_all_processes_get_as_many_micro_batches_and_what_was_added_is_told():
 
 def feeds(task, section, processes):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hftoolkit.feed.num_processes", lambda: processes)
+        patch.setattr("hftoolkit.train.batches.num_processes", lambda: processes)
         for index in range(processes):
-            patch.setattr("hftoolkit.feed.process_index", lambda index=index: index)
+            patch.setattr("hftoolkit.train.batches.process_index", lambda index=index: index)
             yield Feed(task.datasets(), section, in_lockstep=True)
 
 
@@ -179,7 +179,7 @@ def test_each_process_holds_a_part(tmp_path):
 def blocks_of(model, sharding):
     with pytest.MonkeyPatch.context() as patch:
         divided = []
-        patch.setattr("hftoolkit.weights.divide", lambda _, blocks, *__, **___: divided.append(blocks))
+        patch.setattr("hftoolkit.train.weights.divide", lambda _, blocks, *__, **___: divided.append(blocks))
         Weights.of(model, torch.device("cpu"), ema_decay=None, sharding=sharding)
     return [type(block).__name__ for block in divided[0]]
 

@@ -18,9 +18,12 @@ import pytest
 import yaml
 from conftest import Ended, hft
 
-from hftoolkit import recipe, run, run_recommend, run_rl
+from hftoolkit import recipe
+from hftoolkit.commands import finetune as run
 from hftoolkit.errors import RecipeError
 from hftoolkit.recipe import load_recipe
+from hftoolkit.recommend import commands as run_recommend
+from hftoolkit.rl import commands as run_rl
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -11,11 +11,11 @@ import torch
 from conftest import CLASSES
 from transformers import BertConfig, BertForSequenceClassification
 
-from hftoolkit.cpu import MIN_ELEMENTS, row_gradients
 from hftoolkit.models.backbones import load_text_classifier
-from hftoolkit.models.halves import halves_in_threads
 from hftoolkit.models.tuning import apply_tuning
 from hftoolkit.recipe import LoraTuning
+from hftoolkit.train.speedups.batch_halves import halves_in_threads
+from hftoolkit.train.speedups.cpu import MIN_ELEMENTS, row_gradients
 
 ROWS = 5
 

@@ -31,7 +31,7 @@ from transformers import (
     pipeline,
 )
 
-from hftoolkit.data import Geometry, fit
+from hftoolkit.data.image.cache import Geometry, fit
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import divide_logits, enable_gradient_checkpointing, is_under
 from hftoolkit.models.image_backbones import (

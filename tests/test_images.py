@@ -21,23 +21,13 @@ from huggingface_hub import constants
 from PIL import Image, ImageOps
 from timm.data import create_transform
 
-from hftoolkit.data import (
-    BrokenImage,
-    CachedImages,
-    Geometry,
-    ImageSplits,
-    LabelSet,
-    StoredImage,
-    cached_pixels,
-    decode,
-    fit,
-    image_cache,
-    load_image_splits,
-    load_labelled_images,
-    open_images,
-    write_table,
-)
-from hftoolkit.data.image_duplicates import near_duplicates
+from hftoolkit.data.files import write_table
+from hftoolkit.data.image import cache as image_cache
+from hftoolkit.data.image.cache import BrokenImage, CachedImages, Geometry, StoredImage, cached_pixels, decode, fit
+from hftoolkit.data.image.duplicates import near_duplicates
+from hftoolkit.data.image.sources import open_images
+from hftoolkit.data.image.splits import ImageSplits, load_image_splits, load_labelled_images
+from hftoolkit.data.labels import LabelSet
 from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.recipe import ImageClassification, ImageColumns, ImageData, Pixels
 
@@ -321,7 +311,7 @@ def test_an_entry_of_another_shape_is_made_anew() -> None:
 
 def test_a_killed_build_leaves_no_part_that_is_used(home: Path) -> None:
     code = (
-        "import os, signal, numpy as np, hftoolkit.data.image_cache as c\n"
+        "import os, signal, numpy as np, hftoolkit.data.image.cache as c\n"
         "def prepare(image, geometry, real=c._prepare):\n"
         "    if image.name == '20': os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(image, geometry)\n"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from recommend_tables import write_csv
 
-from hftoolkit.data import RecommendationSplits, load_recommendation_splits
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import RecommendationData
+from hftoolkit.recommend.protocols import RecommendationSplits, load_recommendation_splits
 
 ITEMS = [(f"i{place}", f"title {place}") for place in range(12)]
 Load = Callable[..., RecommendationSplits]

@@ -17,9 +17,9 @@ from conftest import hft, refused
 from typer.main import get_command
 
 from hftoolkit.cli import app
-from hftoolkit.devices import sharding_of_accelerate, zero_of_accelerate
-from hftoolkit.sharding import Sharding
-from hftoolkit.zero import Zero
+from hftoolkit.train.devices import sharding_of_accelerate, zero_of_accelerate
+from hftoolkit.train.distributed.fsdp import Sharding
+from hftoolkit.train.distributed.zero import Zero
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = {

@@ -26,7 +26,6 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hftoolkit.cpu import block_stack, faster_steps
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import (
     Backbone,
@@ -36,10 +35,11 @@ from hftoolkit.models.backbones import (
     parameter_layers,
     set_attention,
 )
-from hftoolkit.models.first_position import first_position_only
 from hftoolkit.models.lora import is_lora, merge, save_adapter
 from hftoolkit.models.tuning import apply_tuning, trainable_table
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning
+from hftoolkit.train.speedups.cls_only import first_position_only
+from hftoolkit.train.speedups.cpu import block_stack, faster_steps
 
 SIZE = {"vocab_size": len(VOCABULARY), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 WIDE = SIZE | {"intermediate_size": 32, "max_position_embeddings": 64}

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import get_scheduler
 
-from hftoolkit.optim import build_optimizer, rate_factor, rate_scales, set_rate
+from hftoolkit.models.tuning import rate_scales
+from hftoolkit.train.optim import build_optimizer, rate_factor, set_rate
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 

@@ -17,7 +17,8 @@ from conftest import CLASSES, RECIPE, Ended, hft, review_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import hftoolkit
-from hftoolkit import render, run
+from hftoolkit.cli import render
+from hftoolkit.commands import finetune as run
 from hftoolkit.errors import DataError
 
 WriteCsv = Callable[..., Path]

@@ -19,13 +19,13 @@ from conftest import hft, read_json
 from test_resume import Attempt, stop_after
 from test_trainer import ToyTask, assert_close, assert_same, flat, toy_model
 
-from hftoolkit.checkpoint import newest_state
-from hftoolkit.collectives import is_main, leave, num_processes, process_index
 from hftoolkit.contracts import Message
-from hftoolkit.devices import join_processes, make_accelerator
 from hftoolkit.errors import EnvironmentFault, Interrupted
-from hftoolkit.feed import micro_batches
-from hftoolkit.inference import Inference
+from hftoolkit.runs.checkpoint import newest_state
+from hftoolkit.train.batches import micro_batches
+from hftoolkit.train.devices import join_processes, make_accelerator
+from hftoolkit.train.distributed.collectives import is_main, leave, num_processes, process_index
+from hftoolkit.train.inference import Inference
 
 PATIENCE_SECONDS = 180
 STOP_SECONDS = 40  # until the last process is gone after one died
@@ -158,7 +158,7 @@ def events_close(left, right):
 
 
 def test_a_gradient_that_was_not_summed_would_be_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr("hftoolkit.weights.sum_gradients", lambda *_: None)
+    monkeypatch.setattr("hftoolkit.train.weights.sum_gradients", lambda *_: None)
     (alone,) = together(tmp_path, trained, tmp_path / "alone", {}, {}, count=1)
     first, second = together(tmp_path, trained, tmp_path / "two", {}, {})
     assert any(
@@ -302,7 +302,7 @@ def launcher(monkeypatch):
     def start(*arguments):
         command = [sys.executable, "-c", "import sys; sys.stdin.read()", *arguments]
         processes.append(subprocess.Popen(command, stdin=subprocess.PIPE))
-        monkeypatch.setattr("hftoolkit.devices.os.getppid", lambda: processes[-1].pid)
+        monkeypatch.setattr("hftoolkit.train.devices.os.getppid", lambda: processes[-1].pid)
         while b"launch" not in Path(f"/proc/{processes[-1].pid}/cmdline").read_bytes():
             time.sleep(0.01)
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from hftoolkit.histories import Cases, Histories
 from hftoolkit.metrics.bootstrap import mean_intervals
-from hftoolkit.metrics.ranking import (
+from hftoolkit.recommend.histories import Cases, Histories
+from hftoolkit.recommend.ranking import (
     found_targets,
     popularity_buckets,
     rank,

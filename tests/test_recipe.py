@@ -22,8 +22,8 @@ from hftoolkit.recipe import (
     list_recipes,
     load_recipe,
 )
+from hftoolkit.recipe.reading.yaml_file import MAX_BYTES, read_yaml, write_yaml
 from hftoolkit.recipe.sections import Section
-from hftoolkit.recipe.yaml_file import MAX_BYTES, read_yaml, write_yaml
 
 GOOD = """\
 task:

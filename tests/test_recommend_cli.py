@@ -20,15 +20,15 @@ from recommend_tables import NUM_ITEMS, RECIPE, kind_of, write_csv, write_world
 from safetensors.numpy import load_file
 
 import hftoolkit
-from hftoolkit import render
+from hftoolkit.cli import render
 from hftoolkit.errors import DataError, EnvironmentFault
-from hftoolkit.models import item_tower
-from hftoolkit.models.factors import fill_in_factors, item_features, similarities
-from hftoolkit.models.recommend_parts import Factors, TextVectors
-from hftoolkit.models.recommender import Recommender
-from hftoolkit.predictor import RecommendationPredictor
 from hftoolkit.recipe import load_recipe
-from hftoolkit.recommend_job import load_splits
+from hftoolkit.recommend import tower as item_tower
+from hftoolkit.recommend.factors import fill_in_factors, item_features, similarities
+from hftoolkit.recommend.job import load_splits
+from hftoolkit.recommend.predictor import RecommendationPredictor
+from hftoolkit.recommend.recommender import Recommender
+from hftoolkit.recommend.scorers import Factors, TextVectors
 
 PATIENCE_SECONDS = 120
 QUICK = ("--set", "train.epochs=1", "--set", "evaluation.baselines=false", "--set", "fusion.parts=[text, popularity]")
@@ -190,7 +190,7 @@ def test_an_explanation_adds_up(run: Path) -> None:
     influences = predictor.recommender.influences(query, allowed, places)
     # Over the whole history, these are the parts that are sums over it, but for the bias of a text.
     text, ease = predictor.recommender.parts["text"], predictor.recommender.parts["ease"]
-    plain = hftoolkit.models.recommender.Recommender(  # type: ignore[attr-defined]
+    plain = hftoolkit.recommend.recommender.Recommender(  # type: ignore[attr-defined]
         predictor.recommender.catalogue,
         {"text": type(text)(text.vectors, np.zeros_like(text.biases), text.temperature, text.recency), "ease": ease},
         predictor.recommender.weights[:2],
@@ -448,5 +448,5 @@ def test_mistakes_in_a_recipe_are_told(world: Path, setting: str, fragment: str)
 
 
 def test_a_softmax_over_too_many_items_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hftoolkit.tasks.recommendation.MOST_TRAINED_ITEMS", 20)
+    monkeypatch.setattr("hftoolkit.recommend.task.MOST_TRAINED_ITEMS", 20)
     refused(finetune(world, "wide"), 2, "at most 20 are possible with a trained encoder", "task.items_per_step")

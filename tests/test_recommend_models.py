@@ -12,22 +12,13 @@ import torch
 from scipy.optimize import approx_fprime
 
 from hftoolkit.errors import RecipeError
-from hftoolkit.histories import Cases, Histories
-from hftoolkit.models import fusion
-from hftoolkit.models.factors import fill_in_factors, item_features, similarities
-from hftoolkit.models.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
-from hftoolkit.models.item_tower import ItemTower, TowerShape
-from hftoolkit.models.recommend_parts import (
-    Queries,
-    TextVectors,
-    TrainingLog,
-    alternatives,
-    fit_choices,
-    fit_part,
-)
 from hftoolkit.recipe import IdModels
-from hftoolkit.recommend_job import best_choice
-from hftoolkit.tasks.recommendation_losses import (
+from hftoolkit.recommend import fusion
+from hftoolkit.recommend.factors import fill_in_factors, item_features, similarities
+from hftoolkit.recommend.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
+from hftoolkit.recommend.histories import Cases, Histories
+from hftoolkit.recommend.job import best_choice
+from hftoolkit.recommend.losses import (
     Drawn,
     StepItems,
     draw_evenly,
@@ -38,6 +29,8 @@ from hftoolkit.tasks.recommendation_losses import (
     trained_evenly,
     within,
 )
+from hftoolkit.recommend.scorers import Queries, TextVectors, TrainingLog, alternatives, fit_choices, fit_part
+from hftoolkit.recommend.tower import ItemTower, TowerShape
 
 NUM_ITEMS = 9
 LISTS = [[0, 1, 2, 3], [1, 2, 4], [5, 0, 1], [6, 7], [2, 3, 5, 6, 8], [4]]
@@ -118,7 +111,7 @@ def test_slit_gives_the_next_item_from_the_decayed_past(monkeypatch: pytest.Monk
     S, T = np.stack(pasts), np.stack(following)
     expected = np.linalg.solve(S.T @ S + 1.5 * np.eye(NUM_ITEMS), S.T @ T)
     for entries in (10**6, 30):  # at once, and in blocks
-        monkeypatch.setattr("hftoolkit.models.recommend_parts.SLIT_ENTRIES", entries)
+        monkeypatch.setattr("hftoolkit.recommend.scorers.SLIT_ENTRIES", entries)
         part = fit_part("slit", training_log(), SETTINGS)
         assert part.weights == pytest.approx(expected, abs=1e-5)  # type: ignore[attr-defined]
 

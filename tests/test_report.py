@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hftoolkit.report import (
+from hftoolkit.runs.report import (
     confusion_table,
     overlay,
     per_class_table,

@@ -13,12 +13,12 @@ import pytest
 import torch
 from test_trainer import Bench, SmallMemory, ToyTask, assert_same, copy_of, differ, flat, toy_model
 
-from hftoolkit import trainer
-from hftoolkit.checkpoint import TENSORS, newest_state, save_state
 from hftoolkit.contracts import Evaluated, Message, StepDone
 from hftoolkit.errors import DataError, Interrupted, TrainingError
-from hftoolkit.inference import Inference
-from hftoolkit.rundir import RunDir
+from hftoolkit.runs.checkpoint import TENSORS, newest_state, save_state
+from hftoolkit.runs.directory import RunDir
+from hftoolkit.train import loop as trainer
+from hftoolkit.train.inference import Inference
 
 STEPS = 9  # 40 examples in batches of 16: 3 steps an epoch, 3 epochs
 
@@ -144,14 +144,14 @@ def test_what_was_not_saved_is_done_again(tmp_path, every):
 def test_a_state_that_is_on_disk_is_not_saved_again(tmp_path, monkeypatch):
     interrupt(Attempt(tmp_path / "cut"), 4)
     saved = []
-    monkeypatch.setattr("hftoolkit.snapshot.save_state", lambda *_, step, **__: saved.append(step))
+    monkeypatch.setattr("hftoolkit.train.state.save_state", lambda *_, step, **__: saved.append(step))
     fit(Attempt(tmp_path / "cut"), checkpoint_every=2)
     assert saved == [6, 8, 9]
 
 
 def test_without_a_number_of_steps_the_clock_says_when_to_save(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("hftoolkit.snapshot.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("hftoolkit.train.state.time.monotonic", lambda: clock[0])
     attempt = Attempt(tmp_path / "run")
     tell, seen = attempt.listen, []
 
@@ -204,8 +204,8 @@ class StopsInEvaluation(ToyTask):
 
 
 def test_a_signal_ends_an_evaluation_which_is_then_done_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("hftoolkit.trainer.Inference", partial(Inference, batch_size=4))
-    monkeypatch.setattr("hftoolkit.models.shortcuts.first_position_only", lambda *_: nullcontext())
+    monkeypatch.setattr("hftoolkit.train.loop.Inference", partial(Inference, batch_size=4))
+    monkeypatch.setattr("hftoolkit.train.speedups.first_position_only", lambda *_: nullcontext())
     whole, cut = Attempt(tmp_path / "whole"), Attempt(tmp_path / "cut", StopsInEvaluation())
     fit(whole)
     with pytest.raises(Interrupted, match="SIGTERM at step 3"):
@@ -220,7 +220,7 @@ def test_a_signal_ends_an_evaluation_which_is_then_done_again(tmp_path, monkeypa
 def test_what_is_found_out_about_the_model_is_found_before_the_state_comes_back(tmp_path, monkeypatch):
     seen = []
     note = lambda model, _: seen.append(copy_of(model)) or nullcontext()  # noqa: E731
-    monkeypatch.setattr("hftoolkit.models.shortcuts.first_position_only", note)
+    monkeypatch.setattr("hftoolkit.train.speedups.first_position_only", note)
     interrupt(Attempt(tmp_path / "cut"), 4)
     fit(Attempt(tmp_path / "cut"))
     assert len(seen) == 2

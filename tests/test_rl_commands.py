@@ -18,10 +18,10 @@ import torch
 from conftest import hft, read_json, refused
 from safetensors.torch import load_file
 
-from hftoolkit import run_rl
-from hftoolkit.report import return_text
+from hftoolkit.rl import commands as run_rl
 from hftoolkit.rl.artifact import load_policy
 from hftoolkit.rl.dqn import QPolicy
+from hftoolkit.runs.report import return_text
 
 RECIPE = """\
 environment: {id: CartPole-v1, num_envs: 3}

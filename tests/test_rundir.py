@@ -10,7 +10,7 @@ import pytest
 
 from hftoolkit.contracts import Evaluated, Message, StepDone, Table
 from hftoolkit.errors import DataError, EnvironmentFault, Interrupted, RecipeError, TrainingError
-from hftoolkit.rundir import RunDir, read_json, recorded, write_json
+from hftoolkit.runs.directory import RunDir, read_json, recorded, write_json
 
 
 def strict_json(text):
@@ -239,7 +239,7 @@ def test_json_comes_back_and_makes_its_folder(tmp_path):
     assert strict_json((tmp_path / "deep" / "file.json").read_text(encoding="utf-8")) == content
 
 
-@pytest.mark.parametrize("broken", ["hftoolkit.rundir.os.replace", "pathlib.Path.write_text"])
+@pytest.mark.parametrize("broken", ["hftoolkit.runs.directory.os.replace", "pathlib.Path.write_text"])
 def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch, broken):
     path = tmp_path / "status.json"
     write_json(path, {"state": "old"})

@@ -13,8 +13,8 @@ from hftoolkit.recipe import (
     load_recipe,
     load_reinforcement_recipe,
     read_recipe_text,
-    shipped,
 )
+from hftoolkit.recipe.reading import shipped
 
 
 def test_every_shipped_recipe_loads_and_has_a_title():

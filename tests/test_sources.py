@@ -18,8 +18,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
+from hftoolkit.data.sources.resolve import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
-from hftoolkit.sources import Resolved, describe, resolve_data, resolve_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TABLE = b"text,label\ngood,1\nbad,0\n"
@@ -467,5 +467,5 @@ def test_the_line_for_logs_has_a_short_revision_and_no_machine_path() -> None:
 
 
 def test_importing_the_module_loads_neither_torch_nor_huggingface_hub() -> None:
-    code = "import sys, hftoolkit.sources; print({'torch', 'huggingface_hub'} & sys.modules.keys())"
+    code = "import sys, hftoolkit.data.sources.resolve; print({'torch', 'huggingface_hub'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -15,7 +15,7 @@ from recommend_tables import write_world
 from test_push import PICTURE_RECIPE, POLICY_RECIPE
 from test_vision import write_pictures
 
-from hftoolkit import export
+from hftoolkit.export import gate as export
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 600

@@ -17,16 +17,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from hftoolkit.checkpoint import load_weights
 from hftoolkit.contracts import Datasets, Evaluated, InferenceProgress, Message, Rows, StepDone, StepOutput
-from hftoolkit.devices import choose_precision, make_accelerator
 from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
-from hftoolkit.inference import Inference
 from hftoolkit.models.tuning import TunedModel
 from hftoolkit.recipe import Evaluation, Train
-from hftoolkit.rundir import RunDir
-from hftoolkit.trainer import fit, one_step
-from hftoolkit.weights import trained_state
+from hftoolkit.runs.checkpoint import load_weights
+from hftoolkit.runs.directory import RunDir
+from hftoolkit.train.devices import choose_precision, make_accelerator
+from hftoolkit.train.inference import Inference
+from hftoolkit.train.loop import fit, one_step
+from hftoolkit.train.weights import trained_state
 
 CPU = torch.device("cpu")
 EXAMPLES, FEATURES, CLASSES = 40, 4, 3
@@ -660,13 +660,15 @@ def test_a_disk_without_room_is_told_before_the_first_step(bench, monkeypatch, e
     weights = sum(p.numel() * 4 for p in toy.model.parameters())
     needed = 3 * (states + 1) * weights + weights
     free = [needed - 1]
-    monkeypatch.setattr("hftoolkit.snapshot.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr("hftoolkit.train.state.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
     with pytest.raises(EnvironmentFault, match=r"needs 0 MB more .*0 MB are free; make room, or .*--run-dir"):
         toy.fit(ema_decay=ema_decay)
     assert not toy.task.drawn and not toy.run.checkpoints.exists()
     free[0] = needed
     peak, rename = [], os.rename
-    monkeypatch.setattr("hftoolkit.checkpoint.os.rename", lambda a, b: (peak.append(size_of(a.parent)), rename(a, b)))
+    monkeypatch.setattr(
+        "hftoolkit.runs.checkpoint.os.rename", lambda a, b: (peak.append(size_of(a.parent)), rename(a, b))
+    )
     toy.fit(ema_decay=ema_decay, epochs=4, checkpoint_every=1)
     assert needed * 0.6 < max(peak) + weights < needed + 20_000  # manifests and names of so small tensors
 

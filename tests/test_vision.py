@@ -14,9 +14,9 @@ from conftest import hft
 from PIL import Image
 
 import hftoolkit
+from hftoolkit.commands.predictor import load_predictor
 from hftoolkit.contracts import InferenceProgress
 from hftoolkit.errors import DataError
-from hftoolkit.predictor import load_predictor
 
 COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
 

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from hftoolkit.errors import RecipeError
-from hftoolkit.recipe.yaml_file import MAX_KEY_CHARACTERS, read_value, read_yaml, write_yaml
+from hftoolkit.recipe.reading.yaml_file import MAX_KEY_CHARACTERS, read_value, read_yaml, write_yaml
 
 
 def test_scalars_mean_what_yaml_1_2_says():

@@ -74,6 +74,6 @@ def doctor() -> None:
     """Print versions and devices: what a bug report needs."""
     import json
 
-    from hftoolkit.environment import describe_environment
+    from hftoolkit.runs.versions import describe_environment
 
     typer.echo(json.dumps(describe_environment(), indent=2))

@@ -34,16 +34,16 @@ def finetune(
 
     parsed = load_recipe(recipe, set_ or [])
     refuse_both(dry_run, resume)
-    from hftoolkit.render import render_events
+    from hftoolkit.cli.render import render_events
 
     work: Callable[..., Path | None]
     if isinstance(parsed, RecommendationRecipe):
-        from hftoolkit import run_recommend
+        from hftoolkit.recommend import commands as run_recommend
 
         rehearse, work = partial(run_recommend.rehearse, parsed), partial(run_recommend.finetune, parsed)
         usage = "recommend {} --user ID"
     else:
-        from hftoolkit import run
+        from hftoolkit.commands import finetune as run
 
         rehearse, work = partial(run.rehearse, parsed), partial(run.finetune, parsed)
         usage = "predict {} INPUT"
@@ -73,9 +73,10 @@ def evaluate(
     """Measure the model of a run again, on one of its splits or on other data."""
     if split is not None and data is not None:
         raise RecipeError("--data measures all rows of a table and --split some rows of the run's own; leave out one")
-    from hftoolkit import run, run_recommend
-    from hftoolkit.predictor import is_recommender
-    from hftoolkit.render import render_events
+    from hftoolkit.cli.render import render_events
+    from hftoolkit.commands import finetune as run
+    from hftoolkit.recommend import commands as run_recommend
+    from hftoolkit.recommend.predictor import is_recommender
 
     with render_events() as emit:
         if not is_recommender(run_folder):
@@ -113,9 +114,10 @@ def predict(
 
     A recommender reads a table of interactions, and writes the best items for each of its users.
     """
-    from hftoolkit import run, run_recommend
-    from hftoolkit.predictor import is_recommender
-    from hftoolkit.render import render_events
+    from hftoolkit.cli.render import render_events
+    from hftoolkit.commands import finetune as run
+    from hftoolkit.recommend import commands as run_recommend
+    from hftoolkit.recommend.predictor import is_recommender
 
     work: Callable[..., str]
     if is_recommender(run_folder):
@@ -162,8 +164,8 @@ def recommend(  # noqa: PLR0913 - each is an option of the command
         raise RecipeError("say to whom: one of --user ID, --history ID,ID,... and --all-users")
     if (output is not None and not all_users) or (explain and all_users):
         raise RecipeError("--output goes with --all-users, and --explain with --user or --history")
-    from hftoolkit import run_recommend
-    from hftoolkit.render import render_events
+    from hftoolkit.cli.render import render_events
+    from hftoolkit.recommend import commands as run_recommend
 
     choice = run_recommend.Choice(top_k, include_seen, candidates, new_items, explain)
     if all_users:
@@ -182,11 +184,11 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Everybody sees the model. Default: a private one.")] = False,
 ) -> None:
     """Push the model of a finished run, with its card, to the Hugging Face Hub."""
-    from hftoolkit import hub
-    from hftoolkit.render import render_events
+    from hftoolkit.cli.render import render_events
+    from hftoolkit.hub.push import push as push_run
 
     with render_events() as emit:
-        hub.push(run_folder, repository, private=not public, emit=emit)
+        push_run(run_folder, repository, private=not public, emit=emit)
 
 
 def _read_lines() -> list[str]:

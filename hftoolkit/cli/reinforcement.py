@@ -38,9 +38,9 @@ def train(
     parsed = load_reinforcement_recipe(recipe, set_ or [])
     refuse_both(dry_run, resume)
     _import_from_here(allow_code)
-    from hftoolkit import run_rl
-    from hftoolkit.render import render_events
-    from hftoolkit.rundir import RunDir
+    from hftoolkit.cli.render import render_events
+    from hftoolkit.rl import commands as run_rl
+    from hftoolkit.runs.directory import RunDir
 
     with render_events() as emit:
         if dry_run:
@@ -67,8 +67,8 @@ def evaluate(
 ) -> None:
     """Measure the final policy of a run again, greedily."""
     _import_from_here(allow_code)
-    from hftoolkit import run_rl
-    from hftoolkit.render import render_events
+    from hftoolkit.cli.render import render_events
+    from hftoolkit.rl import commands as run_rl
 
     with render_events() as emit:
         run_rl.evaluate(run_folder, episodes=episodes, seed=seed, allow_code=allow_code, emit=emit)
@@ -84,8 +84,8 @@ def play(
 ) -> None:
     """Watch the final policy of a run, in the episodes that it was measured on."""
     _import_from_here(allow_code)
-    from hftoolkit import run_rl
-    from hftoolkit.render import render_events
+    from hftoolkit.cli.render import render_events
+    from hftoolkit.rl import commands as run_rl
 
     with render_events() as emit:
         run_rl.play(run_folder, episodes=episodes, seed=seed, video=video, allow_code=allow_code, emit=emit)

@@ -1,7 +1,7 @@
 """Pushes of the best model so far while training goes on: in a process of its own, one at a time, in no hurry.
 
 The training process only links the best weights, which takes no time, and starts the other one; that makes a model of
-them and pushes it (``hftoolkit.upload``). It ends when the training process does, whatever ends that.
+them and pushes it (``hftoolkit.commands.upload``). It ends when the training process does, whatever ends that.
 """
 
 import os
@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
 
-from hftoolkit.checkpoint import best_at
 from hftoolkit.contracts import Emit, Evaluated, Event, Message, StepDone
+from hftoolkit.data.sources.resolve import without_secrets
 from hftoolkit.recipe import ClassifierHub
-from hftoolkit.rundir import RunDir
-from hftoolkit.sources import without_secrets
+from hftoolkit.runs.checkpoint import best_at
+from hftoolkit.runs.directory import RunDir
 
-MODULE = "hftoolkit.upload"
+MODULE = "hftoolkit.commands.upload"
 LINKED, ERRORS = "best", "errors.txt"  # in the folder of an upload: the weights, and what the process says
 LOWEST_PRIORITY = 19
 PATIENCE_SECONDS = 600.0  # for the last upload, when the run is over

@@ -11,8 +11,8 @@ import httpx2  # the client inside huggingface_hub, whose errors come through
 from huggingface_hub import errors, get_session
 
 from hftoolkit.contracts import Emit, Message
+from hftoolkit.data.sources.resolve import without_secrets
 from hftoolkit.errors import EnvironmentFault
-from hftoolkit.sources import without_secrets
 
 FIRST_WAITS_SECONDS = (1.0, 2.0, 4.0)  # before anything was sent: without a network, say so soon
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)

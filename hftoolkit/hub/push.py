@@ -22,7 +22,7 @@ from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, patiently
 from hftoolkit.hub.repository import ready, visibility
 from hftoolkit.recipe import Hub, RecommendationRecipe, check_repository, is_reinforcement_recipe, load_recipe
-from hftoolkit.rundir import RunDir
+from hftoolkit.runs.directory import RunDir
 
 CARD = "README.md"
 KEPT = {".gitattributes"}  # the Hub's own, and it says which files are large

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, BitImageProcessor, LevitImageProcessor, ViTImageProcessor
 
-from hftoolkit.data import CROP_MODES, Geometry, fit
+from hftoolkit.data.image.cache import CROP_MODES, Geometry, fit
 from hftoolkit.errors import DataError, RecipeError
 
 # PIL's numbers for the resampling filters.

@@ -19,7 +19,6 @@ from hftoolkit.models.backbones import (
 )
 from hftoolkit.models.image_backbones import image_parameter_layers, timm_part
 from hftoolkit.models.lora import apply_lora, is_lora_b
-from hftoolkit.optim import rate_scales
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning, Tuning
 
 # The table of parameters shows the stages of a network one by one, and more blocks than this as one.
@@ -207,3 +206,20 @@ def _scales(model: nn.Module, head: Sequence[str], poolers: Sequence[str], tunin
     if isinstance(tuning, LoraTuning):
         return {n: scale * (tuning.lora_plus_ratio if is_lora_b(n) else 1.0) for n, scale in scales.items()}
     return scales
+
+
+def rate_scales(
+    names: Sequence[str], layers: Sequence[frozenset[str]], head: frozenset[str], *, decay: float, head_scale: float
+) -> dict[str, float]:
+    """Return the factor on the learning rate of each parameter.
+
+    Args:
+        names: parameters to scale.
+        layers: parameter names by depth, from the embeddings up; parameters in none of them count as the top.
+        head: parameters of the task head.
+        decay: factor for each layer further from the top.
+        head_scale: factor for the head, on top of the rest.
+    """
+    depth = {name: index for index, layer in enumerate(layers) for name in layer}
+    top = len(layers)
+    return {name: decay ** (top - depth.get(name, top)) * (head_scale if name in head else 1.0) for name in names}

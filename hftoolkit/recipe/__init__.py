@@ -1,6 +1,6 @@
 """Recipes: what one run does, as strict, frozen, complete sections. Imports no torch."""
 
-from hftoolkit.recipe.images import (
+from hftoolkit.recipe.image_classification import (
     Augmentation,
     ImageClassification,
     ImageColumns,
@@ -10,7 +10,7 @@ from hftoolkit.recipe.images import (
     Pixels,
 )
 from hftoolkit.recipe.kinds import ALL_RECIPES, RECIPES, AnyFineTuning, AnyRecipe
-from hftoolkit.recipe.load import (
+from hftoolkit.recipe.reading.load import (
     differences,
     dump_recipe,
     is_reinforcement_recipe,
@@ -18,6 +18,7 @@ from hftoolkit.recipe.load import (
     load_recipe,
     load_reinforcement_recipe,
 )
+from hftoolkit.recipe.reading.shipped import ShippedRecipe, copy_recipe, list_recipes, read_recipe_text
 from hftoolkit.recipe.recommendation import (
     EncoderModel,
     Fusion,
@@ -65,8 +66,7 @@ from hftoolkit.recipe.sections import (
     Tuning,
     check_repository,
 )
-from hftoolkit.recipe.shipped import ShippedRecipe, copy_recipe, list_recipes, read_recipe_text
-from hftoolkit.recipe.text import TextClassification, TextColumns, TextData, TextModel, TextRecipe
+from hftoolkit.recipe.text_classification import TextClassification, TextColumns, TextData, TextModel, TextRecipe
 
 __all__ = [
     "ALL_RECIPES",

@@ -1,10 +1,10 @@
 """The kinds of recipes: those of ``finetune`` by ``task.kind``, and that of ``rl train``."""
 
-from hftoolkit.recipe.images import ImageRecipe
+from hftoolkit.recipe.image_classification import ImageRecipe
 from hftoolkit.recipe.recommendation import RecommendationRecipe
 from hftoolkit.recipe.reinforcement import ReinforcementRecipe
 from hftoolkit.recipe.sections import Recipe
-from hftoolkit.recipe.text import TextRecipe
+from hftoolkit.recipe.text_classification import TextRecipe
 
 AnyFineTuning = Recipe | RecommendationRecipe
 AnyRecipe = AnyFineTuning | ReinforcementRecipe

@@ -18,7 +18,7 @@ from hftoolkit.recipe.sections import (
     Tuning,
     refuse_late_layers,
 )
-from hftoolkit.recipe.text import ColumnNames
+from hftoolkit.recipe.text_classification import ColumnNames
 
 Part = Literal[
     "text",

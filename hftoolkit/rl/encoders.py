@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from hftoolkit.data.sources.resolve import resolve_model
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.image_backbones import is_convolutional, load_image_classifier, timm_part
 from hftoolkit.models.preprocessing import Preprocessing, normalize
 from hftoolkit.models.timm_models import replace_head
 from hftoolkit.recipe import Network, TimmEncoder
-from hftoolkit.sources import resolve_model
 
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel size and stride in pixels
 LEAST_SIZE = 36  # pixels; below it nothing is left for the last convolution

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from hftoolkit.checkpoint import newest_state, save_state
 from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Message
-from hftoolkit.interrupts import deferred_signals, interrupted
 from hftoolkit.recipe import Interaction
 from hftoolkit.rl.evaluation import Episodes, Policy
+from hftoolkit.runs.checkpoint import newest_state, save_state
+from hftoolkit.train.signals import deferred_signals, interrupted
 
 REPORTS = 100  # of a whole run
 LARGE_STATE_BYTES = 1 << 30  # of larger ones, with a replay memory of images, the disk keeps only the newest

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Metrics, Rows, StepOutput
-from hftoolkit.data import Splits
+from hftoolkit.data.image.splits import ImageSplits
+from hftoolkit.data.texts import TextSplits
 from hftoolkit.metrics.classification import classification_metrics
 from hftoolkit.metrics.probabilities import fit_temperature, to_decisions, to_probabilities
 from hftoolkit.models.backbones import Backbone, divide_logits
 from hftoolkit.recipe import Classification
-from hftoolkit.tasks.losses import build_loss, sampling_weights
+from hftoolkit.tasks.shared.losses import build_loss, sampling_weights
 
 
 class ClassificationTask(ABC):
@@ -25,7 +26,7 @@ class ClassificationTask(ABC):
     unit: str  # what an example is called: text, image
     auto_class: str  # of transformers, that loads the saved model
 
-    def __init__(self, section: Classification, splits: Splits, backbone: Backbone) -> None:
+    def __init__(self, section: Classification, splits: TextSplits | ImageSplits, backbone: Backbone) -> None:
         self.labels = splits.labels
         self.targets = splits.targets
         self.row_numbers = splits.row_numbers

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Message, StepOutput
-from hftoolkit.data import ImageSplits
+from hftoolkit.data.image.splits import ImageSplits
 from hftoolkit.models.attribution import occlusion_maps
-from hftoolkit.models.baselines import majority, pixel_logreg
 from hftoolkit.models.image_backbones import ImageBackbone, save_image_classifier
 from hftoolkit.models.preprocessing import normalize
 from hftoolkit.recipe import Augmentation, ImageClassification
-from hftoolkit.tasks.augmentation import Augment
 from hftoolkit.tasks.classification import ClassificationTask, first_rows, stack_targets
+from hftoolkit.tasks.shared.augmentation import Augment
+from hftoolkit.tasks.shared.baselines import majority, pixel_logreg
 
 
 @dataclass(frozen=True, slots=True)

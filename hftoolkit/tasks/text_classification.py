@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Message, Rows
-from hftoolkit.data import TextSplits
+from hftoolkit.data.texts import TextSplits
 from hftoolkit.models.backbones import TextBackbone, save_classifier
-from hftoolkit.models.baselines import majority, tfidf_logreg
 from hftoolkit.models.probe import CachedBase, base_features, swap_base
 from hftoolkit.recipe import TextClassification
 from hftoolkit.tasks.classification import ClassificationTask, first_rows, stack_targets
+from hftoolkit.tasks.shared.baselines import majority, tfidf_logreg
 
 # A text is "kept whole" at the recommended max_length for this share of the training texts.
 WHOLE_SHARE = 0.99

@@ -1,0 +1,320 @@
+"""What the commands do with a recommendation recipe, from the recipe to the run directory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hftoolkit.contracts import Emit, InferenceProgress, Message, Table
+from hftoolkit.errors import EnvironmentFault, RecipeError
+from hftoolkit.hub.card import hub_id
+from hftoolkit.hub.push import publish
+from hftoolkit.hub.repository import announce
+from hftoolkit.metrics.bootstrap import mean_intervals
+from hftoolkit.recipe import RecommendationRecipe
+from hftoolkit.recommend.card import write_recommender_card
+from hftoolkit.recommend.export import TowerFiles, TowerGate, export_recommender
+from hftoolkit.recommend.fusion import allowed_items
+from hftoolkit.recommend.job import Job, load_splits, prepare
+from hftoolkit.recommend.predictor import (
+    RecommendationPredictor,
+    Recommended,
+    list_columns,
+    load_recommender,
+    read_candidates,
+)
+from hftoolkit.recommend.protocols import RecommendationSplits
+from hftoolkit.recommend.ranking import NOBODY, RankedLists, blocks, mean_values, summarize_lists
+from hftoolkit.recommend.recommender import KnownUsers, Recommender
+from hftoolkit.recommend.scorers import Part, Queries, TextVectors
+from hftoolkit.recommend.second_stage import SecondStage, ablations
+from hftoolkit.recommend.tower import ItemTower, load_text_encoder, save_encoder
+from hftoolkit.runs.checkpoint import prune
+from hftoolkit.runs.directory import RunDir, recorded, write_json
+from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
+from hftoolkit.runs.report import gains_table, results_table
+from hftoolkit.runs.resume import check_unchanged, new_run_or_old, write_origin
+from hftoolkit.train.devices import join_processes
+from hftoolkit.train.distributed.collectives import num_processes
+from hftoolkit.train.loop import fit, one_step
+from hftoolkit.train.state import Fitted
+
+GATE_USERS = 8
+COMPARED = ("hr", "ndcg")  # metrics with a paired lead
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is to be recommended: how many items, which, and with which reasons."""
+
+    top_k: int = 10
+    include_seen: bool = False
+    candidates: Path | None = None
+    new_items: Path | None = None
+    explain: bool = False
+
+    @cached_property
+    def candidate_ids(self) -> list[str] | None:
+        """The ids in the file of candidates, which is read once."""
+        return None if self.candidates is None else read_candidates(self.candidates)
+
+    def predictor(self, folder: Path) -> RecommendationPredictor:
+        """Return the predictor of a run, which knows the new items."""
+        predictor = load_recommender(folder)
+        return predictor.with_new_items(self.new_items) if self.new_items is not None else predictor
+
+    def lists(self, predictor: RecommendationPredictor, queries: Queries) -> list[list[Recommended]]:
+        """Return the recommendations for each query."""
+        return predictor.recommend(
+            queries,
+            top_k=self.top_k,
+            include_seen=self.include_seen,
+            candidates=self.candidate_ids,
+            explain=self.explain,
+        )
+
+
+def finetune(
+    recipe: RecommendationRecipe, *, name: str, run_dir: Path | None, emit: Emit, resume: bool = False
+) -> Path:
+    """Train, fuse, export, check and measure a recommender; return its run directory.
+
+    Args:
+        recipe: what to do.
+        name: run name, used when ``run_dir`` is None.
+        run_dir: exactly where the run goes, or is.
+        emit: gets everything a user or a log wants to see.
+        resume: go on with the run of that name or directory, from its newest checkpoint.
+
+    Raises:
+        HFToolkitError: see ``errors``; status.json says what happened.
+    """
+    _refuse_several_processes()
+    run = new_run_or_old(recipe, name, run_dir, resume=resume)
+    listen = run.recording(emit)
+    with recorded(run):
+        write_origin(recipe, run, listen)
+        announce(recipe.hub, create=True, emit=listen)
+        job = prepare(recipe, listen)
+        check_unchanged(run.data, job.splits.summary, "the data")
+        check_unchanged(run.backbone, {"revision": job.weights.revision}, "the pretrained weights")
+        fitted, text = _train(job, run, listen)
+        stage = SecondStage(job.splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
+        recommender = stage.fuse(job.summed(text))
+        gate = _export(job, recommender, text, run)
+        listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same vectors"))
+        ours = stage.rank(recommender, "test")
+        results = measure(job, stage, recommender, {**job.parts, "text": text}, ours)
+        results |= {"train": fitted.facts("users"), "gate": gate}
+        write_json(run.results, results)
+        KnownUsers(job.splits.user_ids, job.splits.everything, job.splits.groups).save(run.users)
+        _report(job.splits, run, ours, results, listen)
+        write_recommender_card(run, recipe, results, job.splits.summary, hub_id(recipe.model, job.weights))
+        prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
+    publish(recipe.hub, run, emit=listen)
+    return run.root
+
+
+def _refuse_several_processes() -> None:
+    join_processes()
+    if num_processes() > 1:
+        raise EnvironmentFault("recommendation trains in one process; start it without a launcher")
+
+
+def rehearse(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) -> float:
+    """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
+    _refuse_several_processes()
+    if run_dir is not None:
+        RunDir.refuse_taken(run_dir)
+    announce(recipe.hub, create=False, emit=emit)
+    job = prepare(recipe, emit)
+    with job.pooling():
+        return one_step(
+            job.task,
+            job.tuned,
+            train=recipe.train,
+            evaluation=recipe.evaluation,
+            accelerator=job.infer.accelerator,
+        )
+
+
+def measure(
+    job: Job, stage: SecondStage, recommender: Recommender, parts: Mapping[str, Part], ours: RankedLists
+) -> dict[str, Any]:
+    """Return the test metrics of the sum, of each part alone and of other sums, with intervals and paired leads.
+
+    Args:
+        job: gives recipe and data.
+        stage: fuses and ranks.
+        recommender: the sum.
+        parts: to compare it with; but for ``text``, none of them knows of the tuned tower.
+        ours: the lists of the sum on the test split.
+    """
+    recipe = job.recipe
+    others = {name: job.task.rank(part, "test") for name, part in parts.items()} if recipe.evaluation.baselines else {}
+    if recipe.evaluation.baselines:
+        for name, members in ablations(recipe.fusion.parts):
+            others[name] = stage.rank(stage.fuse({member: parts[member] for member in members}), "test")
+    out_of_fold = stage.out_of_fold(recommender.parts)
+    pairs = [("text", "frozen-text"), ("text", "popularity")]
+    gains = {f"{a} over {b}": _leads(recipe, others[a], others[b]) for a, b in pairs if a in others and b in others}
+    return {
+        "task": recipe.task.kind,
+        "cutoff": recipe.evaluation.cutoff,
+        "protocol": job.splits.summary["protocol"],
+        "test": _measured(recipe, job.splits, ours, "test"),
+        "validation": {
+            "sum, out of fold": {"metrics": mean_values(out_of_fold.values)},
+            "text": {"metrics": mean_values(job.task.rank(parts["text"], "validation").values)},
+        },
+        "chosen": {name: dict(choice) for name, choice in job.chosen.items()},
+        "weights": dict(zip(recommender.parts, map(float, recommender.weights), strict=True)),
+        "baselines": {
+            name: _measured(recipe, job.splits, lists, "test") | {"difference": _leads(recipe, ours, lists)}
+            for name, lists in others.items()
+        },
+        "gains": gains,
+    }
+
+
+def evaluate(folder: Path, *, split: str, emit: Emit) -> dict[str, Any]:
+    """Measure the saved recommender of a run again, on one of its splits.
+
+    Raises:
+        DataError: the run has no model, or its data changed since.
+        RecipeError: there is no such split.
+    """
+    predictor = load_recommender(folder)
+    recipe = predictor.recipe
+    splits = load_splits(recipe, emit)
+    if split not in splits.cases:
+        raise RecipeError(f"--split {split}: a recommender is measured on {' or '.join(splits.cases)}")
+    predictor.refuse_changed(splits.summary["fingerprint"])
+    stage = SecondStage(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
+    results = {"test": _measured(recipe, splits, stage.rank(predictor.recommender, split), split)}
+    emit(replace(results_table(results | {"cutoff": recipe.evaluation.cutoff}), title=f"{folder} on {split}"))
+    return results["test"]
+
+
+def predict(folder: Path, source: Path, *, output: Path | None, top_k: int, emit: Emit) -> str:
+    """Recommend to each user of a table of interactions, from the history that it gives them."""
+    if output is not None:
+        check_output(output, source)
+    predictor = load_recommender(folder)
+    users, queries = predictor.users_of(source)
+    lists: list[list[Recommended]] = []
+    for places in blocks(len(users), predictor.recipe.evaluation.block_users):
+        some = Queries(queries.histories.select(places), queries.groups[places])
+        lists += predictor.recommend(some, top_k=top_k)
+        emit(InferenceProgress(len(lists), len(users)))
+    return write_or_format(list_columns(users, lists), output)
+
+
+def recommend_to_all(folder: Path, *, output: Path | None, choice: Choice, emit: Emit) -> str:
+    """Recommend to each user of the log of a run; write ``output``, or return the CSV text if it is None."""
+    if output is not None:
+        check_output(output, folder)
+    predictor = choice.predictor(folder)
+    names: list[str] = []
+    lists: list[list[Recommended]] = []
+    for users, queries in predictor.all_users(predictor.recipe.evaluation.block_users):
+        names += users
+        lists += choice.lists(predictor, queries)
+        emit(InferenceProgress(len(lists), len(predictor.known.ids)))
+    return write_or_format(list_columns(names, lists), output)
+
+
+def recommend(folder: Path, *, user: str | None, history: list[str] | None, choice: Choice, emit: Emit) -> None:
+    """Show recommendations for a user of the log, or for a history of anybody."""
+    predictor = choice.predictor(folder)
+    query = predictor.user(user) if user is not None else predictor.history(history or [])
+    emit(recommendations_table(choice.lists(predictor, query)[0], explained=choice.explain))
+
+
+def recommendations_table(found: list[Recommended], *, explained: bool) -> Table:
+    """Return a row for each recommendation; explained, also with its parts and the items of the history behind it."""
+    columns = ["rank", "item", "title", "score", *(list(found[0].parts) if explained and found else [])]
+    rows = []
+    for rank, each in enumerate(found, start=1):
+        row = [str(rank), each.item, each.title, f"{each.score:.3f}"]
+        if explained:
+            row += [f"{value:+.3f}" for value in each.parts.values()]
+            row.append("; ".join(f"{title} {value:+.2f}" for title, value in each.because) or "-")
+        rows.append(tuple(row))
+    return Table("Recommendations", (*columns, *(["because of"] if explained else [])), tuple(rows))
+
+
+def _report(splits: RecommendationSplits, run: RunDir, ours: RankedLists, results: dict[str, Any], emit: Emit) -> None:
+    """Write the lists of the test split, and show the closing tables."""
+    k, users = results["cutoff"], results["test"]["examples"]
+    title = f"Test split ({results['protocol']}), {users} users, all items ranked, lists of {k}, 95 % intervals"
+    emit(replace(results_table(results, ours="sum of parts"), title=title))
+    if results["gains"]:
+        emit(gains_table(results["gains"]))
+    run.predictions.mkdir(exist_ok=True)
+    cases = splits.cases["test"]
+    rows = [
+        (splits.user_ids[user], rank, splits.catalogue.ids[item], splits.catalogue.titles[item], item in targets)
+        for user, items, targets in zip(cases.users, ours.items_BK.tolist(), cases.targets.as_sets(), strict=True)
+        for rank, item in enumerate(items, start=1)
+        if item != NOBODY
+    ]
+    names = ("user", "rank", "item", "title", "chosen")
+    columns = {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    write_prediction_file(columns, run.predictions / "test.csv")
+
+
+def _measured(
+    recipe: RecommendationRecipe, splits: RecommendationSplits, lists: RankedLists, split: str
+) -> dict[str, Any]:
+    cases = splits.cases[split]
+    popularity = np.bincount(splits.train.items, minlength=len(splits.catalogue))
+    return {
+        "examples": len(cases),
+        "metrics": summarize_lists(lists, cases, popularity),
+        "intervals": mean_intervals(lists.values, samples=recipe.evaluation.bootstrap_samples, seed=recipe.train.seed),
+    }
+
+
+def _leads(recipe: RecommendationRecipe, ours: RankedLists, theirs: RankedLists) -> dict[str, tuple[float, ...]]:
+    """Return how much better ours is by each compared metric, and the paired interval of that."""
+    gaps = {metric: ours.values[metric] - theirs.values[metric] for metric in COMPARED}
+    intervals = mean_intervals(gaps, samples=recipe.evaluation.bootstrap_samples, seed=recipe.train.seed)
+    means = mean_values(gaps)
+    return {metric: (means[metric], *intervals[metric]) for metric in COMPARED if metric in intervals}
+
+
+def _train(job: Job, run: RunDir, emit: Emit) -> tuple[Fitted, TextVectors]:
+    """Run the loop, after which the tower of the job has the best weights; return also its vectors in fp32."""
+    with job.pooling():
+        fitted = fit(
+            job.task,
+            job.tuned,
+            train=job.recipe.train,
+            evaluation=job.recipe.evaluation,
+            accelerator=job.infer.accelerator,
+            run=run,
+            emit=emit,
+        )
+        emit(Message("best weights loaded; encoding all items in fp32, and weighing the parts on validation"))
+        return fitted, job.task.text_part(job.tuned.model, job.infer, full_precision=True)
+
+
+def _export(job: Job, recommender: Recommender, text: TextVectors, run: RunDir) -> dict[str, Any]:
+    tower = job.tuned.model
+    assert isinstance(tower, ItemTower)
+    cases = job.splits.cases["test"]
+    users = np.arange(min(GATE_USERS, len(cases)))
+    model, path = job.recipe.model, job.weights.path
+
+    def save_base(folder: Path) -> None:
+        base, pooler = load_text_encoder(path, max_length=model.max_length, dropout=0.0)
+        save_encoder(base.model, base.tokenizer, pooler, folder)
+
+    files = TowerFiles(job.tokenizer, job.pooler, hub_id(model, job.weights), save_base)
+    queries = Queries.of(cases, users, job.splits.groups)
+    gate = TowerGate(job.splits.catalogue.texts, text.vectors, queries, allowed_items(cases, users))
+    return export_recommender(tower, recommender, run, files=files, gate=gate)

@@ -1,0 +1,314 @@
+"""What each reinforcement-learning command does, from the recipe to the run directory."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hftoolkit.contracts import Emit, Message, Table
+from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+from hftoolkit.hub.push import publish
+from hftoolkit.hub.repository import announce
+from hftoolkit.metrics.returns import return_intervals, return_metrics, seed_metrics
+from hftoolkit.recipe import Dqn, MlpNetwork, ReinforcementRecipe, is_reinforcement_recipe, load_reinforcement_recipe
+from hftoolkit.rl.artifact import check_saved, load_policy, save_policy
+from hftoolkit.rl.card import write_policy_card
+from hftoolkit.rl.dqn import DqnAgent
+from hftoolkit.rl.environments import Environments, check_environment, make_environment, register
+from hftoolkit.rl.evaluation import Episodes, Policy, RandomPolicy, evaluate_policy
+from hftoolkit.rl.tabular import TabularAgent
+from hftoolkit.rl.training import Training
+from hftoolkit.rl.video import check_video, record_video, show
+from hftoolkit.runs.directory import RunDir, read_json, recorded, write_json
+from hftoolkit.runs.report import return_text, write_learning_curve_png
+from hftoolkit.runs.resume import new_run_or_old, write_origin
+
+Agent = DqnAgent | TabularAgent
+
+
+def train(
+    recipe: ReinforcementRecipe,
+    *,
+    name: str,
+    run_dir: Path | None,
+    seeds: int,
+    resume: bool,
+    allow_code: bool,
+    emit: Emit,
+) -> Path:
+    """Train one agent, or several that differ in their seed; measure them; return the run directory.
+
+    Args:
+        recipe: what to do; ``train.seed`` is the first seed.
+        name: run name, used when ``run_dir`` is None.
+        run_dir: exactly where the run goes, or is.
+        seeds: how many agents; more than one are runs of their own in ``seeds/``.
+        resume: go on with the run of that name or directory that is not done.
+        allow_code: import the module that the recipe names.
+        emit: gets everything a user or a log wants to see.
+
+    Raises:
+        HFToolkitError: see ``errors``; status.json says what happened.
+    """
+    if recipe.hub is not None and seeds > 1:
+        raise RecipeError(
+            "hub.repo holds one policy; leave out the section hub, and push the seed of your choice later"
+        )
+    _prepare(recipe, allow_code=allow_code)
+    run = new_run_or_old(recipe, name, run_dir, resume=resume)
+    if resume:
+        _refuse_another_count(run, seeds)
+    if seeds == 1:
+        _train_one(recipe, run, emit)
+    else:
+        _train_seeds(recipe, run, seeds, emit)
+    return run.root
+
+
+def rehearse(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bool, emit: Emit) -> float:
+    """Make the agent, act, update once and play one evaluation episode; write nothing; return that episode's return."""
+    if run_dir is not None:
+        RunDir.refuse_taken(run_dir)
+    announce(recipe.hub, create=False, emit=emit)
+    _prepare(recipe, allow_code=allow_code)
+    with _agent(recipe) as agent:
+        agent.advance()
+        if isinstance(agent, DqnAgent):
+            agent.learn(1)
+        return float(_play(recipe, agent, episodes=1, seed=recipe.evaluation.seed).returns[0])
+
+
+def evaluate(folder: Path, *, episodes: int | None, seed: int | None, allow_code: bool, emit: Emit) -> dict[str, Any]:
+    """Measure the saved policy of a run again; default: the episodes that the run ended with."""
+    recipe, policy = _saved(folder, allow_code)
+    settings = recipe.evaluation
+    played = _play(recipe, policy, episodes=episodes or settings.episodes, seed=settings.seed if seed is None else seed)
+    measured = _measured(recipe, played)
+    emit(_table(f"{folder}, {len(played.returns)} greedy episodes", {"policy": measured}))
+    return measured
+
+
+def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, allow_code: bool, emit: Emit) -> None:
+    """Replay the policy of a run in a window, or into a video file.
+
+    Raises:
+        RecipeError: the video exists, or its format is unknown.
+        EnvironmentFault: there is no display for a window.
+    """
+    recipe, policy = _saved(folder, allow_code)
+    make = partial(make_environment, recipe.environment)
+    if video is not None:
+        check_video(video)
+    elif not _has_display():
+        raise EnvironmentFault("there is no display for a window; add --video FILE.mp4 or FILE.gif")
+    first = recipe.evaluation.seed if seed is None else seed
+    if video is None:
+        returns = show(policy, lambda: make("human"), episodes=episodes, seed=first)
+    else:
+        returns = record_video(policy, lambda: make("rgb_array"), video, episodes=episodes, seed=first)
+        emit(Message(f"wrote {video}"))
+    for number, value in enumerate(returns):
+        emit(Message(f"episode {number}: return {value:g}"))
+
+
+def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
+    """Train one agent in a run directory, from where it was left."""
+    listen = run.recording(emit)
+    with recorded(run):
+        write_origin(recipe, run, listen)
+        announce(recipe.hub, create=True, emit=listen)
+        with _agent(recipe) as agent:
+            _learn_and_measure(recipe, agent, run, listen)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)  # the replay memory is large, and nothing goes on from here
+    publish(recipe.hub, run, emit=listen)
+
+
+def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, listen: Emit) -> None:
+    training = Training(
+        agent=agent,
+        settings=recipe.train,
+        curve_points=recipe.evaluation.curve_points,
+        evaluate=partial(
+            _play, recipe, agent, episodes=recipe.evaluation.curve_episodes, seed=recipe.evaluation.seed + 1
+        ),
+        checkpoints=run.checkpoints,
+        emit=listen,
+    )
+    training.resume()
+    run.forget_after(agent.step)
+    training.run()
+    played = _play(recipe, agent, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
+    results = _results(recipe, agent, training, played)
+    write_json(run.results, results)
+    save_policy(run.model, agent, recipe)
+    check_saved(run.model, agent)
+    _draw_curves(recipe, run, {str(recipe.train.seed): results})
+    write_policy_card(run, recipe, results)
+    listen(_results_table(results))
+
+
+def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emit) -> None:
+    """Train one agent after the other, and report over all."""
+    listen = run.recording(emit)
+    with recorded(run):
+        write_origin(recipe, run, listen)
+        found: dict[str, dict[str, Any]] = {}
+        for number in range(recipe.train.seed, recipe.train.seed + seeds):
+            one = run.seed(number)
+            if not one.is_done():
+                one.root.mkdir(parents=True, exist_ok=True)
+                listen(Message(f"seed {number}"))
+                _train_one(_with_seed(recipe, number), one, emit)
+            found[str(number)] = read_json(one.results)
+        results = _results_over_seeds(recipe, found)
+        write_json(run.results, results)
+        _draw_curves(recipe, run, found)
+        listen(_results_table(results))
+
+
+def _draw_curves(recipe: ReinforcementRecipe, run: RunDir, found: dict[str, dict[str, Any]]) -> None:
+    """Draw the learning curves of seeds, from their results by name, if they were evaluated on the way."""
+    curves = {name: results["curve"] for name, results in found.items() if results["curve"]}
+    if curves:
+        run.report.mkdir(exist_ok=True)
+        write_learning_curve_png(curves, recipe.environment.id, run.learning_curve)
+
+
+def _prepare(recipe: ReinforcementRecipe, *, allow_code: bool) -> None:
+    """Make the environment known, and keep what draws it from looking for a display where there is none."""
+    if not _has_display():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    register(recipe.environment, allow_code=allow_code)
+    check_environment(recipe.environment)
+
+
+@contextmanager
+def _agent(recipe: ReinforcementRecipe) -> Iterator[Agent]:
+    """Make environments and agent, and close the environments afterwards; small networks get one processor."""
+    environments = Environments(recipe.environment, seed=recipe.train.seed)
+    is_small = not isinstance(recipe.algorithm, Dqn) or isinstance(recipe.algorithm.network, MlpNetwork)
+    threads = torch.get_num_threads()
+    try:
+        if is_small:
+            torch.set_num_threads(1)  # dividing matrices this small takes longer than multiplying them
+        device = torch.device("cuda" if torch.cuda.is_available() and not is_small else "cpu")
+        yield _build(recipe, environments, device)
+    finally:
+        torch.set_num_threads(threads)
+        environments.close()
+
+
+def _has_display() -> bool:
+    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+
+
+def _build(recipe: ReinforcementRecipe, environments: Environments, device: torch.device) -> Agent:
+    seed, steps = recipe.train.seed, recipe.train.steps
+    match recipe.algorithm:
+        case Dqn() as section:
+            pixels = recipe.environment.pixels
+            return DqnAgent(section, environments, pixels=pixels, seed=seed, total_steps=steps, device=device)
+        case section:
+            return TabularAgent(section, environments, seed=seed, total_steps=steps)
+
+
+def _play(recipe: ReinforcementRecipe, policy: Policy, *, episodes: int, seed: int) -> Episodes:
+    return evaluate_policy(policy, partial(make_environment, recipe.environment), episodes=episodes, seed=seed)
+
+
+def _results(recipe: ReinforcementRecipe, agent: Agent, training: Training, played: Episodes) -> dict[str, Any]:
+    random = RandomPolicy(agent.environments.num_actions, recipe.evaluation.seed)
+    baseline = _play(recipe, random, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
+    return {
+        "task": "reinforcement-learning",
+        "environment": recipe.environment.id,
+        "test": _measured(recipe, played),
+        "baselines": {"random actions": _measured(recipe, baseline)},
+        "train": {
+            "seconds": training.seconds,
+            "steps": agent.step,
+            "steps_per_second": agent.step / training.seconds,
+        },
+        "curve": training.curve,
+    }
+
+
+def _results_over_seeds(recipe: ReinforcementRecipe, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    means = np.array([each["test"]["metrics"]["mean_return"] for each in found.values()])
+    intervals = return_intervals(
+        means,
+        ("mean_return", "iqm_return"),
+        samples=recipe.evaluation.bootstrap_samples,
+        seed=recipe.evaluation.seed,
+    )
+    return {
+        "task": "reinforcement-learning",
+        "environment": recipe.environment.id,
+        "test": {"examples": len(means), "metrics": seed_metrics(means), "intervals": intervals},
+        "baselines": next(iter(found.values()))["baselines"],
+        "train": {name: sum(each["train"][name] for each in found.values()) for name in ("seconds", "steps")},
+        "seeds": {name: each["test"] for name, each in found.items()},
+    }
+
+
+def _measured(recipe: ReinforcementRecipe, played: Episodes) -> dict[str, Any]:
+    settings = recipe.evaluation
+    return {
+        "examples": len(played.returns),
+        "metrics": return_metrics(played.returns, played.lengths),
+        "intervals": return_intervals(
+            played.returns, ("mean_return",), samples=settings.bootstrap_samples, seed=settings.seed
+        ),
+    }
+
+
+def _results_table(results: dict[str, Any]) -> Table:
+    seeds = {f"seed {name}": measured for name, measured in results.get("seeds", {}).items()}
+    rows = {("all seeds" if seeds else "policy"): results["test"], **seeds, **results["baselines"]}
+    what = "greedy episodes of the final policy" if not seeds else "seeds, each measured on its final policy"
+    return _table(f"{results['environment']}, {results['test']['examples']} {what}, 95 % intervals", rows)
+
+
+def _table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
+    columns = {"mean_return": "mean return", "iqm_return": "IQM", "min_return": "lowest", "max_return": "highest"}
+    shown = [name for name in columns if any(name in measured["metrics"] for measured in rows.values())]
+    cells = tuple((name, *(_cell(measured, metric) for metric in shown)) for name, measured in rows.items())
+    return Table(title, ("", *(columns[metric] for metric in shown)), cells)
+
+
+def _cell(measured: dict[str, Any], metric: str) -> str:
+    if metric not in measured["metrics"]:
+        return "-"
+    value = return_text(measured["metrics"][metric])
+    if metric not in measured["intervals"]:
+        return value
+    low, high = map(return_text, measured["intervals"][metric])
+    return f"{value} [{low}, {high}]"
+
+
+def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]:
+    run = RunDir.open(folder)
+    if not is_reinforcement_recipe(run.recipe):
+        raise DataError(f"{folder} is no reinforcement-learning run; type: hftoolkit evaluate {folder}")
+    recipe = load_reinforcement_recipe(run.recipe)
+    run.refuse_unfinished()
+    _prepare(recipe, allow_code=allow_code)
+    return recipe, load_policy(run.model)
+
+
+def _refuse_another_count(run: RunDir, seeds: int) -> None:
+    if run.seeds.is_dir() and seeds == 1:
+        raise RecipeError(f"{run.root} holds several seeds; say how many with --seeds")
+    if run.checkpoints.is_dir() and seeds > 1:
+        raise RecipeError(f"{run.root} is a run of one seed; leave out --seeds")
+
+
+def _with_seed(recipe: ReinforcementRecipe, seed: int) -> ReinforcementRecipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})

@@ -1,0 +1,117 @@
+"""Which run goes on, and whether it is still the same one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hftoolkit.contracts import Emit, Message
+from hftoolkit.errors import DataError, RecipeError
+from hftoolkit.recipe import (
+    FREE_TO_CHANGE,
+    AnyRecipe,
+    ReinforcementRecipe,
+    differences,
+    dump_recipe,
+    is_reinforcement_recipe,
+    load_recipe,
+    load_reinforcement_recipe,
+)
+from hftoolkit.runs.checkpoint import has_states
+from hftoolkit.runs.directory import RunDir, read_json, write_json, write_text
+from hftoolkit.runs.versions import describe_environment
+
+
+def new_run_or_old(recipe: AnyRecipe, name: str, exact: Path | None, *, resume: bool) -> RunDir:
+    """Return a new run directory, or that of the run that goes on, see ``run_to_resume``."""
+    return run_to_resume(recipe, name, exact) if resume else RunDir.create(name, exact)
+
+
+def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
+    """Return the run that goes on: ``exact``, or the newest of that name, those that are not done first.
+
+    A finished fine-tuning goes on when the recipe has more epochs than before, and nothing else differs.
+
+    Raises:
+        RecipeError: there is no such run, it is done, or its recipe is another one.
+        DataError: it is done, and the state that it could go on from was removed.
+    """
+    run = RunDir.to_resume(name, exact)
+    learns_by_acting = isinstance(recipe, ReinforcementRecipe)
+    before = (load_reinforcement_recipe if learns_by_acting else load_recipe)(run.recipe)
+    changed = differences(before, recipe, ignored=FREE_TO_CHANGE)
+    if run.is_done():
+        if _is_longer(before, recipe):
+            if not has_states(run.checkpoints):
+                raise DataError(f"{run.checkpoints} is gone, and with it what {run.root} could be extended from")
+            return run
+        if not changed:
+            more = "" if learns_by_acting else "; a larger train.epochs would extend it"
+            raise RecipeError(f"the run {run.root} is done; there is nothing to resume{more}")
+    if changed:
+        raise RecipeError(
+            f"cannot resume {run.root} with another recipe:\n  "
+            + "\n  ".join(changed)
+            + "\ntake these changes back, or leave out --resume to start another run"
+        )
+    return run
+
+
+def write_origin(recipe: AnyRecipe, run: RunDir, emit: Emit) -> None:
+    """Write what a run comes from, before there is anything else; tell a run that goes on what is missing or new."""
+    write_text(run.recipe, dump_recipe(recipe))
+    environment = describe_environment()
+    if run.environment.is_file():
+        before, now = read_json(run.environment)["packages"], environment["packages"]
+        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+        if changed:
+            text = f"packages changed since the run began, so it may not go on to the last bit: {', '.join(changed)}"
+            emit(Message(text, "warning"))
+        if not has_states(run.checkpoints) and not run.seeds.is_dir():
+            emit(Message("the run has no checkpoint yet; it begins at its first step"))
+    write_json(run.environment, environment)
+
+
+def check_unchanged(path: Path, content: Mapping[str, Any], what: str) -> None:
+    """Write what the run is made from, or compare it with what was written before the run was interrupted.
+
+    Raises:
+        DataError: it changed.
+    """
+    if path.is_file() and read_json(path) != json.loads(json.dumps(content)):
+        raise DataError(
+            f"{what} changed since the run began (see {path}), and a run does not go on with others; bring back those "
+            "of before, or leave out --resume to start another run"
+        )
+    write_json(path, content)
+
+
+def _is_longer(before: AnyRecipe, recipe: AnyRecipe) -> bool:
+    if isinstance(before, ReinforcementRecipe) or isinstance(recipe, ReinforcementRecipe):
+        return False
+    if recipe.train.epochs <= before.train.epochs:
+        return False
+    return not differences(before, recipe, ignored=(*FREE_TO_CHANGE, "train.epochs"))
+
+
+def refuse_changed(run: RunDir, source: str, fingerprint: str) -> None:
+    """Raise DataError if ``source`` no longer gives the splits that the run was trained on."""
+    trained_on = read_json(run.data)["fingerprint"]
+    if fingerprint != trained_on:
+        raise DataError(
+            f"{source} has changed since the run (fingerprint {fingerprint[:12]}, was {trained_on[:12]}), so its "
+            "splits are others; use --data to measure on any table"
+        )
+
+
+def open_finished(path: Path) -> RunDir:
+    """Return the run directory of a finished run of ``finetune``.
+
+    Raises:
+        DataError: there is no run, it did not finish, or it is one of reinforcement learning.
+    """
+    run = RunDir.open(path)
+    if is_reinforcement_recipe(run.recipe):
+        raise DataError(f"{path} is a reinforcement-learning run; type: hftoolkit rl evaluate {path}")
+    run.refuse_unfinished()
+    return run

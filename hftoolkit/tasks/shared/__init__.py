@@ -1,0 +1,1 @@
+"""What several tasks use: losses, augmentation, baselines."""

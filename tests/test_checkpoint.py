@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -142,7 +143,9 @@ def nth_call_fails(monkeypatch, name, number, error):
     """Let the ``number``-th call of one of ``WRITES`` from now on raise; return whether it happened."""
     place = "pathlib." + name if name.startswith("Path.") else f"hftoolkit.runs.checkpoint.{name}"
     module, _, attribute = place.rpartition(".")
-    owner = __import__("pathlib").Path if name.startswith("Path.") else __import__("hftoolkit").checkpoint
+    owner = (
+        __import__("pathlib").Path if name.startswith("Path.") else importlib.import_module("hftoolkit.runs.checkpoint")
+    )
     owner = owner.os if module.endswith(".os") else owner
     honest, calls, happened = getattr(owner, attribute), count(1), []
 

@@ -1,95 +1,398 @@
-"""Types that cross layers. What a task promises the trainer, and what both report to the outside. Loads no torch."""
+"""Types that cross layers: what a task promises, what the loop asks, and what both report. Loads no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 
-Batch = dict[str, "torch.Tensor"]
+Batch = Any  # a tree: dicts, lists and tuples with tensors at their leaves; moved to a device as a whole
+Tensors = Mapping[str, "torch.Tensor"]
 Metrics = dict[str, float]
+Columns = dict[str, list[Any]]  # a table: name -> one cell a row
 Emit = Callable[["Event"], None]
+
+RawT = TypeVar("RawT")
+
+
+class Schema(Protocol):
+    """What the data fixes once and for all, such as the classes. Kept in the run as labels.json."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset(Generic[RawT]):
+    """Checked rows by split (``train``, ``validation``, ``test``).
+
+    Attributes:
+        splits: raw rows, each what a person would call an example, with its target.
+        row_numbers: (N,) int64, 1-based rows of the source, for messages and predictions.
+        schema: what the data fixes, such as the classes.
+        summary: counts, fingerprint and warnings in plain JSON types; data.json of the run.
+    """
+
+    splits: Mapping[str, Sequence[RawT]]
+    row_numbers: Mapping[str, np.ndarray]
+    schema: Any
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Encoded examples, as ``collate`` takes a list of them.
+
+    Attributes:
+        items: in the order of the raw rows.
+        lengths: (N,) tokens of each, for length buckets; None where all have one size.
+        owners: (N,) index of the raw row that each example is a piece of, ascending (windows of a long text, tiles);
+            None: one example a row.
+        sampling_weights: (N,) relative frequency of each in an epoch as long as the split; None shows each once.
+        row_numbers: (N,) 1-based row of each in its source, for messages; None where there is no source.
+        num_truncated: how many were cut to fit the model; None where nothing is ever cut.
+    """
+
+    items: Sequence[Any]
+    lengths: np.ndarray | None = None
+    owners: np.ndarray | None = None
+    sampling_weights: np.ndarray | None = None
+    row_numbers: np.ndarray | None = None
+    num_truncated: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """The loss of one micro-batch, as a sum, so that any accumulation gives the mean over the whole step."""
-
-    loss_sum: torch.Tensor  # scalar, summed over examples
-    num_examples: int  # known only after collating, e.g. interactions kept
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """One split as the trainer sees it: indexable examples, in the order of the data.
+    """The loss of one micro-batch, as a sum, so that any accumulation gives the mean over the whole step.
 
     Attributes:
-        examples: what ``collate`` takes a list of.
-        lengths: tokens of each example, for length buckets; None where examples have one size.
-        row_numbers: 1-based row of each example in its source, for messages and predictions.
-        sampling_weights: relative frequency of each example in an epoch as long as the split; None shows each once.
+        loss_sum: scalar, summed over what ``weight`` counts.
+        weight: what the mean is over: examples, tokens, boxes, pairs.
+        num_examples: rows, for speed; known only after collating.
     """
 
-    examples: Sequence[Any]
-    lengths: np.ndarray | None  # (N,) int
-    row_numbers: np.ndarray  # (N,) int
-    sampling_weights: np.ndarray | None = None  # (N,) float
-
-    def __len__(self) -> int:
-        return len(self.examples)
+    loss_sum: torch.Tensor
+    weight: float
+    num_examples: int
 
 
 @dataclass(frozen=True, slots=True)
-class Datasets:
-    """Rows by split name (``train``, ``validation``, ``test``) and the function that makes a batch of examples."""
+class HeadSpec:
+    """What of a backbone is drawn anew for a task.
 
-    splits: Mapping[str, Rows]
-    collate: Callable[[list[Any]], Batch]
+    Attributes:
+        names: of the outputs, in order: classes, tags; for a single number, its name.
+        problem_type: as a transformers configuration calls it; None where the head has only one use.
+    """
+
+    names: tuple[str, ...]
+    problem_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Why a row cannot be predicted."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs(Generic[RawT]):
+    """Rows without targets, to be predicted; opened some at a time, so that any number of them fits into memory.
+
+    Attributes:
+        num_rows: how many there are.
+        read: returns rows ``start`` to ``stop``, each checked or with the reason why it cannot be used.
+        chunk: how many to read at a time.
+        columns: what is shown beside the predictions, such as the names of files.
+        skip_unusable: False: rows that cannot be used are an error that lists them all.
+        name: of the rows in that error, for example ``images``.
+    """
+
+    num_rows: int
+    read: Callable[[int, int], Sequence[RawT | Unusable]]
+    chunk: int
+    columns: Columns = field(default_factory=dict)
+    skip_unusable: bool = True
+    name: str = "rows"
+
+
+@dataclass(frozen=True, slots=True)
+class GateInputs:
+    """What a process without hftoolkit repeats: ``processor(**raw)`` gives ``tensors``, and the model on those ours.
+
+    Attributes:
+        tensors: keyword arguments of the model's forward pass.
+        processor: class of transformers that loads the processor of the exported folder, such as ``AutoTokenizer``;
+            None compares the tensors' predictions alone.
+        raw: keyword arguments of the processor, in plain JSON types.
+    """
+
+    tensors: Tensors
+    processor: str | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CardText:
+    """What a model card says that only the task knows.
+
+    Attributes:
+        title: its first line.
+        usage: a snippet of plain libraries.
+        limits: sentences.
+        pictures: Markdown after the results.
+    """
+
+    title: str
+    usage: str
+    limits: tuple[str, ...]
+    pictures: str = ""
 
 
 class Infer(Protocol):
-    """Run predictions over rows on the right device."""
+    """Run predictions over examples on the right device."""
 
     def __call__(
         self,
         model: nn.Module,
-        rows: Rows,
+        examples: Examples,
         *,
-        step: Callable[[nn.Module, Batch], torch.Tensor] | None = None,
+        predict: Callable[[nn.Module, Batch], Sequence[Any]] | None = None,
         full_precision: bool = False,
-    ) -> np.ndarray:
-        """Return the output of ``step`` (default: the task's ``predict_step``) for each row, float32, in order."""
+    ) -> list[Any]:
+        """Return what ``predict`` (default: that of the learner) gives for each example, in order."""
+        ...
+
+
+class Learner(Protocol):
+    """What the training loop asks of a task with its data; nothing of devices, processes or precision."""
+
+    def examples(self, split: str) -> Examples:
+        """Return the encoded examples of ``train`` or ``validation``."""
+        ...
+
+    def collate(self, examples: Sequence[Any], *, training: bool) -> Batch:
+        """Return a batch of these examples."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the loss of a micro-batch, summed over what its mean is over."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> Sequence[Any]:
+        """Return one output for each example of the batch."""
+        ...
+
+    def metric_names(self) -> frozenset[str]:
+        """Return the metrics that can be computed on the validation split, before there is any prediction."""
+        ...
+
+    def evaluate(self, model: nn.Module, infer: Infer) -> Metrics:
+        """Return the metrics of the model on the validation split, in the precision of the run."""
         ...
 
 
 class Task(Protocol):
-    """Data, model, loss and metrics of one kind of problem; nothing of devices, processes or precision."""
+    """One kind of problem: from rows to a model that plain libraries load. See ``docs/architecture.md``.
 
-    def datasets(self) -> Datasets:
-        """Return the rows of each split and how to batch them."""
+    Knows nothing of devices, processes, precision, checkpoints, files of a run or the Hub. The recipe of the kind names
+    its class; ``tasks.task_of`` imports it. What only some tasks can do is a protocol of its own, below.
+
+    Attributes:
+        unit: what a person calls an example.
+        auto_class: class of transformers that loads the saved model.
+        headline: metrics of tables and card, with the names that people read; the first one is that of paired leads.
+    """
+
+    unit: ClassVar[str]
+    auto_class: ClassVar[str]
+    headline: ClassVar[Mapping[str, str]]
+    compared_by: ClassVar[str]
+
+    @classmethod
+    def read(cls, recipe: Any, source: Path, weights: Any, schema: Any, emit: Emit) -> Dataset[Any]:
+        """Return the checked rows of a source, divided into splits.
+
+        Args:
+            recipe: of this kind.
+            source: where ``data.source`` led to.
+            weights: ``models.pretrained.Weights``, fetched only where reading depends on them (the size of images).
+            schema: of the run that these rows are for; None finds it in the data.
+            emit: is told what takes long.
+        """
         ...
 
-    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Return the loss of a micro-batch, summed over its examples."""
+    @classmethod
+    def read_labelled(cls, recipe: Any, source: Path, weights: Any, schema: Any) -> Sequence[Any]:
+        """Return all rows of another source, undivided, with targets of a known schema."""
         ...
 
-    def predict_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return one output row for each example of the batch."""
+    @classmethod
+    def schema_from_json(cls, stored: Mapping[str, Any]) -> Any:
+        """Rebuild what ``Schema.to_json`` returned."""
         ...
 
-    def metric_names(self, split: str) -> frozenset[str]:
-        """Return the metrics that can be computed on a split, before there is any prediction."""
+    @classmethod
+    def load(cls, recipe: Any, schema: Any, weights: Any) -> Any:
+        """Return the ``models.backbones.Backbone`` with a head for the schema, from pretrained or saved weights."""
         ...
 
-    def evaluate(self, model: nn.Module, infer: Infer, split: str) -> Metrics:
-        """Return the metrics of the model on a split."""
+    @classmethod
+    def build(cls, recipe: Any, schema: Any, base: Any, train: Sequence[Any] | None) -> Self:
+        """Return the task; ``train`` are the training rows, where there are any, for what a loss takes from them."""
         ...
+
+    def encode(self, raw: Sequence[Any]) -> Examples:
+        """Return raw rows as the model reads them."""
+        ...
+
+    def sampling_weights(self, raw: Sequence[Any]) -> np.ndarray | None:
+        """Return the relative frequency of each training row in an epoch, (N,); None shows each once."""
+        ...
+
+    def collate(self, examples: Sequence[Any], *, training: bool) -> Batch:
+        """Return a batch of encoded examples."""
+        ...
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensors:
+        """Return what the plain model gives for a batch, by the names of its library."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the loss of a micro-batch, summed over what its mean is over."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> Sequence[Any]:
+        """Return one output for each example of the batch, without tensors: what is scored, joined and answered."""
+        ...
+
+    def metric_names(self, raw: Sequence[Any]) -> frozenset[str]:
+        """Return the metrics that can be computed on these rows, before there is any prediction."""
+        ...
+
+    def score(self, outputs: Sequence[Any], raw: Sequence[Any]) -> Any:
+        """Return the ``metrics.statistics.RowStatistics`` of outputs, one a raw row."""
+        ...
+
+    def inputs(self, source: Any) -> Inputs[Any]:
+        """Return rows to predict: a ``Path`` (file, folder, pattern) or a sequence of rows as Python has them."""
+        ...
+
+    def answers(self, outputs: Sequence[Any], raw: Sequence[Any]) -> list[Any]:
+        """Return what ``hftoolkit.load(run).predict`` gives for each row."""
+        ...
+
+    def columns(self, answers: Sequence[Any]) -> Columns:
+        """Return answers as a table; None stands for a row that was skipped."""
+        ...
+
+    def truth(self, raw: Sequence[Any]) -> Columns:
+        """Return raw rows as a table: what was read, and the targets."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return what results.json says about how examples enter the model."""
+        ...
+
+    def card(self, results: Mapping[str, Any]) -> CardText:
+        """Return what the model card says of this model; ``results`` are empty while it is trained."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write a plain model with all that it needs to read raw examples."""
+        ...
+
+    def gate_inputs(self, raw: Sequence[Any]) -> GateInputs:
+        """Return these rows as a process without hftoolkit reads them."""
+        ...
+
+
+@runtime_checkable
+class Calibrates(Protocol):
+    """Changes the model after training by what the validation split shows."""
+
+    def calibrate(self, model: nn.Module, outputs: Sequence[Any], raw: Sequence[Any]) -> dict[str, Any]:
+        """Change the model; return what results.json says about it."""
+        ...
+
+
+@runtime_checkable
+class HasBaselines(Protocol):
+    """Compares itself with simple models."""
+
+    def baselines(self, train: Sequence[Any], raw: Sequence[Any], seed: int) -> Mapping[str, Any]:
+        """Return, by name, the outputs of simple models that were fitted on ``train``, for the rows ``raw``."""
+        ...
+
+
+@runtime_checkable
+class CachesFeatures(Protocol):
+    """Can compute once what a linear probe reads of each example."""
+
+    def cached_features(
+        self, model: nn.Module, examples: Mapping[str, Examples], infer: Infer, emit: Emit
+    ) -> AbstractContextManager[Mapping[str, Examples]]:
+        """Return a context in which the frozen backbone is not run; it gives the examples to use inside."""
+        ...
+
+
+@runtime_checkable
+class Details(Protocol):
+    """Has more to show than its headline metrics."""
+
+    def details(self, measured: Mapping[str, Any], outputs: Sequence[Any], raw: Sequence[Any]) -> Iterable[Table]:
+        """Return tables for the terminal, such as metrics by class."""
+        ...
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """Draws pictures of its predictions."""
+
+    def draw(
+        self, model: nn.Module, outputs: Sequence[Any], raw: Sequence[Any], *, report: Path, model_folder: Path
+    ) -> None:
+        """Write pictures into the report; those that the card shows into the folder of the model."""
+        ...
+
+
+@runtime_checkable
+class Joins(Protocol):
+    """Puts the outputs of the pieces of one raw row together."""
+
+    def join(self, outputs: Sequence[Any], raw: Any) -> Any:
+        """Return the output of a raw row from those of its pieces, in order."""
+        ...
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """Can name its best answers instead of all."""
+
+    def top_columns(self, answers: Sequence[Any], count: int) -> Columns:
+        """Return a table of the ``count`` most probable answers of each row."""
+        ...
+
+
+@runtime_checkable
+class CouplesRows(Protocol):
+    """The loss of a row depends on its batch (contrastive): a step must not be cut into micro-batches."""
+
+    couples_rows: Literal[True]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hftoolkit.commands.predictor.common import Predictor
+    from hftoolkit.commands.predict import Predictor
     from hftoolkit.recommend.predictor import RecommendationPredictor
 
 __version__ = version("hftoolkit")
@@ -17,7 +17,7 @@ def load(run: str | Path) -> "Predictor | RecommendationPredictor":
     Raises:
         DataError: the directory holds no finished model.
     """
-    from hftoolkit.commands.predictor import load_predictor
+    from hftoolkit.commands.predict import load_predictor
     from hftoolkit.recommend.predictor import is_recommender, load_recommender
 
     return load_recommender(Path(run)) if is_recommender(Path(run)) else load_predictor(Path(run))

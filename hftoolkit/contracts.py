@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,14 @@ class Schema(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
+        ...
+
+    def describe(self) -> str:
+        """Return it in words, for example ``classes: bad, good``."""
+        ...
+
+    def check_names(self, names: Sequence[str], where: str) -> None:
+        """Raise DataError unless a model's outputs have the names that this data gives them."""
         ...
 
 
@@ -60,7 +68,8 @@ class Examples:
             None: one example a row.
         sampling_weights: (N,) relative frequency of each in an epoch as long as the split; None shows each once.
         row_numbers: (N,) 1-based row of each in its source, for messages; None where there is no source.
-        num_truncated: how many were cut to fit the model; None where nothing is ever cut.
+        num_truncated: how many rows were cut to fit the model; None where nothing is ever cut.
+        advice: where they are cut, and what would keep nearly all of them whole.
     """
 
     items: Sequence[Any]
@@ -69,6 +78,7 @@ class Examples:
     sampling_weights: np.ndarray | None = None
     row_numbers: np.ndarray | None = None
     num_truncated: int | None = None
+    advice: str = ""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -119,15 +129,15 @@ class Inputs(Generic[RawT]):
         chunk: how many to read at a time.
         columns: what is shown beside the predictions, such as the names of files.
         skip_unusable: False: rows that cannot be used are an error that lists them all.
-        name: of the rows in that error, for example ``images``.
+        describe: returns that error for the unusable ones, by 0-based row; it ends where to allow them can be said.
     """
 
     num_rows: int
     read: Callable[[int, int], Sequence[RawT | Unusable]]
     chunk: int
+    skip_unusable: bool
+    describe: Callable[[Mapping[int, Unusable]], str]
     columns: Columns = field(default_factory=dict)
-    skip_unusable: bool = True
-    name: str = "rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +203,10 @@ class Learner(Protocol):
         """Return the loss of a micro-batch, summed over what its mean is over."""
         ...
 
+    def forward(self, model: nn.Module, batch: Batch) -> Tensors:
+        """Return what the plain model gives for a batch, by the names of its library, the logits first."""
+        ...
+
     def predict(self, model: nn.Module, batch: Batch) -> Sequence[Any]:
         """Return one output for each example of the batch."""
         ...
@@ -215,13 +229,18 @@ class Task(Protocol):
     Attributes:
         unit: what a person calls an example.
         auto_class: class of transformers that loads the saved model.
-        headline: metrics of tables and card, with the names that people read; the first one is that of paired leads.
+        pipeline_tag: the Hub's name of the task.
+        headline: metrics of tables and card, with the names that people read.
+        compared_by: the metric of paired leads over baselines.
+        no_answer: what ``hftoolkit.load(run).predict`` gives for a row that was skipped.
     """
 
     unit: ClassVar[str]
     auto_class: ClassVar[str]
+    pipeline_tag: ClassVar[str]
     headline: ClassVar[Mapping[str, str]]
     compared_by: ClassVar[str]
+    no_answer: ClassVar[Any]
 
     @classmethod
     def read(cls, recipe: Any, source: Path, weights: Any, schema: Any, emit: Emit) -> Dataset[Any]:
@@ -297,7 +316,7 @@ class Task(Protocol):
         ...
 
     def columns(self, answers: Sequence[Any]) -> Columns:
-        """Return answers as a table; None stands for a row that was skipped."""
+        """Return answers as a table."""
         ...
 
     def truth(self, raw: Sequence[Any]) -> Columns:
@@ -335,7 +354,7 @@ class HasBaselines(Protocol):
     """Compares itself with simple models."""
 
     def baselines(self, train: Sequence[Any], raw: Sequence[Any], seed: int) -> Mapping[str, Any]:
-        """Return, by name, the outputs of simple models that were fitted on ``train``, for the rows ``raw``."""
+        """Return, by name, the ``RowStatistics`` on ``raw`` of simple models that were fitted on ``train``."""
         ...
 
 
@@ -386,13 +405,6 @@ class Ranks(Protocol):
     def top_columns(self, answers: Sequence[Any], count: int) -> Columns:
         """Return a table of the ``count`` most probable answers of each row."""
         ...
-
-
-@runtime_checkable
-class CouplesRows(Protocol):
-    """The loss of a row depends on its batch (contrastive): a step must not be cut into micro-batches."""
-
-    couples_rows: Literal[True]
 
 
 @dataclass(frozen=True, slots=True)

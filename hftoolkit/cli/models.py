@@ -45,7 +45,7 @@ def finetune(
     else:
         from hftoolkit.commands import finetune as run
 
-        rehearse, work = partial(run.rehearse, parsed), partial(run.finetune, parsed)
+        rehearse, work = partial(run.dry_run, parsed), partial(run.finetune, parsed)
         usage = "predict {} INPUT"
     with render_events() as emit:
         if dry_run:
@@ -74,7 +74,7 @@ def evaluate(
     if split is not None and data is not None:
         raise RecipeError("--data measures all rows of a table and --split some rows of the run's own; leave out one")
     from hftoolkit.cli.render import render_events
-    from hftoolkit.commands import finetune as run
+    from hftoolkit.commands import evaluate as run
     from hftoolkit.recommend import commands as run_recommend
     from hftoolkit.recommend.predictor import is_recommender
 
@@ -115,7 +115,7 @@ def predict(
     A recommender reads a table of interactions, and writes the best items for each of its users.
     """
     from hftoolkit.cli.render import render_events
-    from hftoolkit.commands import finetune as run
+    from hftoolkit.commands import predict as run
     from hftoolkit.recommend import commands as run_recommend
     from hftoolkit.recommend.predictor import is_recommender
 

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import torch
 
-from hftoolkit.commands.job import origin_of, rebuild, resolve_weights
-from hftoolkit.data.labels import LabelSet
 from hftoolkit.errors import DataError, EnvironmentFault, HFToolkitError
 from hftoolkit.hub.background import LINKED
-from hftoolkit.hub.card import hub_id, write_unfinished_card
+from hftoolkit.hub.card import write_unfinished_card
 from hftoolkit.hub.push import push_unfinished
 from hftoolkit.models.lora import is_lora, merge
+from hftoolkit.models.pretrained import Weights
+from hftoolkit.models.tuning import apply_tuning
 from hftoolkit.recipe import Recipe, load_recipe
 from hftoolkit.runs.checkpoint import read_best
 from hftoolkit.runs.directory import RunDir, read_json
+from hftoolkit.tasks import task_of
 from hftoolkit.train.weights import load_trained
 
 ROOM_FOR_STATES = 2  # of the training, which must not run out of disk because of an upload
@@ -48,11 +49,13 @@ def push_best(run: RunDir) -> None:
     assert isinstance(recipe, Recipe) and recipe.hub is not None
     best, state = read_best(run.upload / LINKED)
     shutil.rmtree(run.upload / LINKED)  # which may take a moment, if the training has no use for them any more
-    weights = resolve_weights(recipe)
-    if read_json(run.backbone) != origin_of(weights):
+    weights, kind = Weights(recipe.model), task_of(recipe)
+    if read_json(run.backbone) != weights.origin:
         raise DataError("the pretrained weights changed since the run began")
-    rebuilt = rebuild(recipe, weights, LabelSet.from_json(read_json(run.labels)))
-    model = rebuilt.tuned.model
+    schema = kind.schema_from_json(read_json(run.labels))
+    base = kind.load(recipe, schema, weights)
+    task = kind.build(recipe, schema, base, None)
+    model = apply_tuning(base, recipe.tuning).model
     load_trained(model, {name for name, p in model.named_parameters() if p.requires_grad}, state)
     if is_lora(model):
         model = merge(model)
@@ -60,8 +63,8 @@ def push_best(run: RunDir) -> None:
     folder = run.upload / run.model.name
     try:
         folder.mkdir()
-        rebuilt.save(model.eval(), folder)
-        write_unfinished_card(folder, recipe, read_json(run.data), hub_id(recipe.model, weights), best)
+        task.save(model.eval(), folder)
+        write_unfinished_card(folder, recipe, task, read_json(run.data), weights.hub_id, best)
         push_unfinished(folder, recipe.hub, step=best.step, emit=lambda _: None)
     except OSError as error:
         raise EnvironmentFault(f"cannot write {folder}: {error.strerror}") from error

@@ -93,6 +93,14 @@ class LabelSet:
         """Return plain JSON types."""
         return {"names": list(self.names), "values": dict(self.values), "multi_label": self.multi_label}
 
+    def describe(self) -> str:
+        """Return the classes in words."""
+        return f"classes: {', '.join(self.names)}"
+
+    def check_names(self, names: Sequence[str], where: str) -> None:
+        """Raise DataError unless the outputs of the model in ``where`` are these classes in the same order."""
+        check_same(self, LabelSet.from_names(names, self.multi_label), where)
+
     def encode(self, value: Any) -> int | None:
         """Return the class of a value in the data, or of a class name; None if it is neither."""
         text = canonical_value(value)

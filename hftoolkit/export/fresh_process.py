@@ -5,67 +5,68 @@ hftoolkit is made impossible to import first, so nothing of it can help.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 sys.modules["hftoolkit"] = None  # type: ignore[assignment]  # from here on, importing it raises ImportError
 
+PROCESSOR_TOLERANCE = 1e-6  # on floating-point tensors
+
 
 def main(request_path: str, answer_path: str) -> None:
-    """Predict the rows of the request with plain libraries, and with plain peft if there is an adapter."""
+    """Run the model of the request on its tensors with plain libraries, and plain peft where there is an adapter."""
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
-    load, predict = text_model(request) if "texts" in request else image_model(request)
+    torch.set_num_threads(request["threads"])
+    tensors, folder = load_file(request["tensors"]), Path(answer_path).parent
+    load = partial(getattr(transformers, request["auto_class"]).from_pretrained, dtype=torch.float32)
     model = load(request["model"])
-    names = [model.config.id2label[index] for index in range(len(model.config.id2label))]
-    answer: dict[str, Any] = {"labels": names, "logits": {"transformers": predict(model)}}
+    found = {"transformers": run(model, tensors, request["outputs"])}
     if hasattr(model, "timm_model"):
         import timm
 
-        plain = timm.create_model(f"local-dir:{request['model']}", pretrained=True)
-        answer["logits"]["timm"] = predict(plain)
+        plain = timm.create_model(f"local-dir:{request['model']}", pretrained=True).eval()
+        with torch.inference_mode():
+            found["timm"] = {"logits": plain(tensors["pixel_values"])}
     if request["adapter"]:
         from peft import PeftModel
 
         base = load(request["backbone"], num_labels=request["num_labels"], ignore_mismatched_sizes=True)
-        answer["adapter_logits"] = predict(PeftModel.from_pretrained(base, request["adapter"]))
+        found["adapter"] = run(PeftModel.from_pretrained(base, request["adapter"]), tensors, request["outputs"])
+    for who, outputs in found.items():
+        save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, folder / f"{who}.safetensors")
+    answer = {
+        "names": [model.config.id2label[index] for index in range(len(model.config.id2label or {}))],
+        "outputs": {who: str(folder / f"{who}.safetensors") for who in found},
+        "processor": list(differences(request, tensors)) if request["processor"] else [],
+    }
     Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
 
 
-def text_model(request: Any) -> tuple[Callable[..., Any], Callable[[Any], list[list[float]]]]:
-    """Return how to load a text classifier, and how to get its logits of the texts."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(request["model"])
-    inputs = tokenizer(request["texts"], truncation=True, padding=True, return_tensors="pt")
-    inputs.pop("token_type_ids", None)
-    load = partial(AutoModelForSequenceClassification.from_pretrained, dtype=torch.float32)
-    return load, lambda model: logits(model, **inputs)
-
-
-def image_model(request: Any) -> tuple[Callable[..., Any], Callable[[Any], list[list[float]]]]:
-    """Return how to load an image classifier, and how to get its logits of normalized images, (N, 3, H, W)."""
-    from transformers import AutoModelForImageClassification
-
-    pixels = torch.from_numpy(numpy.load(request["pixel_values"]))
-    load = partial(AutoModelForImageClassification.from_pretrained, dtype=torch.float32)
-
-    def predict(model: Any) -> list[list[float]]:
-        return logits(model, pixel_values=pixels) if hasattr(model, "config") else logits(model, pixels)
-
-    return load, predict
-
-
-def logits(model: Any, *inputs: Any, **named: Any) -> list[list[float]]:
-    """Return the logits of each row, in eval mode."""
+def run(model: Any, tensors: dict[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
+    """Return the named outputs of a model in eval mode, float32."""
     with torch.inference_mode():
-        output = model.eval()(*inputs, **named)
-    result: list[list[float]] = getattr(output, "logits", output).float().tolist()
-    return result
+        output = model.eval()(**tensors)
+    return {name: output[name].float() for name in names if name in output}
+
+
+def differences(request: Any, tensors: dict[str, torch.Tensor]) -> Iterator[str]:
+    """Yield how what the processor makes of the raw rows differs from the tensors that the model was trained on."""
+    processor = getattr(transformers, request["processor"]).from_pretrained(request["model"])
+    made = processor(**request["raw"], return_tensors="pt")
+    for name, tensor in tensors.items():
+        if name not in made:
+            yield f"it gives no {name}"
+        elif made[name].shape != tensor.shape:
+            yield f"{name} has the shape {list(made[name].shape)}, trained was {list(tensor.shape)}"
+        elif not torch.allclose(made[name].double(), tensor.double(), rtol=0, atol=PROCESSOR_TOLERANCE):
+            row = int((made[name] != tensor).flatten(1).any(1).nonzero()[0])
+            yield f"{name} differs, first in row {row + 1} of {len(tensor)}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """``model/`` as plain libraries want it, and the gate: reloaded in a fresh process, the same predictions or exit 6."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -11,34 +12,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from hftoolkit.contracts import GateInputs, Tensors
 from hftoolkit.errors import ArtifactError, EnvironmentFault
 from hftoolkit.models.lora import is_lora, merge, save_adapter
 from hftoolkit.runs.directory import RunDir
 
-SAVED_TOLERANCE = 1e-5  # largest difference of fp32 logits, saved against reloaded
-MERGED_TOLERANCE = 1e-4  # largest difference of fp32 logits, adapter merged against unmerged
+SAVED_TOLERANCE = 1e-5  # largest difference of fp32 outputs, saved against reloaded
+MERGED_TOLERANCE = 1e-4  # largest difference of fp32 outputs, adapter merged against unmerged
 LOGIT_SCALE = 10.0  # logits beyond this have coarser fp32 steps; tolerances grow with them
 GATE_TIMEOUT_SECONDS = 600
-
-
-@dataclass(frozen=True, slots=True)
-class GateRows:
-    """Validation rows that both processes predict.
-
-    Attributes:
-        request: writes the rows into a folder where JSON cannot hold them, and returns what the fresh process reads:
-            ``texts``, or the file ``pixel_values``.
-        logits: fp32 logits of the rows in this process, on the CPU, (N, C).
-        auto_class: the class of transformers that loads the model.
-    """
-
-    request: Callable[[Path], dict[str, Any]]
-    logits: Callable[[nn.Module], np.ndarray]
-    auto_class: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +41,18 @@ class GateReport:
         return asdict(self)
 
 
-def export_model(
+Forward = Callable[[nn.Module, Tensors], Tensors]
+
+
+def export_model(  # noqa: PLR0913 - each is one thing that only the caller knows
     model: nn.Module,
     run: RunDir,
     *,
     save: Callable[[nn.Module, Path], None],
-    rows: GateRows,
-    labels: Sequence[str],
+    inputs: GateInputs,
+    forward: Forward,
+    auto_class: str,
+    names: Sequence[str],
     save_base: Callable[[Path], None],
     adapter_base: str | None,
 ) -> GateReport:
@@ -71,8 +62,10 @@ def export_model(
         model: trained; moved to the CPU, and its adapters are merged.
         run: where to write.
         save: writes a plain model, with what it needs to read raw examples, into a directory.
-        rows: what is compared.
-        labels: class names that the reloaded model must have, in order.
+        inputs: what both processes read.
+        forward: returns the plain model's outputs for tensors, by name.
+        auto_class: of transformers, that loads the model.
+        names: of the outputs, which the reloaded model must have, in order.
         save_base: writes the pretrained weights, which go under the adapter when it is reloaded, into a folder.
         adapter_base: Hub id that the adapter names as its base; without one the base is written beside the adapter.
 
@@ -81,7 +74,7 @@ def export_model(
         EnvironmentFault: the files could not be written, or the fresh process could not run.
     """
     model = model.cpu().eval().to(memory_format=torch.contiguous_format)
-    unmerged = rows.logits(model) if is_lora(model) else None
+    unmerged = _outputs(model, inputs, forward) if is_lora(model) else None
     part = run.root / ".model-part"
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -90,14 +83,22 @@ def export_model(
             save_adapter(model, part / run.adapter.name, base=base)
             if adapter_base is None:
                 save_base(part / base)
-            readme = _adapter_readme(base, labels, rows.auto_class)
+            readme = _adapter_readme(base, names, auto_class)
             (part / run.adapter.name / "README.md").write_text(readme, encoding="utf-8")
             model = merge(model)
         save(model, part)
         put_in_place(part, run.model)
     except OSError as error:
         raise EnvironmentFault(f"cannot write {run.model}: {error}; the trained weights are in checkpoints/") from error
-    return check_round_trip(run, rows, labels, save_base, merged=rows.logits(model), unmerged=unmerged)
+    merged = _outputs(model, inputs, forward)
+    return check_round_trip(run, inputs, auto_class, names, save_base, merged=merged, unmerged=unmerged)
+
+
+def _outputs(model: nn.Module, inputs: GateInputs, forward: Forward) -> dict[str, torch.Tensor]:
+    """Return the floating-point outputs of a model in this process, by name."""
+    with torch.inference_mode():
+        found = forward(model.eval(), inputs.tensors)
+    return {name: tensor.float().contiguous() for name, tensor in found.items()}
 
 
 def put_in_place(part: Path, target: Path) -> None:
@@ -112,37 +113,54 @@ def put_in_place(part: Path, target: Path) -> None:
 
 def check_round_trip(
     run: RunDir,
-    rows: GateRows,
-    labels: Sequence[str],
+    inputs: GateInputs,
+    auto_class: str,
+    names: Sequence[str],
     save_base: Callable[[Path], None],
     *,
-    merged: np.ndarray,
-    unmerged: np.ndarray | None,
+    merged: Tensors,
+    unmerged: Tensors | None,
 ) -> GateReport:
-    """Reload ``model/`` and its adapter without hftoolkit and compare logits, (N, C), and label names.
+    """Reload ``model/`` and its adapter without hftoolkit; compare outputs, and what the processor makes of raw rows.
 
     Raises:
-        ArtifactError: a difference is above its tolerance, or the labels differ.
+        ArtifactError: a difference is above its tolerance, the processor reads rows differently, or names differ.
         EnvironmentFault: the fresh process did not end in time.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        request = rows.request(Path(folder)) | {"model": str(run.model), "num_labels": len(labels), "adapter": None}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        tensors = folder / "tensors.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in inputs.tensors.items()}, tensors)
+        request: dict[str, Any] = {
+            "model": str(run.model),
+            "auto_class": auto_class,
+            "tensors": str(tensors),
+            "outputs": list(merged),
+            "processor": inputs.processor,
+            "raw": dict(inputs.raw),
+            "num_labels": len(names),
+            "threads": torch.get_num_threads(),
+            "adapter": None,
+        }
         if unmerged is not None:
             base = run.adapter_base
             if not base.is_dir():
-                base = Path(folder) / "base"
+                base = folder / "base"
                 save_base(base)
             request |= {"adapter": str(run.adapter), "backbone": str(base)}
-        reloaded = reload_in_fresh_process(request, Path(folder))
+        answer = reload_in_fresh_process(request, folder)
+        reloaded = {who: load_file(path) for who, path in answer["outputs"].items()}
+    adapter = reloaded.pop("adapter", None)
     report = GateReport(
-        rows=len(merged),
-        saved=max(_difference(logits, merged) for logits in reloaded["logits"].values()),
+        rows=len(next(iter(merged.values()))),
+        saved=max(_difference(found, merged) for found in reloaded.values()),
         merged=None if unmerged is None else _difference(merged, unmerged),
-        adapter=None if unmerged is None else _difference(reloaded["adapter_logits"], unmerged),
+        adapter=None if unmerged is None or adapter is None else _difference(adapter, unmerged),
     )
-    problems = _problems(report, scale=max(1.0, float(np.abs(merged).max()) / LOGIT_SCALE))
-    if reloaded["labels"] != list(labels):
-        problems.append(f"label names are {reloaded['labels']}, trained were {list(labels)}")
+    problems = _problems(report, scale=max(1.0, _largest(merged) / LOGIT_SCALE))
+    problems += [f"{inputs.processor} reads the rows differently: {what}" for what in answer["processor"]]
+    if names and answer["names"] != list(names):
+        problems.append(f"label names are {answer['names']}, trained were {list(names)}")
     if problems:
         raise ArtifactError(
             f"the model in {run.model} does not give the predictions of the trained one: {'; '.join(problems)}. "
@@ -197,11 +215,22 @@ def reload_in_fresh_process(
     return result
 
 
-def _difference(left: Any, right: Any) -> float:
-    return float(np.abs(np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)).max())
+def _difference(left: Tensors, right: Tensors) -> float:
+    """Return the largest absolute difference of outputs of one name; NaN where one is missing or of another shape."""
+    differences = [
+        float((left[name].double() - right[name].double()).abs().max())
+        if name in left and left[name].shape == right[name].shape
+        else math.nan
+        for name in right
+    ]
+    return math.nan if any(map(math.isnan, differences)) else max(differences)
 
 
-def _adapter_readme(base: str, labels: Sequence[str], auto_class: str) -> str:
+def _largest(outputs: Tensors) -> float:
+    return max(float(tensor.abs().max()) for tensor in outputs.values())
+
+
+def _adapter_readme(base: str, names: Sequence[str], auto_class: str) -> str:
     return f"""# LoRA adapter
 
 The folder above holds the merged model, which most users want. This is the adapter alone:
@@ -210,9 +239,9 @@ The folder above holds the merged model, which most users want. This is the adap
 from peft import PeftModel
 from transformers import {auto_class}
 
-base = {auto_class}.from_pretrained("{base}", num_labels={len(labels)}, ignore_mismatched_sizes=True)
+base = {auto_class}.from_pretrained("{base}", num_labels={len(names)}, ignore_mismatched_sizes=True)
 model = PeftModel.from_pretrained(base, "adapter")
 ```
 
-Classes, in order: {", ".join(labels)}.
+Classes, in order: {", ".join(names)}.
 """

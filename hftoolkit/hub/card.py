@@ -6,46 +6,51 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hftoolkit.data.sources.resolve import Resolved, public_address
-from hftoolkit.recipe import (
-    AnyRecipe,
-    ImageRecipe,
-    Model,
-    Recipe,
-    TextRecipe,
-    dump_recipe,
-)
+from hftoolkit.contracts import CardText, Task
+from hftoolkit.data.sources.resolve import public_address
+from hftoolkit.recipe import AnyRecipe, Recipe, dump_recipe
 from hftoolkit.runs.checkpoint import Checkpoint
 from hftoolkit.runs.directory import RunDir
 
-CARD_METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "mcc": "MCC", "ece": "Expected calibration error"}
-
 
 def write_card(
-    run: RunDir, recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any], base: str | None
+    run: RunDir, recipe: Recipe, task: Task, results: Mapping[str, Any], data: Mapping[str, Any], base: str | None
 ) -> None:
     """Write ``model/README.md``: use, results with intervals, data fingerprint, limits, recipe, and the model-index.
 
     Args:
         run: a run whose model is exported.
         recipe: the recipe of the run.
+        task: says what only it knows.
         results: the content of results.json.
         data: the content of data.json.
         base: Hub id of the pretrained weights, if they have one.
     """
-    recipe = _public(recipe)
-    write_folder_card(run.model, _metadata(recipe, results, base), _sections(recipe, results, data))
+    recipe, words = _public(recipe), task.card(results)
+    metadata = ModelCardData(
+        model_name=_dataset_name(recipe.data.source),
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag=task.pipeline_tag,
+        license=recipe.model.license,
+        tags=["hftoolkit", recipe.tuning.method],
+        eval_results=_measured(recipe, task, results),
+    )
+    limits = "\n".join(f"- {sentence}" for sentence in words.limits)
+    found = "\n\n".join(filter(None, (_results(results, task.headline), words.pictures)))
+    sections = (*_opening(words), found, _data(recipe, data), f"## Limits\n\n{limits}", recipe_section(recipe))
+    write_folder_card(run.model, metadata, sections)
 
 
 def write_unfinished_card(
-    folder: Path, recipe: Recipe, data: Mapping[str, Any], base: str | None, best: Checkpoint
+    folder: Path, recipe: Recipe, task: Task, data: Mapping[str, Any], base: str | None, best: Checkpoint
 ) -> None:
     """Write the card of the best model so far into its folder; arguments as those of ``write_card``."""
     recipe, metric = _public(recipe), recipe.evaluation.best_by
     metadata = ModelCardData(
         base_model=base,
         library_name="transformers",
-        pipeline_tag=recipe.task.kind,
+        pipeline_tag=task.pipeline_tag,
         license=recipe.model.license,
         tags=["hftoolkit", recipe.tuning.method, "unfinished"],
     )
@@ -54,7 +59,7 @@ finished model will take their place.
 
 - {metric} on the validation split, which chose them: {best.metrics[metric]:.3f}. Nothing was measured on test data.
 - Probabilities are not calibrated yet, and predictions were not compared with those of the trained model."""
-    title, use = _opening(recipe, data)
+    title, use = _opening(task.card({}))
     write_folder_card(folder, metadata, (title, state, use, _data(recipe, data), recipe_section(recipe)))
 
 
@@ -62,13 +67,6 @@ def write_folder_card(folder: Path, metadata: ModelCardData, sections: Sequence[
     """Write ``README.md`` of a model folder: metadata as YAML, then the sections."""
     text = "\n\n".join((f"---\n{metadata.to_yaml()}\n---", *sections)) + "\n"
     (folder / "README.md").write_text(str(ModelCard(text)), encoding="utf-8")
-
-
-def hub_id(model: Model, weights: Resolved | None) -> str | None:
-    """Return the Hub id that a recipe states for the pretrained weights, or the one they came by, if there is any."""
-    if model.hub_id:
-        return model.hub_id
-    return weights.address.partition("@")[0] if weights is not None and weights.kind == "hub" else None
 
 
 def _public(recipe: Recipe) -> Recipe:
@@ -79,50 +77,30 @@ def _public(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": data, "model": model})
 
 
-def _metadata(recipe: Recipe, results: Mapping[str, Any], base: str | None) -> ModelCardData:
-    dataset = recipe.data.source
-    measured = [
+def _measured(recipe: Recipe, task: Task, results: Mapping[str, Any]) -> list[EvalResult]:
+    dataset, metrics = _dataset_name(recipe.data.source), results["test"]["metrics"]
+    return [
         EvalResult(
-            task_type=recipe.task.kind,
-            dataset_type=_dataset_type(dataset),
-            dataset_name=_dataset_name(dataset),
+            task_type=task.pipeline_tag,
+            dataset_type=dataset.lower(),
+            dataset_name=dataset,
             dataset_split="test",
             metric_type=key,
             metric_name=name,
-            metric_value=round(results["test"]["metrics"][key], 4),
+            metric_value=round(metrics[key], 4),
         )
-        for key, name in CARD_METRICS.items()
-        if key in results["test"]["metrics"]
+        for key, name in task.headline.items()
+        if key in metrics
     ]
-    return ModelCardData(
-        model_name=_dataset_name(dataset),
-        base_model=base,
-        library_name="transformers",
-        pipeline_tag=recipe.task.kind,
-        license=recipe.model.license,
-        tags=["hftoolkit", recipe.tuning.method],
-        eval_results=measured,
-    )
 
 
 def _dataset_name(address: str) -> str:
     return address.rpartition("/")[2].partition(".")[0] or address
 
 
-def _dataset_type(address: str) -> str:
-    return _dataset_name(address).lower()
-
-
-def _sections(recipe: Recipe, results: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[str, ...]:
-    samples = "\n\n![Predictions for test images](samples.png)" if isinstance(recipe, ImageRecipe) else ""
-    found = _results(results) + samples
-    return (*_opening(recipe, data), found, _data(recipe, data), _limits(recipe, results), recipe_section(recipe))
-
-
-def _opening(recipe: Recipe, data: Mapping[str, Any]) -> tuple[str, str]:
+def _opening(words: CardText) -> tuple[str, str]:
     """Return the title, and how the model is used."""
-    noun, use = ("Image", _IMAGE_USE) if isinstance(recipe, ImageRecipe) else ("Text", _TEXT_USE)
-    return f"# {noun} classifier: {', '.join(data['class_counts']['train'])}", f"## Use\n\n```python\n{use}\n```"
+    return f"# {words.title}", f"## Use\n\n```python\n{words.usage}\n```"
 
 
 def recipe_section(recipe: AnyRecipe) -> str:
@@ -130,31 +108,19 @@ def recipe_section(recipe: AnyRecipe) -> str:
     return f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```"
 
 
-_TEXT_USE = """from transformers import pipeline
-
-classify = pipeline("text-classification", model="path/or/repository", top_k=None)
-classify("The fabric is thin and it runs small.", truncation=True)"""
-
-_IMAGE_USE = """from transformers import pipeline
-
-classify = pipeline("image-classification", model="path/or/repository")
-classify("photo.jpg")"""
-
-
-def _results(results: Mapping[str, Any]) -> str:
+def _results(results: Mapping[str, Any], headline: Mapping[str, str]) -> str:
     test = results["test"]
+    rows = {"this model": test, **results["baselines"]}
     lines = [
         f"## Results\n\n{test['examples']} test examples; 95 % bootstrap intervals; the same split for every row.\n",
-        "| model | " + " | ".join(CARD_METRICS.values()) + " |",
-        "|---" * (len(CARD_METRICS) + 1) + "|",
-        _row("this model", test),
-        *(_row(name, baseline) for name, baseline in results["baselines"].items()),
+        "| model | " + " | ".join(headline.values()) + " |",
+        "|---" * (len(headline) + 1) + "|",
+        *(
+            f"| {name} | " + " | ".join(_cell(measured, key) for key in headline) + " |"
+            for name, measured in rows.items()
+        ),
     ]
     return "\n".join(lines)
-
-
-def _row(name: str, measured: Mapping[str, Any]) -> str:
-    return f"| {name} | " + " | ".join(_cell(measured, key) for key in CARD_METRICS) + " |"
 
 
 def _cell(measured: Mapping[str, Any], key: str) -> str:
@@ -182,26 +148,3 @@ def _weights(recipe: Recipe) -> str:
 def licence(name: str | None) -> str:
     """Return what a card says of a licence, after a comma."""
     return f", licence: {name}" if name else ", licence: not stated in the recipe"
-
-
-def _limits(recipe: Recipe, results: Mapping[str, Any]) -> str:
-    worst = min(
-        (key for key in results["test"]["metrics"] if key.startswith("f1/")),
-        key=lambda key: results["test"]["metrics"][key],
-    )
-    return f"""## Limits
-
-- Weakest class: {worst.removeprefix("f1/")}, F1 {results["test"]["metrics"][worst]:.3f}.
-- {_input_limits(recipe, results)}
-- Probabilities are calibrated on one validation split (temperature {results["temperature"]:.3f}); other data may need
-  another. Nothing was tested on other domains{" or languages" if isinstance(recipe, TextRecipe) else ""}."""
-
-
-def _input_limits(recipe: Recipe, results: Mapping[str, Any]) -> str:
-    if isinstance(recipe, TextRecipe):
-        share = results["truncated"]["test"] / results["test"]["examples"]
-        return f"Texts are cut at {recipe.model.max_length} tokens; {share:.1%} of the test texts are longer."
-    height, width = results["image_size"]
-    flipped = isinstance(recipe, ImageRecipe) and recipe.task.test_time_flip
-    mirrored = "; the results are means over each image and its mirror image" if flipped else ""
-    return f"Images are seen at {height} x {width} pixels{mirrored}."

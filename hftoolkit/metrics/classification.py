@@ -176,3 +176,15 @@ class LogLoss(evaluate.Metric):  # type: ignore[misc]
 
     def _compute(self, predictions: Lists, references: Lists) -> Metrics:
         return {"loss": float(log_losses(*_arrays(self, predictions, references)).mean())}
+
+
+def classification_statistics(probabilities, targets, names, *, multi_label):
+    from hftoolkit.metrics.bootstrap import _measure, _prepare
+    from hftoolkit.metrics.statistics import RowStatistics
+
+    rows = _prepare(probabilities, targets, names, multi_label=multi_label)
+    return RowStatistics(
+        len(targets),
+        lambda c: _measure(rows, names, c),
+        lambda: classification_metrics(probabilities, targets, names, multi_label=multi_label),
+    )

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from hftoolkit.contracts import HeadSpec
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.seeding import seed_torch
 
@@ -22,19 +24,21 @@ MAX_FRESH_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
-    """A classifier ready to be tuned.
+    """A model ready to be tuned, or one that was.
 
     Attributes:
         model: fp32, on the CPU, in eval mode; its output has ``logits``.
         output_layers: names of the layers that give the logits: one, or several whose outputs are added or averaged.
         fresh_modules: modules with random weights, the output layers in or among them; all must be trained and saved.
         replaced_labels: class names of the head that was thrown away; empty when there was none.
+        note: what a user should know of how the weights were found; empty for nothing.
     """
 
     model: nn.Module
-    output_layers: tuple[str, ...]
-    fresh_modules: tuple[str, ...]
+    output_layers: tuple[str, ...] = ()
+    fresh_modules: tuple[str, ...] = ()
     replaced_labels: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,23 +48,31 @@ class TextBackbone(Backbone):
     tokenizer: Any
 
 
-def load_text_classifier(
-    path: Path, labels: Sequence[str], *, multi_label: bool, max_length: int, dropout: float, seed: int
+def load_text_model(
+    path: Path, auto_class: str, head: HeadSpec, *, max_length: int, dropout: float, seed: int
 ) -> TextBackbone:
-    """Load a transformers text backbone and give it a head for these labels.
+    """Load a transformers text backbone and give it a head.
 
-    A head that was trained for the same labels in the same order is kept; any other is replaced.
+    A head that was trained for the same names in the same order is kept; any other is replaced.
+
+    Args:
+        path: a folder of transformers.
+        auto_class: name of the class that loads it, for example ``AutoModelForSequenceClassification``.
+        head: its outputs.
+        max_length: tokens at which the tokenizer cuts.
+        dropout: probability, wherever the architecture has dropout.
+        seed: of a new head.
 
     Raises:
         DataError: the folder holds no usable transformers text model.
     """
     with quiet_transformers(), readable_errors(path, "text"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        kept, replaced = compare_head(config, labels, "ForSequenceClassification")
-        config.update(label_settings(labels, multi_label) | dropout_settings(config, dropout))
+        kept, replaced = compare_head(config, head.names, auto_class.removeprefix("AutoModel"))
+        config.update(head_settings(head) | dropout_settings(config, dropout))
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model, output_layers, fresh = load_with_head(
-            AutoModelForSequenceClassification, path, config, keep_head=kept, seed=seed
+            getattr(transformers, auto_class), path, config, keep_head=kept, seed=seed
         )
     configure_lengths(config, tokenizer, max_length)
     return TextBackbone(
@@ -100,7 +112,7 @@ def load_with_head(
     return model.eval(), output_layers, tuple(sorted(fresh | set(output_layers)))
 
 
-def load_saved_classifier(path: Path) -> tuple[Any, Any]:
+def load_saved_text_model(path: Path, auto_class: str) -> TextBackbone:
     """Load an exported model and its tokenizer, in fp32 and eval mode.
 
     Raises:
@@ -108,13 +120,13 @@ def load_saved_classifier(path: Path) -> tuple[Any, Any]:
     """
     with quiet_transformers(), readable_errors(path, "text"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = getattr(transformers, auto_class).from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
-    return model.eval(), tokenizer
+    return TextBackbone(model=model.eval(), tokenizer=tokenizer)
 
 
-def save_classifier(model: nn.Module, tokenizer: Any, directory: Path) -> None:
+def save_text_model(model: nn.Module, tokenizer: Any, directory: Path) -> None:
     """Write a plain transformers folder: safetensors, config with label names, tokenizer."""
     plain: Any = model
     with quiet_transformers():
@@ -133,21 +145,6 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
         plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
         raise RecipeError(f"model.gradient_checkpointing: {error}") from error
-
-
-def set_attention(model: nn.Module, device: torch.device) -> str:
-    """Choose the attention kernel for the device and return its name.
-
-    On CPUs the backward pass of the fused kernel is slow, so the plain one trains faster.
-    """
-    wanted = "eager" if device.type == "cpu" else "sdpa"
-    base: Any = model
-    try:
-        with quiet_transformers():
-            base.set_attn_implementation(wanted)
-    except (ValueError, AttributeError):  # the architecture has one kernel only
-        return str(getattr(base.config, "_attn_implementation", "own"))
-    return wanted
 
 
 def is_image_model(model: nn.Module) -> bool:
@@ -230,14 +227,19 @@ def compare_head(config: PretrainedConfig, labels: Sequence[str], suffix: str) -
     return False, names if has_head else ()
 
 
-def label_settings(labels: Sequence[str], multi_label: bool) -> dict[str, Any]:
-    """Return what a transformers config says about its labels."""
+def head_settings(head: HeadSpec) -> dict[str, Any]:
+    """Return what a transformers config says about its head."""
     return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {name: index for index, name in enumerate(labels)},
-        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+        "num_labels": len(head.names),
+        "id2label": dict(enumerate(head.names)),
+        "label2id": {name: index for index, name in enumerate(head.names)},
+        "problem_type": head.problem_type,
     }
+
+
+def head_names(model: Any) -> tuple[str, ...]:
+    """Return the names of the outputs that a transformers model has, in order."""
+    return tuple(model.config.id2label[index] for index in range(model.config.num_labels))
 
 
 def dropout_settings(config: PretrainedConfig, probability: float) -> dict[str, float]:

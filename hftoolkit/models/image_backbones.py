@@ -24,13 +24,14 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
+from hftoolkit.contracts import HeadSpec
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import (
     Backbone,
     compare_head,
     dropout_settings,
+    head_settings,
     is_under,
-    label_settings,
     load_with_head,
     parameter_layers,
     quiet_transformers,
@@ -61,6 +62,7 @@ from hftoolkit.models.timm_models import (
 from hftoolkit.seeding import seed_torch
 
 MAX_NAMED_LABELS = 5
+BY_POSITION = "the weights have foreign names; count and shapes agree, so they were loaded by position"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ class ImageBackbone(Backbone):
 
 def load_image_classifier(
     path: Path | None,
-    labels: Sequence[str],
+    head: HeadSpec,
     *,
     architecture: str | None,
     image_size: int | None,
@@ -88,13 +90,13 @@ def load_image_classifier(
     drop_path: float,
     seed: int,
 ) -> ImageBackbone:
-    """Load an image backbone and give it a head for these labels.
+    """Load an image backbone and give it a head.
 
-    A head that was trained for the same labels in the same order is kept; any other is replaced.
+    A head that was trained for the same names in the same order is kept; any other is replaced.
 
     Args:
         path: a folder of timm or transformers, or a weights file; None draws random weights from the seed.
-        labels: class names, in order.
+        head: its outputs.
         architecture: timm's name, for a weights file and for random weights.
         image_size: height and width in pixels; None takes that of the weights.
         dropout: probability before the head, and wherever a transformers architecture has dropout.
@@ -110,11 +112,11 @@ def load_image_classifier(
         if architecture.partition(".")[0] != str(config.get("architecture", "")).partition(".")[0]:
             raise RecipeError("model.architecture: the folder of model.backbone has its own; leave the line out")
     if path is not None and config is not None and config.get("model_type", "timm_wrapper") != "timm_wrapper":
-        backbone = _load_transformers(path, labels, image_size, dropout=dropout, drop_path=drop_path, seed=seed)
+        backbone = _load_transformers(path, head, image_size, dropout=dropout, drop_path=drop_path, seed=seed)
     else:
         knobs = {"drop_rate": dropout, "drop_path_rate": drop_path}
         active = {name: value for name, value in knobs.items() if value > 0}
-        backbone = _load_timm(path, config, labels, architecture, image_size, active, seed)
+        backbone = _load_timm(path, config, head, architecture, image_size, active, seed)
     size = backbone.preprocessing
     with _size_errors(image_size), torch.inference_mode():
         if image_size is not None:
@@ -142,8 +144,8 @@ def save_image_classifier(model: nn.Module, preprocessing: Preprocessing, direct
             make_processor(preprocessing).save_pretrained(directory)
 
 
-def load_saved_image_classifier(path: Path) -> tuple[Any, Preprocessing]:
-    """Load an exported model, in fp32 and eval mode, and its preprocessing.
+def load_saved_image_classifier(path: Path) -> ImageBackbone:
+    """Load an exported model, in fp32 and eval mode, with its preprocessing.
 
     Raises:
         DataError: the folder does not hold one.
@@ -152,9 +154,24 @@ def load_saved_image_classifier(path: Path) -> tuple[Any, Preprocessing]:
         model = AutoModelForImageClassification.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
-        if isinstance(model.config, TimmWrapperConfig):
-            return model.eval(), timm_preprocessing(model.config.pretrained_cfg, None)
-        return model.eval(), processor_preprocessing(path, None)
+        preprocessing = _saved_preprocessing(path, model.config)
+    return ImageBackbone(model=model.eval(), preprocessing=preprocessing, architecture=None)
+
+
+def saved_preprocessing(path: Path) -> Preprocessing:
+    """Return what an exported model expects of images, without loading it.
+
+    Raises:
+        DataError: the folder does not hold one.
+    """
+    with quiet_transformers(), readable_errors(path, "image"):
+        return _saved_preprocessing(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+
+
+def _saved_preprocessing(path: Path, config: PretrainedConfig) -> Preprocessing:
+    if isinstance(config, TimmWrapperConfig):
+        return timm_preprocessing(config.pretrained_cfg, None)
+    return processor_preprocessing(path, None)
 
 
 def is_convolutional(model: nn.Module) -> bool:
@@ -162,18 +179,6 @@ def is_convolutional(model: nn.Module) -> bool:
     weights = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     convolutions = sum(module.weight.numel() for module in weights if isinstance(module, nn.Conv2d))
     return convolutions > 0.5 * sum(module.weight.numel() for module in weights)
-
-
-def arrange_for_cpus(model: nn.Module) -> None:
-    """Choose what trains faster on CPUs: channels last for convolutions, plain attention in timm's transformers.
-
-    The backward pass of the fused attention kernel is the slower one there.
-    """
-    if is_convolutional(model):
-        model.to(memory_format=torch.channels_last)
-    for module in model.modules():
-        if isinstance(getattr(module, "fused_attn", None), bool):
-            setattr(module, "fused_attn", False)  # noqa: B010  # only timm's attention layers have it
 
 
 def timm_part(model: nn.Module) -> nn.Module | None:
@@ -224,7 +229,7 @@ def _weights_file(path: Path) -> Path:
 def _load_timm(
     path: Path | None,
     config: Mapping[str, Any] | None,
-    labels: Sequence[str],
+    head: HeadSpec,
     architecture: str | None,
     image_size: int | None,
     knobs: dict[str, Any],
@@ -239,7 +244,7 @@ def _load_timm(
         arguments |= _fixed_size(timm.get_pretrained_cfg(name).to_dict(), image_size)
         seed_torch("weights", seed)
         with _size_errors(image_size):
-            inner = create_model(name, len(labels), arguments | knobs)
+            inner = create_model(name, len(head.names), arguments | knobs)
     else:
         weights = read_file(_weights_file(path), str(architecture)) if config is None else read_folder(path, config)
         name, settings = (
@@ -254,21 +259,22 @@ def _load_timm(
                 raise
             create_pretrained(weights, weights.arguments)  # raises if the weights are at fault, not the size
             raise RecipeError(f"model.image_size: {image_size} does not suit this backbone: {error}") from error
-        if weights.class_names != tuple(labels):
+        if weights.class_names != head.names:
             seed_torch("head", seed)
-            replace_head(inner, len(labels), arguments)
+            replace_head(inner, len(head.names), arguments)
             replaced = _readable_labels(weights.class_names)
     preprocessing = timm_preprocessing(inner.pretrained_cfg, image_size)
     outputs, heads = output_layers(inner, name, arguments), head_modules(inner)
     heads += tuple(layer for layer in outputs if not is_under(f"{layer}.", heads))  # VOLO does not name its second
     return ImageBackbone(
-        model=_wrap(inner, name.partition(".")[0], labels, arguments, preprocessing),
+        model=_wrap(inner, name.partition(".")[0], head, arguments, preprocessing),
         output_layers=tuple(f"timm_model.{layer}" for layer in outputs),
-        fresh_modules=tuple(f"timm_model.{head}" for head in heads),
+        fresh_modules=tuple(f"timm_model.{module}" for module in heads),
         replaced_labels=replaced,
         preprocessing=preprocessing,
         architecture=name,
         loaded_by=loaded_by,
+        note=BY_POSITION if loaded_by == "position" else "",
     )
 
 
@@ -278,7 +284,7 @@ def _fixed_size(settings: Mapping[str, Any], image_size: int | None) -> dict[str
 
 
 def _wrap(
-    inner: Any, architecture: str, labels: Sequence[str], arguments: Mapping[str, Any], preprocessing: Preprocessing
+    inner: Any, architecture: str, head: HeadSpec, arguments: Mapping[str, Any], preprocessing: Preprocessing
 ) -> nn.Module:
     """Put a timm model into transformers' wrapper, which would otherwise draw all weights anew."""
     config = TimmWrapperConfig(
@@ -286,7 +292,7 @@ def _wrap(
         model_args=dict(arguments),
         pretrained_cfg=inner.pretrained_cfg | timm_settings(preprocessing),
         num_features=inner.num_features,
-        **label_settings(labels, multi_label=False),
+        **head_settings(head),
     )
     with torch.device("meta"):
         model: Any = TimmWrapperForImageClassification(config)
@@ -296,7 +302,7 @@ def _wrap(
 
 
 def _load_transformers(
-    path: Path, labels: Sequence[str], image_size: int | None, *, dropout: float, drop_path: float, seed: int
+    path: Path, head: HeadSpec, image_size: int | None, *, dropout: float, drop_path: float, seed: int
 ) -> ImageBackbone:
     with quiet_transformers(), readable_errors(path, "image"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -304,8 +310,8 @@ def _load_transformers(
             raise DataError(
                 f"{path.name} reads images of {config.num_channels} channels; the backbone must read 3 (RGB)"
             )
-        kept, replaced = compare_head(config, labels, "ForImageClassification")
-        config.update(label_settings(labels, multi_label=False) | _noise_settings(config, dropout, drop_path))
+        kept, replaced = compare_head(config, head.names, "ForImageClassification")
+        config.update(head_settings(head) | _noise_settings(config, dropout, drop_path))
         preprocessing = processor_preprocessing(path, image_size)
         model, layers, fresh = load_with_head(AutoModelForImageClassification, path, config, keep_head=kept, seed=seed)
         if image_size is not None and getattr(config, "image_size", image_size) != image_size:

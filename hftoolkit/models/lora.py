@@ -18,6 +18,13 @@ from hftoolkit.models.backbones import is_image_model
 
 # peft wraps heads of these names itself, whole; to name their parts too would wrap those twice.
 PEFT_HEADS = ("classifier.", "score.")
+TASKS = {
+    "ForSequenceClassification": TaskType.SEQ_CLS,
+    "ForTokenClassification": TaskType.TOKEN_CLS,
+    "ForQuestionAnswering": TaskType.QUESTION_ANS,
+    "ForCausalLM": TaskType.CAUSAL_LM,
+    "ForConditionalGeneration": TaskType.SEQ_2_SEQ_LM,
+}
 # ``auto`` passes over kinds of layers that hold less of the blocks' weights than this.
 MIN_AUTO_SHARE = 0.1
 
@@ -50,8 +57,8 @@ def apply_lora(
         RecipeError: no layer that can have an adapter matches ``targets``.
     """
     names = _match_targets(model, targets, blocks, trained_modules)
-    # peft has no task for images; for that of classifying texts it knows some heads itself.
-    own_heads = PEFT_HEADS if _task(model) is TaskType.SEQ_CLS else ()
+    # For these tasks peft knows some heads itself.
+    own_heads = PEFT_HEADS if _task(model) in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS) else ()
     config = LoraConfig(
         task_type=_task(model),
         r=rank,
@@ -141,10 +148,11 @@ def _match_targets(model: nn.Module, targets: str, blocks: Set[str], excluded: S
 
 
 def _task(model: nn.Module) -> TaskType | None:
+    """Return peft's task of a model by the head in the name of its class; peft has none for images."""
     if is_image_model(model):
         return None
-    encodes = "ForSequenceClassification" not in type(model).__name__
-    return TaskType.FEATURE_EXTRACTION if encodes else TaskType.SEQ_CLS
+    name = type(model).__name__
+    return next((task for head, task in TASKS.items() if name.endswith(head)), TaskType.FEATURE_EXTRACTION)
 
 
 def _is_linear(module: nn.Module) -> bool:

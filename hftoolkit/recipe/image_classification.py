@@ -1,10 +1,10 @@
 """What image recipes have of their own."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hftoolkit.recipe.sections import Classification, Data, Model, Recipe, Section
+from hftoolkit.recipe.sections import Classification, ClassificationEvaluation, Data, Model, Recipe, Section
 
 
 class ImageClassification(Classification):
@@ -78,6 +78,16 @@ class ImageModel(Model):
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="Probability of skipping a residual branch in training.")
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether training starts from random weights."""
+        return not self.pretrained
+
+    @property
+    def address(self) -> str:
+        """What names the weights, or the architecture whose weights are random."""
+        return self.backbone or self.architecture or ""
+
     @model_validator(mode="after")
     def _weights_or_architecture(self) -> Self:
         if self.pretrained and self.backbone is None:
@@ -103,10 +113,15 @@ class Augmentation(Section):
 class ImageRecipe(Recipe):
     """Fine-tuning of an image classifier."""
 
+    implementation: ClassVar[str] = "hftoolkit.tasks.image_classification:ImageClassificationTask"
+
     task: ImageClassification = Field(description="What to learn.")
     data: ImageData = Field(description="What to learn it from.")
     model: ImageModel = Field(description="Which backbone to start from.")
     augmentation: Augmentation = Field(default_factory=Augmentation, description="Random changes of training images.")
+    evaluation: ClassificationEvaluation = Field(
+        default_factory=ClassificationEvaluation, description="How results are measured."
+    )
 
     @model_validator(mode="after")
     def _probe_has_no_augmentation(self) -> Self:

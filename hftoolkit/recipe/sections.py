@@ -4,7 +4,7 @@ A component gets its own section or plain keyword arguments, never the whole rec
 """
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -13,8 +13,6 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-TEXT_METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss")
-LOWER_IS_BETTER = ("ece", "loss")
 HUB_NAME = r"(?![-.])[A-Za-z0-9._-]{1,96}(?<![-.])"
 REPOSITORY = re.compile(rf"{HUB_NAME}/{HUB_NAME}")
 # What a run that is resumed may change, because no result depends on it.
@@ -27,10 +25,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Classification(Section):
-    """Base of the tasks that put an example into classes."""
+class Task(Section):
+    """What all tasks name."""
 
     kind: str = Field(description="The kind of problem.")
+
+
+class Classification(Task):
+    """Base of the tasks that put an example into classes."""
+
     labels: dict[str | int | float | bool, str] | None = Field(
         None,
         description="Label value in the data -> class name, in class order. Several values may share a name. "
@@ -103,6 +106,16 @@ class Model(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."
     )
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether training starts from random weights."""
+        return self.backbone is None
+
+    @property
+    def address(self) -> str:
+        """What names the weights, or the architecture whose weights are random."""
+        return self.backbone or ""
 
 
 class RateSection(Section):
@@ -230,6 +243,8 @@ def refuse_late_layers(tuning: Tuning, train: Train) -> None:
 class Evaluation(Section):
     """When and by what the best weights are chosen, and how sure the numbers are."""
 
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})  # of the metrics
+
     best_by: str = Field(description="Validation metric that chooses the best weights.")
     times_per_epoch: int = Field(1, ge=1, le=1000, description="Validation runs per epoch, evenly spaced.")
     bootstrap_samples: int = Field(1000, ge=100, le=100000, description="Resamples behind each 95 % interval.")
@@ -238,6 +253,8 @@ class Evaluation(Section):
 
 class ClassificationEvaluation(Evaluation):
     """The same for classifiers."""
+
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"ece", "loss"})
 
     best_by: Literal["accuracy", "macro_f1", "macro_precision", "macro_recall", "mcc", "roc_auc", "ece", "loss"] = (
         Field("macro_f1", description="Validation metric that chooses the best weights; ece and loss: lower is better.")
@@ -281,14 +298,14 @@ class ClassifierHub(Hub):
 class Recipe(Section):
     """One fine-tuning run, complete. Each kind of task has its own."""
 
-    task: Classification = Field(description="What to learn.")
+    implementation: ClassVar[str]  # "module:class" of the kind's ``contracts.Task``
+
+    task: Task = Field(description="What to learn.")
     data: Data = Field(description="What to learn it from.")
     model: Model = Field(description="Which pretrained weights to start from.")
     tuning: Tuning = Field(default_factory=FullTuning, description="Which weights are trained.")
     train: Train = Field(default_factory=Train, description="The optimization.")
-    evaluation: ClassificationEvaluation = Field(
-        default_factory=ClassificationEvaluation, description="How results are measured."
-    )
+    evaluation: Evaluation = Field(description="How results are measured.")
     hub: ClassifierHub | None = Field(None, description="Where the model is pushed. Default: nowhere.")
 
     @model_validator(mode="after")

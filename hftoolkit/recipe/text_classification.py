@@ -1,10 +1,10 @@
 """What text recipes have of their own."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from hftoolkit.recipe.sections import Classification, Data, Model, Names, Recipe, Section
+from hftoolkit.recipe.sections import Classification, ClassificationEvaluation, Data, Model, Names, Recipe, Section
 
 
 def _one_name_is_a_list(value: object) -> object:
@@ -74,9 +74,14 @@ class TextModel(Model):
 class TextRecipe(Recipe):
     """Fine-tuning of a text classifier."""
 
+    implementation: ClassVar[str] = "hftoolkit.tasks.text_classification:TextClassificationTask"
+
     task: TextClassification = Field(description="What to learn.")
     data: TextData = Field(description="What to learn it from.")
     model: TextModel = Field(description="Which pretrained weights to start from.")
+    evaluation: ClassificationEvaluation = Field(
+        default_factory=ClassificationEvaluation, description="How results are measured."
+    )
 
     @model_validator(mode="after")
     def _label_columns_fit(self) -> Self:

@@ -10,7 +10,6 @@ import numpy as np
 
 from hftoolkit.contracts import Emit, InferenceProgress, Message, Table
 from hftoolkit.errors import EnvironmentFault, RecipeError
-from hftoolkit.hub.card import hub_id
 from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import announce
 from hftoolkit.metrics.bootstrap import mean_intervals
@@ -44,6 +43,7 @@ from hftoolkit.train.state import Fitted
 
 GATE_USERS = 8
 COMPARED = ("hr", "ndcg")  # metrics with a paired lead
+HEADLINE = {"hr": "HR", "recall": "recall", "ndcg": "NDCG", "coverage": "coverage"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def finetune(
         announce(recipe.hub, create=True, emit=listen)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.splits.summary, "the data")
-        check_unchanged(run.backbone, {"revision": job.weights.revision}, "the pretrained weights")
+        check_unchanged(run.backbone, job.weights.origin, "the pretrained weights")
         fitted, text = _train(job, run, listen)
         stage = SecondStage(job.splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
         recommender = stage.fuse(job.summed(text))
@@ -112,7 +112,7 @@ def finetune(
         write_json(run.results, results)
         KnownUsers(job.splits.user_ids, job.splits.everything, job.splits.groups).save(run.users)
         _report(job.splits, run, ours, results, listen)
-        write_recommender_card(run, recipe, results, job.splits.summary, hub_id(recipe.model, job.weights))
+        write_recommender_card(run, recipe, results, job.splits.summary, job.weights.hub_id)
         prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
     publish(recipe.hub, run, emit=listen)
     return run.root
@@ -195,7 +195,7 @@ def evaluate(folder: Path, *, split: str, emit: Emit) -> dict[str, Any]:
     predictor.refuse_changed(splits.summary["fingerprint"])
     stage = SecondStage(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
     results = {"test": _measured(recipe, splits, stage.rank(predictor.recommender, split), split)}
-    emit(replace(results_table(results | {"cutoff": recipe.evaluation.cutoff}), title=f"{folder} on {split}"))
+    emit(replace(results_table(results | {"cutoff": recipe.evaluation.cutoff}, HEADLINE), title=f"{folder} on {split}"))
     return results["test"]
 
 
@@ -251,9 +251,9 @@ def _report(splits: RecommendationSplits, run: RunDir, ours: RankedLists, result
     """Write the lists of the test split, and show the closing tables."""
     k, users = results["cutoff"], results["test"]["examples"]
     title = f"Test split ({results['protocol']}), {users} users, all items ranked, lists of {k}, 95 % intervals"
-    emit(replace(results_table(results, ours="sum of parts"), title=title))
+    emit(replace(results_table(results, HEADLINE, ours="sum of parts"), title=title))
     if results["gains"]:
-        emit(gains_table(results["gains"]))
+        emit(gains_table(results["gains"], HEADLINE))
     run.predictions.mkdir(exist_ok=True)
     cases = splits.cases["test"]
     rows = [
@@ -309,12 +309,13 @@ def _export(job: Job, recommender: Recommender, text: TextVectors, run: RunDir) 
     cases = job.splits.cases["test"]
     users = np.arange(min(GATE_USERS, len(cases)))
     model, path = job.recipe.model, job.weights.path
+    assert path is not None  # a recommender starts from pretrained weights
 
     def save_base(folder: Path) -> None:
         base, pooler = load_text_encoder(path, max_length=model.max_length, dropout=0.0)
         save_encoder(base.model, base.tokenizer, pooler, folder)
 
-    files = TowerFiles(job.tokenizer, job.pooler, hub_id(model, job.weights), save_base)
+    files = TowerFiles(job.tokenizer, job.pooler, job.weights.hub_id, save_base)
     queries = Queries.of(cases, users, job.splits.groups)
     gate = TowerGate(job.splits.catalogue.texts, text.vectors, queries, allowed_items(cases, users))
     return export_recommender(tower, recommender, run, files=files, gate=gate)

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from hftoolkit.contracts import Emit, Message
-from hftoolkit.data.sources.resolve import Resolved, describe, resolve_data, resolve_model
-from hftoolkit.models.backbones import enable_gradient_checkpointing, set_attention
+from hftoolkit.data.sources.resolve import describe, resolve_data
+from hftoolkit.models.backbones import enable_gradient_checkpointing
+from hftoolkit.models.kernels import set_attention
+from hftoolkit.models.pretrained import Weights
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import IdModels, LinearProbe, RecommendationRecipe
 from hftoolkit.recommend.factors import item_features, similarities
@@ -56,7 +58,7 @@ class Job:
     tokenizer: Any
     pooler: nn.Module | None
     infer: Inference
-    weights: Resolved
+    weights: Weights
     log: TrainingLog
     parts: Mapping[str, Part]
     pooled: torch.Tensor
@@ -84,8 +86,9 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
         RecipeError, DataError, EnvironmentFault: what is wrong, before anything was trained.
     """
     splits = load_splits(recipe, emit)
-    weights = resolve_model(recipe.model.backbone, sha256=recipe.model.sha256)
-    emit(Message(f"backbone: {describe(weights)}"))
+    weights = Weights(recipe.model)
+    emit(Message(f"backbone: {weights.describe()}"))
+    assert weights.path is not None  # a recommender starts from pretrained weights
     accelerator = make_accelerator(recipe.train.precision)
     encoder, pooler = load_text_encoder(weights.path, max_length=recipe.model.max_length, dropout=recipe.model.dropout)
     kernel = set_attention(encoder.model, accelerator.device)

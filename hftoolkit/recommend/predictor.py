@@ -21,7 +21,7 @@ from hftoolkit.recommend.scorers import Queries, TextVectors
 from hftoolkit.recommend.tower import load_tower
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.runs.resume import open_finished, refuse_changed
-from hftoolkit.tasks.text_classification import encode_texts, pad_tokens
+from hftoolkit.tasks.shared.text_inputs import encode_texts, pad_tokens
 
 BATCH_SIZE = 64
 REASONS = 3  # items of the history that --explain names for each recommendation

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hftoolkit.contracts import Batch, Datasets, Infer, Metrics, Rows, StepOutput
+from hftoolkit.contracts import Batch, Examples, Infer, Metrics, StepOutput, Tensors
 from hftoolkit.errors import RecipeError
 from hftoolkit.recipe import RankingEvaluation, RecommendationTask
 from hftoolkit.recommend.histories import Histories
@@ -30,7 +30,8 @@ from hftoolkit.recommend.protocols import RecommendationSplits
 from hftoolkit.recommend.ranking import PER_USER, RankedLists, mean_values, rank
 from hftoolkit.recommend.scorers import Part, Queries, TextVectors
 from hftoolkit.recommend.tower import ItemTower
-from hftoolkit.tasks.text_classification import encode_texts, pad_tokens
+from hftoolkit.tasks.shared.class_head import to_rows
+from hftoolkit.tasks.shared.text_inputs import encode_texts, pad_tokens
 
 ENCODED_AT_ONCE = 256  # texts of similar length in one forward pass
 MOST_TRAINED_ITEMS = 5_000  # that a softmax over the whole catalogue encodes in every step
@@ -53,7 +54,7 @@ class ItemExample:
 
 
 class RecommendationTower:
-    """See ``contracts.Task``: the training and evaluation of the item tower alone."""
+    """See ``contracts.Learner``: the training and evaluation of the item tower alone."""
 
     def __init__(
         self,
@@ -85,13 +86,8 @@ class RecommendationTower:
         self._histories = splits.train.select(users).latest(section.max_history)
         lengths = np.array([len(ids) for ids in self._token_ids])
         places = np.tile(np.arange(len(users)), section.draws_per_epoch)
-        self._datasets = Datasets(
-            {
-                "train": Rows([UserExample(place) for place in places], None, users[places]),
-                "items": Rows([ItemExample(place) for place in range(len(lengths))], lengths, np.arange(len(lengths))),
-            },
-            self._collate,
-        )
+        self._users = Examples([UserExample(place) for place in places], row_numbers=users[places])
+        self._items = Examples([ItemExample(place) for place in range(len(lengths))], lengths)
         counts = np.bincount(splits.train.items, minlength=len(splits.catalogue))
         self._shares = torch.from_numpy(counts / counts.sum())
         self._trained_items = torch.from_numpy(np.flatnonzero(counts))
@@ -104,11 +100,12 @@ class RecommendationTower:
                 f"{'frozen' if frozen else 'trained'} encoder. Set task.items_per_step, or use sampled-softmax"
             )
 
-    def datasets(self) -> Datasets:
-        """Return the users that are trained on, and all items."""
-        return self._datasets
+    def examples(self, split: str) -> Examples:
+        """Return the users that are trained on; nothing else is split by rows."""
+        assert split == "train", split
+        return self._users
 
-    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+    def loss(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Return the loss of a batch of users, summed; each item is encoded once."""
         items, history, weights = self._items_of_step(batch["history"], batch["weights"])
         drawn = draw_targets(history, weights, self._section.objective, self._section.recency)
@@ -117,29 +114,33 @@ class RecommendationTower:
         users_BD = items.spread(drawn, drawn.inputs) @ vectors_CD
         logits_BC = users_BD @ vectors_CD.T / self._section.temperature + bias_C
         loss = pair_loss if self._section.loss == "bpr" else softmax_loss
-        return StepOutput(loss(logits_BC, drawn, items), len(logits_BC))
+        return StepOutput(loss(logits_BC, drawn, items), len(logits_BC), len(logits_BC))
 
-    def predict_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    def forward(self, model: nn.Module, batch: Batch) -> Tensors:
         """Return the vector and the bias of each item, (N, D + 1); of users, those of the latest item of each."""
-        return self._encode(model, batch["latest"].tolist())
+        return {"vectors": self._encode(model, batch["latest"].tolist())}
 
-    def _pool_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    def predict(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+        """Return the same as arrays, (D + 1,) float32 each."""
+        return to_rows(self.forward(model, batch)["vectors"])
+
+    def _pool(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
         """Return the pooled output of the encoder for each item, (N, H)."""
         assert isinstance(model, ItemTower)
         tokens = pad_tokens([self._token_ids[place] for place in batch["latest"].tolist()], self._tokenizer)
-        return model.pooled(**_moved(tokens, batch["latest"].device))
+        return to_rows(model.pooled(**_moved(tokens, batch["latest"].device)))
 
-    def metric_names(self, split: str) -> frozenset[str]:
+    def metric_names(self) -> frozenset[str]:
         """Return the metrics of ranked lists."""
         return frozenset(PER_USER)
 
-    def evaluate(self, model: nn.Module, infer: Infer, split: str) -> Metrics:
-        """Return the metrics of the tower alone on a split, in the precision of the run."""
-        return mean_values(self.rank(self.text_part(model, infer), split).values)
+    def evaluate(self, model: nn.Module, infer: Infer) -> Metrics:
+        """Return the metrics of the tower alone on validation, in the precision of the run."""
+        return mean_values(self.rank(self.text_part(model, infer), "validation").values)
 
     def text_part(self, model: nn.Module, infer: Infer, *, full_precision: bool = False) -> TextVectors:
         """Return the vectors of all items as a part."""
-        return self.part_of(infer(model, self._datasets.splits["items"], full_precision=full_precision))
+        return self.part_of(np.stack(infer(model, self._items, full_precision=full_precision)))
 
     def part_of(self, outputs: np.ndarray) -> TextVectors:
         """Return what a tower gives for all items, (I, D + 1), as a part."""
@@ -152,8 +153,7 @@ class RecommendationTower:
 
     def pooled(self, model: nn.Module, infer: Infer) -> torch.Tensor:
         """Return the pooled outputs of the encoder for all items, (I, H) fp32."""
-        rows = self._datasets.splits["items"]
-        return torch.from_numpy(infer(model, rows, step=self._pool_step, full_precision=True))
+        return torch.from_numpy(np.stack(infer(model, self._items, predict=self._pool, full_precision=True)))
 
     @property
     def trained_items(self) -> torch.Tensor:
@@ -205,7 +205,7 @@ class RecommendationTower:
         back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
         return torch.cat(outputs)[back]
 
-    def _collate(self, examples: list[UserExample] | list[ItemExample]) -> Batch:
+    def collate(self, examples: Sequence[UserExample | ItemExample], *, training: bool) -> Batch:
         """Return ``latest`` items, (B,); of users also ``history`` and ``weights``, (B, L), see ``pad_histories``."""
         places = np.array([example.place for example in examples])
         if isinstance(examples[0], ItemExample):

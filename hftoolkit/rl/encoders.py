@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hftoolkit.contracts import HeadSpec
 from hftoolkit.data.sources.resolve import resolve_model
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.image_backbones import is_convolutional, load_image_classifier, timm_part
@@ -72,7 +73,7 @@ def timm_encoder(section: TimmEncoder, observation: np.ndarray) -> tuple[nn.Sequ
     with _errors_name_knobs_of_this_recipe():
         classifier = load_image_classifier(
             None if weights is None else weights.path,
-            ("no", "head"),
+            HeadSpec(("no", "head")),
             architecture=section.architecture,
             image_size=observation.shape[1],
             dropout=0,

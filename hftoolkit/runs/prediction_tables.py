@@ -43,6 +43,14 @@ def write_prediction_file(columns: Mapping[str, Sequence[Any]], path: Path) -> N
         raise EnvironmentFault(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def write_csv(columns: Mapping[str, Sequence[Any]], path: Path) -> None:
+    """Write a table as CSV, numbers that are no counts with 6 decimals; ``path`` is overwritten."""
+    rounded = {
+        name: [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells] for name, cells in columns.items()
+    }
+    path.write_text(as_csv(rounded, "\r\n"), encoding="utf-8", newline="")
+
+
 def write_or_format(columns: Mapping[str, Sequence[Any]], path: Path | None) -> str:
     """Write a prediction table to ``path``, or return it as CSV text if that is None."""
     if path is None:
@@ -51,10 +59,10 @@ def write_or_format(columns: Mapping[str, Sequence[Any]], path: Path | None) -> 
     return ""
 
 
-def as_csv(columns: Mapping[str, Sequence[Any]]) -> str:
+def as_csv(columns: Mapping[str, Sequence[Any]], line_end: str = "\n") -> str:
     """Return a table as CSV text with a header."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv.writer(buffer, lineterminator=line_end)
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     return buffer.getvalue()

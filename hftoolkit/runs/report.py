@@ -1,6 +1,5 @@
 """Tables, pictures and files that show a run's results. Nothing is printed here."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +16,6 @@ if TYPE_CHECKING:
 
 Intervals = Mapping[str, Sequence[float]]  # metric -> low, high
 
-HEADLINES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "ece": "ECE",
-    "hr": "HR",
-    "recall": "recall",
-    "ndcg": "NDCG",
-    "coverage": "coverage",
-}
 PER_CLASS = ("precision", "recall", "f1")
 DOTS_PER_INCH = 150
 MAX_NAME_LENGTH = 24  # characters of a class name on an axis
@@ -33,29 +23,31 @@ GRID_COLUMNS = 6
 MAX_NUMBERED_CLASSES = 20  # more cells than this squared hold no readable count
 
 
-def results_table(results: Mapping[str, Any], ours: str = "fine-tuned") -> Table:
+def results_table(results: Mapping[str, Any], headline: Mapping[str, str], ours: str = "fine-tuned") -> Table:
     """Return one row for ours, which is the fine-tuned model, and for each baseline, with 95 % intervals.
 
     Where a baseline has a paired ``difference``, a last column says how much better the fine-tuned model is.
 
     Args:
         results: what results.json holds; ``test`` and ``baselines`` are read.
+        headline: the metrics to show, and what people call them.
+        ours: what the fine-tuned model is called.
     """
     test, baselines = results["test"], results.get("baselines", {})
-    shown = [metric for metric in HEADLINES if metric in test["metrics"]]
+    shown = [metric for metric in headline if metric in test["metrics"]]
     compared = sorted({metric for baseline in baselines.values() for metric in baseline.get("difference", {})})
     rows = [_result_row(ours, test, shown, compared)]
     rows += [_result_row(name, baseline, shown, compared) for name, baseline in baselines.items()]
-    columns = ["model", *(HEADLINES[metric] for metric in shown)]
-    columns += [f"lead in {HEADLINES.get(metric, metric)}" for metric in compared]
+    columns = ["model", *(headline[metric] for metric in shown)]
+    columns += [f"lead in {headline.get(metric, metric)}" for metric in compared]
     return Table(f"Test split, {test['examples']} rows, 95 % intervals", tuple(columns), tuple(rows))
 
 
-def gains_table(gains: Mapping[str, Mapping[str, Sequence[float]]]) -> Table:
+def gains_table(gains: Mapping[str, Mapping[str, Sequence[float]]], headline: Mapping[str, str]) -> Table:
     """Return one row for each pair of models: how much better the first is, with paired intervals."""
     metrics = list(next(iter(gains.values())))
     rows = tuple((name, *(_signed(gain[metric]) for metric in metrics)) for name, gain in gains.items())
-    return Table("What fine-tuning adds, paired 95 % intervals", ("", *(HEADLINES[name] for name in metrics)), rows)
+    return Table("What fine-tuning adds, paired 95 % intervals", ("", *(headline[name] for name in metrics)), rows)
 
 
 def per_class_table(metrics: Metrics, intervals: Intervals, names: Sequence[str]) -> Table:
@@ -73,36 +65,6 @@ def confusion_table(matrix: np.ndarray, names: Sequence[str]) -> Table:
     """
     rows = tuple((name, *map(str, counts)) for name, counts in zip(names, matrix.tolist(), strict=True))
     return Table("Confusion: true class down, predicted class across", ("true", *names), rows)
-
-
-def write_predictions(
-    path: Path,
-    row_numbers: Sequence[int] | np.ndarray,
-    examples: Mapping[str, Sequence[str]],
-    *,
-    labels: Sequence[str],
-    predicted: Sequence[str],
-    probabilities: np.ndarray,
-    names: Sequence[str],
-) -> None:
-    """Write one CSV line a row: row, what stands for the example, label, predicted, and ``p(NAME)`` of each class.
-
-    Args:
-        path: is overwritten.
-        row_numbers: 1-based rows in the source.
-        examples: column name (text, image) -> one entry a row; may be empty.
-        labels: true class names; multi-label: already joined.
-        predicted: like ``labels``.
-        probabilities: ``(N, C)``, written with 6 decimals.
-        names: the C class names.
-    """
-    header = ["row", *examples, "label", "predicted"]
-    columns: list[Sequence[Any] | np.ndarray] = [row_numbers, *examples.values(), labels, predicted]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, *(f"p({name})" for name in names)])
-        for *cells, shares in zip(*columns, probabilities, strict=True):
-            writer.writerow([*cells, *(f"{share:.6f}" for share in shares)])
 
 
 def write_confusion_png(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:

@@ -1,196 +1,416 @@
 """Image classification: one label an image. B images of H x W pixels, C classes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import nn
 
-from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Message, StepOutput
-from hftoolkit.data.image.splits import ImageSplits
+from hftoolkit.contracts import (
+    Batch,
+    CardText,
+    Columns,
+    Dataset,
+    Emit,
+    Examples,
+    GateInputs,
+    HeadSpec,
+    Infer,
+    Inputs,
+    Message,
+    StepOutput,
+    Table,
+    Task,
+    Tensors,
+)
+from hftoolkit.data.image.splits import load_image_splits, load_labelled_images
+from hftoolkit.data.labels import LabelSet
+from hftoolkit.metrics.probabilities import to_decisions
+from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.attribution import occlusion_maps
-from hftoolkit.models.image_backbones import ImageBackbone, save_image_classifier
-from hftoolkit.models.preprocessing import normalize
-from hftoolkit.recipe import Augmentation, ImageClassification
-from hftoolkit.tasks.classification import ClassificationTask, first_rows, stack_targets
+from hftoolkit.models.image_backbones import (
+    ImageBackbone,
+    load_image_classifier,
+    load_saved_image_classifier,
+    save_image_classifier,
+    saved_preprocessing,
+)
+from hftoolkit.models.preprocessing import Preprocessing, normalize
+from hftoolkit.models.pretrained import Weights
+from hftoolkit.recipe import ImageRecipe
+from hftoolkit.runs.report import overlay, worst_first, write_image_grid
 from hftoolkit.tasks.shared.augmentation import Augment
 from hftoolkit.tasks.shared.baselines import majority, pixel_logreg
+from hftoolkit.tasks.shared.class_head import (
+    HEADLINE,
+    NO_PREDICTION,
+    CachedExample,
+    ClassHead,
+    Prediction,
+    cached_examples,
+    class_head_spec,
+    first_examples,
+    stack_targets,
+    summed,
+    targets_of,
+    to_rows,
+)
+from hftoolkit.tasks.shared.image_inputs import image_inputs
+
+WORST_SHOWN = 24
+SAMPLES_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
-class ImageRows:
-    """Images and targets of a split, read from the memory-mapped cache when they are asked for."""
+class LabelledImage:
+    """An image of the model's size and its class, a number; None where it is to be predicted.
 
-    pixels: Sequence[np.ndarray]  # each (H, W, 3) uint8
-    targets: np.ndarray  # (N,)
+    Attributes:
+        images: where its pixels are; the cache reads them when they are asked for.
+        place: of the image among them.
+        name: of its file, or ``row 12``.
+    """
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    images: Sequence[np.ndarray]
+    place: int
+    name: str
+    target: Any = None
 
-    def __getitem__(self, index: Any) -> tuple[np.ndarray, Any]:
-        return self.pixels[index], self.targets[index]
+    @property
+    def pixels(self) -> np.ndarray:
+        """The image, (H, W, 3) uint8."""
+        return self.images[self.place]
 
 
-class ImageClassificationTask(ClassificationTask):
+class ImageClassificationTask:
     """See ``contracts.Task``. Images are (B, H, W, 3) uint8 until they enter the model."""
 
-    unit = "image"
-    auto_class = "AutoModelForImageClassification"
+    unit: ClassVar[str] = "image"
+    auto_class: ClassVar[str] = "AutoModelForImageClassification"
+    pipeline_tag: ClassVar[str] = "image-classification"
+    headline: ClassVar[Mapping[str, str]] = HEADLINE
+    compared_by: ClassVar[str] = "macro_f1"
+    no_answer: ClassVar[Prediction] = NO_PREDICTION
 
     def __init__(
-        self, section: ImageClassification, splits: ImageSplits, backbone: ImageBackbone, augmentation: Augmentation
+        self, recipe: ImageRecipe, head: ClassHead, preprocessing: Preprocessing, head_modules: tuple[str, ...]
     ) -> None:
-        """Take the images as the cache holds them: fitted to the size of the backbone."""
-        super().__init__(section, splits, backbone)
-        self._flip = section.test_time_flip
-        self._names = splits.names
-        self._pixels = splits.pixels
-        self._preprocessing = backbone.preprocessing
-        self._heads = backbone.fresh_modules
-        self._augment = Augment(augmentation, backbone.preprocessing.height, backbone.preprocessing.width)
-        self._rows = {
-            name: self.make_rows(name, ImageRows(pixels, self.targets[name]), None)  # type: ignore[arg-type]
-            for name, pixels in splits.pixels.items()
-        }
-        self._features: dict[str, np.ndarray] | None = None  # (N, F) by split while a linear probe is trained
+        """Make one with ``build``."""
+        self._recipe = recipe
+        self._head = head
+        self._preprocessing = preprocessing
+        self._head_modules = head_modules
+        self._augment = Augment(recipe.augmentation, preprocessing.height, preprocessing.width)
 
-    def datasets(self) -> Datasets:
-        """Return images, or cached features while ``cached_features`` is open."""
-        if self._features is None:
-            return Datasets(self._rows, _collate)
-        cached = {
-            name: self.make_rows(name, list(zip(features, self.targets[name], strict=True)), None)
-            for name, features in self._features.items()
+    @classmethod
+    def read(
+        cls, recipe: ImageRecipe, source: Path, weights: Weights, schema: LabelSet | None, emit: Emit
+    ) -> Dataset[LabelledImage]:
+        """Return the checked images of a source, fitted to the size of the weights and divided into splits."""
+        geometry = _preprocessing(recipe, weights).geometry
+        emit(Message(f"decoding images to {geometry.height} x {geometry.width} pixels, unless they are in the cache"))
+        splits = load_image_splits(source, recipe.data, recipe.task, geometry, schema)
+        rows = {
+            name: [
+                LabelledImage(splits.pixels[name], place, found, target)
+                for place, (found, target) in enumerate(zip(names, splits.targets[name], strict=True))
+            ]
+            for name, names in splits.names.items()
         }
-        return Datasets(cached, _collate_features)
+        return Dataset(rows, splits.row_numbers, splits.labels, splits.summary)
 
-    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+    @classmethod
+    def read_labelled(
+        cls, recipe: ImageRecipe, source: Path, weights: Weights, schema: LabelSet
+    ) -> list[LabelledImage]:
+        """Return all usable images of another source."""
+        geometry = _preprocessing(recipe, weights).geometry
+        pixels, targets = load_labelled_images(source, recipe.data, geometry, schema)
+        return [LabelledImage(pixels, place, "", target) for place, target in enumerate(targets)]
+
+    @classmethod
+    def schema_from_json(cls, stored: Mapping[str, Any]) -> LabelSet:
+        """Return the classes of a run."""
+        return LabelSet.from_json(stored)
+
+    @classmethod
+    def load(cls, recipe: ImageRecipe, schema: LabelSet, weights: Weights) -> ImageBackbone:
+        """Return the backbone with a head for the classes."""
+        if weights.saved is not None:
+            return load_saved_image_classifier(weights.saved)
+        return _load(recipe, class_head_spec(schema), weights)
+
+    @classmethod
+    def build(
+        cls, recipe: ImageRecipe, schema: LabelSet, base: ImageBackbone, train: Sequence[LabelledImage] | None
+    ) -> Self:
+        """Return the task."""
+        head = ClassHead.of(schema, recipe.task, base.output_layers, train)
+        return cls(recipe, head, base.preprocessing, base.fresh_modules)
+
+    def encode(self, raw: Sequence[LabelledImage]) -> Examples:
+        """Return the images as they are: they have the size of the model already."""
+        return Examples(raw)
+
+    def sampling_weights(self, raw: Sequence[LabelledImage]) -> np.ndarray | None:
+        """Return the relative frequency of each row, where rare classes are drawn more often."""
+        return self._head.sampling_weights(raw)
+
+    def collate(self, examples: Sequence[Any], *, training: bool) -> Batch:
+        """Return ``pixels`` (B, H, W, 3) uint8, or cached ``features`` (B, F), and ``targets`` (B,)."""
+        if isinstance(examples[0], CachedExample):
+            batch = {"features": torch.from_numpy(np.stack([example.features for example in examples]))}
+        else:
+            batch = {"pixels": torch.from_numpy(np.stack([example.pixels for example in examples]))}
+        if examples[0].target is None:
+            return batch
+        return batch | {"targets": stack_targets([example.target for example in examples])}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensors:
+        """Return the ``logits`` of the images as they are, (B, C)."""
+        if "pixel_values" in batch:
+            return {"logits": model(pixel_values=batch["pixel_values"]).logits}
+        if "features" in batch:
+            return {"logits": self._from_features(model, batch)}
+        return {"logits": self._logits(model, _channels_first(batch["pixels"]))}
+
+    def loss(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Return the summed loss of a batch of changed and, with mixup or CutMix, blended images."""
-        if "features" in batch:
-            return super().step(model, batch)
-        images = _channels_first(batch["pixels"])
-        mixed = self._augment.mix(self._augment(images))
-        logits = self._forward(model, mixed.pixels)
         targets = batch["targets"]
-        losses_B = self._loss(logits, targets)
-        if mixed.share < 1:
-            losses_B = mixed.share * losses_B + (1 - mixed.share) * self._loss(logits, targets[mixed.partners])
-        return StepOutput(losses_B.sum(), len(losses_B))
-
-    def predict_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the logits of a batch, (B, C); with ``test_time_flip`` the mean over each image and its mirror."""
         if "features" in batch:
-            from_head: torch.Tensor = model.get_submodule(self._heads[0])(batch["features"])
-            return from_head
-        images = _channels_first(batch["pixels"])
-        logits = self._forward(model, images)
-        return (logits + self._forward(model, images.flip(-1))) / 2 if self._flip else logits
+            return self._head.step(self._from_features(model, batch), batch)
+        mixed = self._augment.mix(self._augment(_channels_first(batch["pixels"])))
+        logits = self._logits(model, mixed.pixels)
+        losses_B = self._head.losses(logits, targets)
+        if mixed.share < 1:
+            losses_B = mixed.share * losses_B + (1 - mixed.share) * self._head.losses(logits, targets[mixed.partners])
+        return summed(losses_B)
 
-    def examples(self, split: str) -> Sequence[str]:
-        """Return the names of the images."""
-        return self._names[split]
+    def predict(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+        """Return the logits of each example, (C,) float32; with ``test_time_flip``, means with its mirror image."""
+        if "features" in batch:
+            return to_rows(self._from_features(model, batch))
+        images = _channels_first(batch["pixels"])
+        logits = self._logits(model, images)
+        if self._recipe.task.test_time_flip:
+            logits = (logits + self._logits(model, images.flip(-1))) / 2
+        return to_rows(logits)
+
+    def metric_names(self, raw: Sequence[LabelledImage]) -> frozenset[str]:
+        """Return the metrics that the targets allow."""
+        return self._head.metric_names(raw)
+
+    def score(self, outputs: Sequence[np.ndarray], raw: Sequence[LabelledImage]) -> RowStatistics:
+        """Return the metrics of logits."""
+        return self._head.statistics(self._head.probabilities(outputs), raw)
+
+    def inputs(self, source: Any) -> Inputs[LabelledImage]:
+        """Return the images of a file, folder, pattern or table, or of a list."""
+        return image_inputs(
+            source,
+            self._recipe.data,
+            self._preprocessing.geometry,
+            lambda pixels, name: LabelledImage([pixels], 0, name),
+        )
+
+    def answers(self, outputs: Sequence[np.ndarray], raw: Sequence[LabelledImage]) -> list[Prediction]:
+        """Return classes and probabilities."""
+        return self._head.answers(outputs)
+
+    def columns(self, answers: Sequence[Prediction]) -> Columns:
+        """Return label and probabilities."""
+        return self._head.columns(answers)
+
+    def top_columns(self, answers: Sequence[Prediction], count: int) -> Columns:
+        """Return label and the most probable classes."""
+        return self._head.top_columns(answers, count)
+
+    def truth(self, raw: Sequence[LabelledImage]) -> Columns:
+        """Return names and true labels."""
+        return {self.unit: [row.name for row in raw], "label": self._head.true_labels(raw)}
 
     def facts(self) -> dict[str, Any]:
         """Return the size in pixels at which the model sees images."""
         return {"image_size": [self._preprocessing.height, self._preprocessing.width]}
 
-    def save(self, model: nn.Module, directory: Path) -> None:
+    def card(self, results: Mapping[str, Any]) -> CardText:
+        """Return title, usage, limits and the samples."""
+        title = f"Image classifier: {', '.join(self._head.labels.names)}"
+        if not results:
+            return CardText(title, USAGE, ())
+        height, width = results["image_size"]
+        flipped = self._recipe.task.test_time_flip
+        mirrored = "; the results are means over each image and its mirror image" if flipped else ""
+        weakest, calibrated = self._head.limits(results, "")
+        seen = f"Images are seen at {height} x {width} pixels{mirrored}."
+        return CardText(title, USAGE, (weakest, seen, calibrated), "![Predictions for test images](samples.png)")
+
+    def save(self, model: nn.Module, folder: Path) -> None:
         """Write a plain model with its preprocessing."""
-        save_image_classifier(model, self._preprocessing, directory)
+        save_image_classifier(model, self._preprocessing, folder)
 
-    def plain_logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the logits of the images as they are, (B, C)."""
-        return self._forward(model, _channels_first(batch["pixels"]))
+    def gate_inputs(self, raw: Sequence[LabelledImage]) -> GateInputs:
+        """Return normalized images, ``pixel_values`` (N, 3, H, W) float32."""
+        pixels = torch.from_numpy(np.stack([row.pixels for row in raw]))
+        return GateInputs({"pixel_values": normalize(_channels_first(pixels), self._preprocessing).contiguous()})
 
-    def gate_request(self, chosen: np.ndarray, folder: Path) -> dict[str, Any]:
-        """Return the file of the chosen validation images, normalized, (N, 3, H, W) float32."""
-        pixels = torch.from_numpy(np.stack([self._pixels["validation"][int(index)] for index in chosen]))
-        np.save(folder / "pixels.npy", normalize(_channels_first(pixels), self._preprocessing).contiguous().numpy())
-        return {"pixel_values": str(folder / "pixels.npy")}
+    def calibrate(
+        self, model: nn.Module, outputs: Sequence[np.ndarray], raw: Sequence[LabelledImage]
+    ) -> dict[str, Any]:
+        """Fold a temperature into the output layers."""
+        return self._head.calibrate(model, outputs, raw)
 
-    def baselines(self, split: str, seed: int) -> dict[str, np.ndarray]:
-        """Return the probabilities, (N, C), of a majority model and a logistic regression on small gray images."""
-        targets, classes = self.targets["train"], len(self.labels.names)
-        return {
-            "majority": majority(targets, len(self.targets[split]), classes, False),
-            "pixel_logreg": pixel_logreg(
-                self._pixels["train"], targets, self._pixels[split], num_classes=classes, seed=seed
-            ),
+    def baselines(
+        self, train: Sequence[LabelledImage], raw: Sequence[LabelledImage], seed: int
+    ) -> dict[str, RowStatistics]:
+        """Return a majority model and a logistic regression on small gray images, fitted on the training rows."""
+        targets, classes = targets_of(train), len(self._head.labels.names)
+        found = {
+            "majority": majority(targets, len(raw), classes, False),
+            "pixel_logreg": pixel_logreg(_Pixels(train), targets, _Pixels(raw), num_classes=classes, seed=seed),
         }
+        return {name: self._head.statistics(probabilities, raw) for name, probabilities in found.items()}
 
-    def pixels(self, split: str) -> Sequence[np.ndarray]:
-        """Return the images of a split, each (H, W, 3) uint8, as the model sees them."""
-        return self._pixels[split]
+    def details(
+        self, measured: Mapping[str, Any], outputs: Sequence[np.ndarray], raw: Sequence[LabelledImage]
+    ) -> Iterable[Table]:
+        """Return metrics by class, and the confusion matrix."""
+        return self._head.details(measured, outputs, raw)
 
-    def attention_maps(self, model: nn.Module, split: str, chosen: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Return where the model looks in the chosen images for a class of each, (N, H, W)."""
-        device = next(model.parameters()).device
-        images = torch.from_numpy(np.stack([self._pixels[split][int(index)] for index in chosen]))
-        images = _channels_first(images).float().to(device)
-        return occlusion_maps(
-            lambda part: self._forward(model.eval(), part), images, torch.from_numpy(classes).to(device)
-        )
+    def draw(
+        self,
+        model: nn.Module,
+        outputs: Sequence[np.ndarray],
+        raw: Sequence[LabelledImage],
+        *,
+        report: Path,
+        model_folder: Path,
+    ) -> None:
+        """Write the pictures of all classifiers, the worst errors, samples (for the card), and where the model looks.
+
+        Each image stands under its prediction and its true class.
+        """
+        self._head.draw(outputs, raw, report)
+        probabilities, names = self._head.probabilities(outputs), self._head.labels.names
+        targets, decisions = targets_of(raw), to_decisions(probabilities, multi_label=False)
+
+        def grid(chosen: np.ndarray, path: Path, images: Sequence[np.ndarray] | None = None) -> None:
+            shares = probabilities[chosen, decisions[chosen]]
+            titles = [
+                f"{names[decisions[index]]} {share:.2f}\n(true: {names[targets[index]]})"
+                for index, share in zip(chosen, shares, strict=True)
+            ]
+            write_image_grid(images or [raw[int(index)].pixels for index in chosen], titles, path)
+
+        grid(worst_first(probabilities, targets, WORST_SHOWN), report / "worst.png")
+        samples = np.linspace(0, len(raw) - 1, min(SAMPLES_SHOWN, len(raw))).astype(int)
+        grid(samples, model_folder / "samples.png")
+        shown = [raw[int(index)].pixels for index in samples]
+        maps = self._attention_maps(model, shown, decisions[samples])
+        heated = [overlay(pixels, heat) for pixels, heat in zip(shown, maps, strict=True)]
+        grid(samples, report / "where_it_looks.png", heated)
 
     @contextmanager
-    def cached_features(self, model: nn.Module, infer: Infer, emit: Emit) -> Iterator[None]:
+    def cached_features(
+        self, model: nn.Module, examples: Mapping[str, Examples], infer: Infer, emit: Emit
+    ) -> Iterator[Mapping[str, Examples]]:
         """Inside, the frozen backbone is not run: the head gets inputs that were computed once.
 
         Where the head is several modules, or not the last one, the backbone runs in every step instead.
         """
-        one = first_rows(self._rows["validation"], 1)
-        if len(self._heads) == 1 and infer(model, one, step=self._is_head_last, full_precision=True).all():
-            self._features = {
-                name: infer(model, rows, step=self._head_input, full_precision=True)
-                for name, rows in self._rows.items()
+        one = first_examples(examples["validation"], 1)
+        if len(self._head_modules) == 1 and all(infer(model, one, predict=self._is_head_last, full_precision=True)):
+            yield {
+                name: cached_examples(infer(model, found, predict=self._head_input, full_precision=True), found)
+                for name, found in examples.items()
             }
-        else:
-            emit(
-                Message("no single layer gives the logits of this architecture; the frozen backbone runs in each step")
-            )
-        try:
-            yield
-        finally:
-            self._features = None
+            return
+        emit(Message("no single layer gives the logits of this architecture; the frozen backbone runs in each step"))
+        yield examples
 
-    def _forward(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def _logits(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = model(pixel_values=normalize(images, self._preprocessing)).logits
         return logits
 
-    def _head_input(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return what the head gets for each image, (B, ...)."""
-        return self._watch_head(model, batch)[0]
+    def _from_features(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = model.get_submodule(self._head_modules[0])(batch["features"])
+        return logits
 
-    def _is_head_last(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return whether what the head gives are the logits, (B,)."""
+    def _attention_maps(self, model: nn.Module, pixels: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
+        """Return where the model looks in images for a class of each, (N, H, W)."""
+        device = next(model.parameters()).device
+        images = _channels_first(torch.from_numpy(np.stack(pixels))).float().to(device)
+        return occlusion_maps(
+            lambda part: self._logits(model.eval(), part), images, torch.from_numpy(classes).to(device)
+        )
+
+    def _head_input(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+        """Return what the head gets for each image, (B, ...)."""
+        return to_rows(self._watch_head(model, batch)[0])
+
+    def _is_head_last(self, model: nn.Module, batch: Batch) -> list[bool]:
+        """Return, for each image, whether what the head gives are the logits."""
         _, output, logits = self._watch_head(model, batch)
-        return torch.tensor([torch.equal(output, logits)]).expand(len(logits))
+        return [torch.equal(output, logits)] * len(logits)
 
     def _watch_head(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the input and the output of the head, and the logits of the model."""
         seen: list[torch.Tensor] = []
-        handle = model.get_submodule(self._heads[0]).register_forward_hook(
+        handle = model.get_submodule(self._head_modules[0]).register_forward_hook(
             lambda _, inputs, output: seen.extend((inputs[0], output))
         )
         try:
-            logits = self._forward(model, _channels_first(batch["pixels"]))
+            logits = self._logits(model, _channels_first(batch["pixels"]))
         finally:
             handle.remove()
         return seen[0], seen[1], logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Pixels(Sequence[np.ndarray]):
+    """The pixels of images, each read when it is asked for."""
+
+    rows: Sequence[LabelledImage]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.rows[place].pixels
+
+
+def _preprocessing(recipe: ImageRecipe, weights: Weights) -> Preprocessing:
+    """Return what the weights expect of images; the names of the head do not matter for that."""
+    if weights.saved is not None:
+        return saved_preprocessing(weights.saved)
+    return _load(recipe, HeadSpec(("a", "b"), "single_label_classification"), weights).preprocessing
+
+
+def _load(recipe: ImageRecipe, head: HeadSpec, weights: Weights) -> ImageBackbone:
+    return load_image_classifier(
+        weights.path,
+        head,
+        architecture=recipe.model.architecture,
+        image_size=recipe.model.image_size,
+        dropout=recipe.model.dropout,
+        drop_path=recipe.model.drop_path,
+        seed=recipe.train.seed,
+    )
 
 
 def _channels_first(pixels_NHWC: torch.Tensor) -> torch.Tensor:
     return pixels_NHWC.permute(0, 3, 1, 2)
 
 
-def _collate(examples: list[tuple[np.ndarray, Any]]) -> Batch:
-    pixels = torch.from_numpy(np.stack([image for image, _ in examples]))  # (B, H, W, 3) uint8
-    return {"pixels": pixels, "targets": stack_targets([target for _, target in examples])}
+USAGE = """from transformers import pipeline
+
+classify = pipeline("image-classification", model="path/or/repository")
+classify("photo.jpg")"""
 
 
-def _collate_features(examples: list[tuple[np.ndarray, Any]]) -> Batch:
-    features = torch.from_numpy(np.stack([feature for feature, _ in examples]))  # (B, F)
-    return {"features": features, "targets": stack_targets([target for _, target in examples])}
+if TYPE_CHECKING:
+    _: type[Task] = ImageClassificationTask

@@ -1,29 +1,66 @@
 """Text classification: sentiment, intent, topic. One label a text, or any number."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import nn
 
-from hftoolkit.contracts import Batch, Datasets, Emit, Infer, Message, Rows
-from hftoolkit.data.texts import TextSplits
-from hftoolkit.models.backbones import TextBackbone, save_classifier
-from hftoolkit.models.probe import CachedBase, base_features, swap_base
-from hftoolkit.recipe import TextClassification
-from hftoolkit.tasks.classification import ClassificationTask, first_rows, stack_targets
+from hftoolkit.contracts import (
+    Batch,
+    CardText,
+    Columns,
+    Dataset,
+    Emit,
+    Examples,
+    GateInputs,
+    Infer,
+    Inputs,
+    Message,
+    StepOutput,
+    Table,
+    Task,
+    Tensors,
+)
+from hftoolkit.data.labels import LabelSet
+from hftoolkit.data.tables import read_table
+from hftoolkit.data.text_rows import clean_rows
+from hftoolkit.data.texts import load_text_splits
+from hftoolkit.metrics.statistics import RowStatistics
+from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
+from hftoolkit.models.feature_cache import CachedBase, base_features, swap_base
+from hftoolkit.models.pretrained import Weights
+from hftoolkit.recipe import TextRecipe
 from hftoolkit.tasks.shared.baselines import majority, tfidf_logreg
+from hftoolkit.tasks.shared.class_head import (
+    HEADLINE,
+    NO_PREDICTION,
+    CachedExample,
+    ClassHead,
+    Prediction,
+    cached_examples,
+    class_head_spec,
+    first_examples,
+    stack_targets,
+    targets_of,
+    to_rows,
+)
+from hftoolkit.tasks.shared.text_inputs import encode_texts, length_advice, pad_tokens, text_inputs
 
-# A text is "kept whole" at the recommended max_length for this share of the training texts.
-WHOLE_SHARE = 0.99
-# Few different batch shapes: matrix kernels are prepared and kept in memory for each one.
-LENGTH_STEP = 8
 PROBE_CHECK_ROWS = 64
 PROBE_TOLERANCE = 1e-4  # on fp32 logits, between cached and full computation
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A text and its class: a number, or (C,) float32 of 0 and 1; None where it is to be predicted."""
+
+    text: str
+    target: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,140 +68,237 @@ class TextExample:
     """One tokenized text and its target."""
 
     token_ids: list[int]
-    target: Any  # class index, or (C,) float32 of 0 and 1
+    target: Any
 
 
-class TextClassificationTask(ClassificationTask):
-    """See ``contracts.Task``. Texts are tokenized once."""
+class TextClassificationTask:
+    """See ``contracts.Task``."""
 
-    unit = "text"
-    auto_class = "AutoModelForSequenceClassification"
+    unit: ClassVar[str] = "text"
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    pipeline_tag: ClassVar[str] = "text-classification"
+    headline: ClassVar[Mapping[str, str]] = HEADLINE
+    compared_by: ClassVar[str] = "macro_f1"
+    no_answer: ClassVar[Prediction] = NO_PREDICTION
 
-    def __init__(self, section: TextClassification, splits: TextSplits, backbone: TextBackbone) -> None:
-        """Tokenize every split."""
-        super().__init__(section, splits, backbone)
-        self._tokenizer = backbone.tokenizer
-        self._texts = splits.texts
-        encoded = {name: encode_texts(self._tokenizer, texts) for name, texts in splits.texts.items()}
-        self.token_counts = {name: lengths for name, (_, lengths) in encoded.items()}  # before the cut, (N,)
-        self._rows = {name: self._tokenized_rows(name, token_ids) for name, (token_ids, _) in encoded.items()}
-        self._features: dict[str, np.ndarray] | None = None  # (N, 2, H) by split while a linear probe is trained
+    def __init__(self, recipe: TextRecipe, head: ClassHead, tokenizer: Any) -> None:
+        """Make one with ``build``."""
+        self._recipe = recipe
+        self._head = head
+        self._tokenizer = tokenizer
 
-    def datasets(self) -> Datasets:
-        """Return tokenized rows, or cached features while ``cached_features`` is open."""
-        if self._features is None:
-            return Datasets(self._rows, self._collate)
-        cached = {
-            name: replace(rows, examples=_pair(self._features[name], self.targets[name]), lengths=None)
-            for name, rows in self._rows.items()
+    @classmethod
+    def read(
+        cls, recipe: TextRecipe, source: Path, weights: Weights, schema: LabelSet | None, emit: Emit
+    ) -> Dataset[LabelledText]:
+        """Return the checked rows of a table, divided into splits."""
+        splits = load_text_splits(source, recipe.data, recipe.task, schema)
+        rows = {
+            name: [LabelledText(text, target) for text, target in zip(texts, splits.targets[name], strict=True)]
+            for name, texts in splits.texts.items()
         }
-        return Datasets(cached, _collate_features)
+        return Dataset(rows, splits.row_numbers, splits.labels, splits.summary)
 
-    def predict_step(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the logits of a batch, (B, C)."""
+    @classmethod
+    def read_labelled(cls, recipe: TextRecipe, source: Path, weights: Weights, schema: LabelSet) -> list[LabelledText]:
+        """Return all usable rows of another table."""
+        rows = clean_rows(
+            read_table(source),
+            recipe.data,
+            multi_label=schema.multi_label,
+            label_separator=recipe.task.label_separator,
+            labels=schema,
+        )
+        return [LabelledText(text, target) for text, target in zip(rows.texts, rows.targets, strict=True)]
+
+    @classmethod
+    def schema_from_json(cls, stored: Mapping[str, Any]) -> LabelSet:
+        """Return the classes of a run."""
+        return LabelSet.from_json(stored)
+
+    @classmethod
+    def load(cls, recipe: TextRecipe, schema: LabelSet, weights: Weights) -> TextBackbone:
+        """Return the backbone with a head for the classes."""
+        if weights.saved is not None:
+            return load_saved_text_model(weights.saved, cls.auto_class)
+        assert weights.path is not None
+        return load_text_model(
+            weights.path,
+            cls.auto_class,
+            class_head_spec(schema),
+            max_length=recipe.model.max_length,
+            dropout=recipe.model.dropout,
+            seed=recipe.train.seed,
+        )
+
+    @classmethod
+    def build(
+        cls, recipe: TextRecipe, schema: LabelSet, base: TextBackbone, train: Sequence[LabelledText] | None
+    ) -> Self:
+        """Return the task."""
+        return cls(recipe, ClassHead.of(schema, recipe.task, base.output_layers, train), base.tokenizer)
+
+    def encode(self, raw: Sequence[LabelledText]) -> Examples:
+        """Return tokenized texts."""
+        token_ids, lengths = encode_texts(self._tokenizer, [row.text for row in raw])
+        return Examples(
+            [TextExample(ids, row.target) for ids, row in zip(token_ids, raw, strict=True)],
+            np.array([len(ids) for ids in token_ids]),
+            num_truncated=int((lengths > self._tokenizer.model_max_length).sum()),
+            advice=length_advice(lengths, self._tokenizer),
+        )
+
+    def sampling_weights(self, raw: Sequence[LabelledText]) -> np.ndarray | None:
+        """Return the relative frequency of each row, where rare classes are drawn more often."""
+        return self._head.sampling_weights(raw)
+
+    def collate(self, examples: Sequence[Any], *, training: bool) -> Batch:
+        """Pad to the longest text of the batch: input_ids and attention_mask (B, L), targets (B,) or (B, C)."""
+        if isinstance(examples[0], CachedExample):
+            features = torch.from_numpy(np.stack([example.features for example in examples]))  # (B, 2, H)
+            batch = {"inputs_embeds": features, "attention_mask": torch.ones(features.shape[:2], dtype=torch.long)}
+        else:
+            batch = pad_tokens([example.token_ids for example in examples], self._tokenizer)
+        if examples[0].target is None:
+            return batch
+        return batch | {"targets": stack_targets([example.target for example in examples])}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensors:
+        """Return the ``logits`` of a batch, (B, C)."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
-        logits: torch.Tensor = model(**inputs).logits
-        return logits
+        return {"logits": model(**inputs).logits}
 
-    def examples(self, split: str) -> Sequence[str]:
-        """Return the texts."""
-        return self._texts[split]
+    def loss(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the summed loss of a batch."""
+        return self._head.step(self.forward(model, batch)["logits"], batch)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+        """Return the logits of each example, (C,) float32."""
+        return to_rows(self.forward(model, batch)["logits"])
+
+    def metric_names(self, raw: Sequence[LabelledText]) -> frozenset[str]:
+        """Return the metrics that the targets allow."""
+        return self._head.metric_names(raw)
+
+    def score(self, outputs: Sequence[np.ndarray], raw: Sequence[LabelledText]) -> RowStatistics:
+        """Return the metrics of logits."""
+        return self._head.statistics(self._head.probabilities(outputs), raw)
+
+    def inputs(self, source: Any) -> Inputs[LabelledText]:
+        """Return the texts of a table, of dicts with its text columns, or of a list of texts."""
+        return text_inputs(source, self._recipe.data, LabelledText)
+
+    def answers(self, outputs: Sequence[np.ndarray], raw: Sequence[LabelledText]) -> list[Prediction]:
+        """Return classes and probabilities."""
+        return self._head.answers(outputs)
+
+    def columns(self, answers: Sequence[Prediction]) -> Columns:
+        """Return label and probabilities."""
+        return self._head.columns(answers)
+
+    def top_columns(self, answers: Sequence[Prediction], count: int) -> Columns:
+        """Return label and the most probable classes."""
+        return self._head.top_columns(answers, count)
+
+    def truth(self, raw: Sequence[LabelledText]) -> Columns:
+        """Return texts and true labels."""
+        return {self.unit: [row.text for row in raw], "label": self._head.true_labels(raw)}
 
     def facts(self) -> dict[str, Any]:
-        """Return how many texts of each split are cut."""
-        limit = self._tokenizer.model_max_length
-        return {"truncated": {name: int((lengths > limit).sum()) for name, lengths in self.token_counts.items()}}
+        """Return nothing: what is cut is counted with the examples."""
+        return {}
 
-    def save(self, model: nn.Module, directory: Path) -> None:
+    def card(self, results: Mapping[str, Any]) -> CardText:
+        """Return title, usage and limits."""
+        title = f"Text classifier: {', '.join(self._head.labels.names)}"
+        if not results:
+            return CardText(title, USAGE, ())
+        share = results["truncated"]["test"] / results["test"]["examples"]
+        cut = f"Texts are cut at {self._recipe.model.max_length} tokens; {share:.1%} of the test texts are longer."
+        weakest, calibrated = self._head.limits(results, " or languages")
+        return CardText(title, USAGE, (weakest, cut, calibrated))
+
+    def save(self, model: nn.Module, folder: Path) -> None:
         """Write a plain model with its tokenizer."""
-        save_classifier(model, self._tokenizer, directory)
+        save_text_model(model, self._tokenizer, folder)
 
-    def gate_request(self, chosen: np.ndarray, folder: Path) -> dict[str, Any]:
-        """Return the chosen validation texts."""
-        return {"texts": [self._texts["validation"][index] for index in chosen]}
+    def gate_inputs(self, raw: Sequence[LabelledText]) -> GateInputs:
+        """Return texts, and their tokens padded as the tokenizer alone pads them."""
+        texts = [row.text for row in raw]
+        tensors = pad_tokens(encode_texts(self._tokenizer, texts)[0], self._tokenizer, multiple_of=1)
+        return GateInputs(tensors, "AutoTokenizer", {"text": texts, "truncation": True, "padding": True})
 
-    def baselines(self, split: str, seed: int) -> dict[str, np.ndarray]:
-        """Return the probabilities, (N, C), of a majority and a TF-IDF model fitted on the training split."""
-        texts, targets = self._texts, self.targets["train"]
-        classes, multi_label = len(self.labels.names), self.labels.multi_label
-        return {
-            "majority": majority(targets, len(texts[split]), classes, multi_label),
+    def calibrate(self, model: nn.Module, outputs: Sequence[np.ndarray], raw: Sequence[LabelledText]) -> dict[str, Any]:
+        """Fold a temperature into the output layers."""
+        return self._head.calibrate(model, outputs, raw)
+
+    def baselines(
+        self, train: Sequence[LabelledText], raw: Sequence[LabelledText], seed: int
+    ) -> dict[str, RowStatistics]:
+        """Return a majority and a TF-IDF model, fitted on the training rows."""
+        targets, texts = targets_of(train), [row.text for row in raw]
+        classes, multi_label = len(self._head.labels.names), self._head.labels.multi_label
+        found = {
+            "majority": majority(targets, len(raw), classes, multi_label),
             "tfidf_logreg": tfidf_logreg(
-                texts["train"], targets, texts[split], num_classes=classes, multi_label=multi_label, seed=seed
+                [row.text for row in train], targets, texts, num_classes=classes, multi_label=multi_label, seed=seed
             ),
         }
+        return {name: self._head.statistics(probabilities, raw) for name, probabilities in found.items()}
+
+    def details(
+        self, measured: Mapping[str, Any], outputs: Sequence[np.ndarray], raw: Sequence[LabelledText]
+    ) -> Iterable[Table]:
+        """Return metrics by class, and the confusion matrix."""
+        return self._head.details(measured, outputs, raw)
+
+    def draw(
+        self,
+        model: nn.Module,
+        outputs: Sequence[np.ndarray],
+        raw: Sequence[LabelledText],
+        *,
+        report: Path,
+        model_folder: Path,
+    ) -> None:
+        """Write the confusion matrix and the reliability diagram."""
+        self._head.draw(outputs, raw, report)
 
     @contextmanager
-    def cached_features(self, model: nn.Module, infer: Infer, emit: Emit) -> Iterator[None]:
+    def cached_features(
+        self, model: nn.Module, examples: Mapping[str, Examples], infer: Infer, emit: Emit
+    ) -> Iterator[Mapping[str, Examples]]:
         """Inside, the frozen backbone is not run: the head gets features that were computed once.
 
         Where the head of an architecture needs more than was cached, the backbone runs in every step instead.
         """
-        features = {
-            name: infer(model, rows, step=base_features, full_precision=True) for name, rows in self._rows.items()
+
+        def features(model: nn.Module, batch: Batch) -> list[np.ndarray]:
+            return to_rows(base_features(model, batch))
+
+        cached = {
+            name: cached_examples(infer(model, found, predict=features, full_precision=True), found)
+            for name, found in examples.items()
         }
-        check = first_rows(self._rows["validation"], PROBE_CHECK_ROWS)
-        full = infer(model, check, full_precision=True)
+        full = infer(model, first_examples(examples["validation"], PROBE_CHECK_ROWS), full_precision=True)
         base = swap_base(model, CachedBase())
-        self._features = features
         try:
-            rows = first_rows(self.datasets().splits["validation"], PROBE_CHECK_ROWS)
-            difference = float(np.abs(infer(model, rows, full_precision=True) - full).max())
-            if difference > PROBE_TOLERANCE:
+            short = infer(model, first_examples(cached["validation"], PROBE_CHECK_ROWS), full_precision=True)
+            if float(np.abs(np.stack(short) - np.stack(full)).max()) > PROBE_TOLERANCE:
                 emit(Message("this head reads more than the first position; the frozen backbone runs in each step"))
-                self._features = None
                 swap_base(model, base)
-            yield
+                yield examples
+            else:
+                yield cached
         finally:
-            self._features = None
             swap_base(model, base)
 
-    def _tokenized_rows(self, split: str, token_ids: list[list[int]]) -> Rows:
-        examples = [TextExample(ids, target) for ids, target in zip(token_ids, self.targets[split], strict=True)]
-        return self.make_rows(split, examples, np.array([len(ids) for ids in token_ids]))
 
-    def _collate(self, examples: list[TextExample]) -> Batch:
-        """Pad to the longest text of the batch: input_ids and attention_mask (B, L), targets (B,) or (B, C)."""
-        batch = pad_tokens([example.token_ids for example in examples], self._tokenizer)
-        return batch | {"targets": stack_targets([example.target for example in examples])}
+USAGE = """from transformers import pipeline
+
+classify = pipeline("text-classification", model="path/or/repository", top_k=None)
+classify("The fabric is thin and it runs small.", truncation=True)"""
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
-    """Return the token ids of each text, cut at the tokenizer's length, and the lengths before the cut, (N,)."""
-    whole: list[list[int]] = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-    lengths = np.array([len(ids) for ids in whole])
-    too_long: list[int] = np.flatnonzero(lengths > tokenizer.model_max_length).tolist()
-    if too_long:
-        cut = tokenizer([texts[index] for index in too_long], truncation=True)["input_ids"]
-        for index, ids in zip(too_long, cut, strict=True):
-            whole[index] = ids
-    return whole, lengths
-
-
-def pad_tokens(token_ids: Sequence[Sequence[int]], tokenizer: Any, multiple_of: int = LENGTH_STEP) -> Batch:
-    """Return right-padded ``input_ids`` and their ``attention_mask``, both (B, L), L such a multiple where it fits."""
-    longest = max(len(ids) for ids in token_ids)
-    length = max(longest, min(-(-longest // multiple_of) * multiple_of, tokenizer.model_max_length))
-    input_ids = torch.full((len(token_ids), length), tokenizer.pad_token_id, dtype=torch.long)
-    mask = torch.zeros((len(token_ids), length), dtype=torch.long)
-    for row, ids in enumerate(token_ids):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
-    return {"input_ids": input_ids, "attention_mask": mask}
-
-
-def truncation_report(lengths: np.ndarray, max_length: int) -> tuple[int, int]:
-    """Return how many texts are cut, and the length (a multiple of 8) at which 99 % of them would stay whole."""
-    needed = int(np.quantile(lengths, WHOLE_SHARE, method="higher"))
-    return int((lengths > max_length).sum()), -(-needed // 8) * 8
-
-
-def _pair(features: np.ndarray, targets: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-    return list(zip(features, targets, strict=True))
-
-
-def _collate_features(examples: list[tuple[np.ndarray, Any]]) -> Batch:
-    features = torch.from_numpy(np.stack([feature for feature, _ in examples]))  # (B, 2, H)
-    mask = torch.ones(features.shape[:2], dtype=torch.long)
-    targets = stack_targets([target for _, target in examples])
-    return {"inputs_embeds": features, "attention_mask": mask, "targets": targets}
+if TYPE_CHECKING:
+    _: type[Task] = TextClassificationTask

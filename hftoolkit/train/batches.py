@@ -6,11 +6,12 @@ The order is a pure function of the seed and the epoch, so that any step can be 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from hftoolkit.contracts import Batch, Datasets, Rows
+from hftoolkit.contracts import Batch, Examples, Learner
 from hftoolkit.recipe import Train
 from hftoolkit.seeding import numpy_generator
 from hftoolkit.train.devices import make_loader
@@ -34,50 +35,52 @@ class Feed:
     """The training split, step by step; any step can be the first.
 
     Attributes:
-        datasets: have the split.
+        learner: has the split.
         train: says how large steps and what they are made of are.
         in_lockstep: all processes get the same number of micro-batches in a step.
     """
 
-    datasets: Datasets
+    learner: Learner
     train: Train
     in_lockstep: bool = False
 
     @property
-    def rows(self) -> Rows:
-        return self.datasets.splits["train"]
+    def examples(self) -> Examples:
+        return self.learner.examples("train")
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.rows) / self.train.batch_size)
+        return math.ceil(len(self.examples) / self.train.batch_size)
 
     def longest(self, count: int) -> Batch:
         """Return a batch of the examples that take the most memory."""
-        lengths = np.ones(len(self.rows)) if self.rows.lengths is None else self.rows.lengths
+        lengths = np.ones(len(self.examples)) if self.examples.lengths is None else self.examples.lengths
         return self.batch(np.argsort(-lengths, kind="stable")[:count].tolist())
 
     def batch(self, indices: Iterable[int]) -> Batch:
         """Return a batch of these examples."""
-        return self.datasets.collate([self.rows.examples[index] for index in indices])
+        return self.learner.collate([self.examples.items[index] for index in indices], training=True)
 
     def name_rows(self, indices: np.ndarray) -> str:
         """Return the first rows, as the source of the data numbers them, of those that a step learns from."""
-        rows = self.rows.row_numbers[indices]
+        assert self.examples.row_numbers is not None
+        rows = list(dict.fromkeys(self.examples.row_numbers[indices].tolist()))
         return ", ".join(map(str, rows[:ROWS_NAMED])) + (", ..." if len(rows) > ROWS_NAMED else "")
 
     def steps_of(self, epoch: int, first: int, micro_batch_size: int) -> Iterator[StepData]:
         """Yield the data of the optimizer steps of an epoch, from the ``first`` on."""
         plan = epoch_plan(
-            len(self.rows),
+            len(self.examples),
             batch_size=self.train.batch_size,
             seed=self.train.seed,
             epoch=epoch,
-            lengths=self.rows.lengths if self.train.length_buckets else None,
-            weights=self.rows.sampling_weights,
+            lengths=self.examples.lengths if self.train.length_buckets else None,
+            weights=self.examples.sampling_weights,
         )[first:]
         cut = [self._cut(step, micro_batch_size) for step in plan]
         flat = [micro for own, idle in cut for micro in (*own, *idle)]
-        batches = iter(make_loader(self.rows, flat, self.datasets.collate, workers=self.train.num_workers))
+        collate = partial(self.learner.collate, training=True)
+        batches = iter(make_loader(self.examples, flat, collate, workers=self.train.num_workers))
         for indices, (own, idle) in zip(plan, cut, strict=True):
             yield StepData(indices, [next(batches) for _ in (*own, *idle)], len(idle))
 

@@ -13,10 +13,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, find_batch_size, parse_flag_from_env, send_to_device
 from torch.utils.data import DataLoader
 
-from hftoolkit.contracts import Batch, Rows
+from hftoolkit.contracts import Batch, Examples
 from hftoolkit.errors import EnvironmentFault, RecipeError
 from hftoolkit.train.distributed.fsdp import Sharding
 from hftoolkit.train.distributed.zero import Division, Zero, require_deepspeed
@@ -204,16 +204,21 @@ def describe_device(accelerator: Accelerator) -> str:
 
 
 def make_loader(
-    rows: Rows, plan: list[np.ndarray], collate: Callable[[list[Any]], Batch], *, workers: int
+    examples: Examples, plan: list[np.ndarray], collate: Callable[[list[Any]], Batch], *, workers: int
 ) -> DataLoader[Any]:
     """Return a loader of the planned batches, in their order, prepared by ``workers`` processes (0: by this one)."""
     batches = [indices.tolist() for indices in plan]
-    return DataLoader(rows.examples, batch_sampler=batches, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
+    return DataLoader(examples.items, batch_sampler=batches, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on the device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return send_to_device(batch, device, non_blocking=True)
+
+
+def num_rows(batch: Batch) -> int:
+    """Return the size of the first dimension of the tensors in a batch."""
+    return int(find_batch_size(batch))
 
 
 def _cpu_has_bf16() -> bool:

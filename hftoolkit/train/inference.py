@@ -3,18 +3,33 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from hftoolkit.contracts import Batch, Emit, InferenceProgress, Message, Rows, Task
+from hftoolkit.contracts import Batch, Emit, Examples, InferenceProgress, Message
 from hftoolkit.errors import TrainingError
 from hftoolkit.train.batches import evaluation_plan
 from hftoolkit.train.devices import Accelerator, is_out_of_memory, make_loader, to_device
 from hftoolkit.train.distributed.collectives import gather, num_processes, process_index
 
 INFERENCE_BATCH = 64  # examples; no gradients are kept, so this needs less memory than a training batch
+
+
+class Predicts(Protocol):
+    """What inference asks of a task or a learner."""
+
+    def collate(self, examples: Sequence[Any], *, training: bool) -> Batch:
+        """Return a batch of these examples."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> Sequence[Any]:
+        """Return one output for each example of the batch."""
+        ...
 
 
 class StopRequested(Exception):
@@ -31,20 +46,20 @@ class OutOfMemory:
 
 @dataclass(slots=True)
 class Inference:
-    """Run a task's predictions over rows, in order, without gradients. Satisfies ``contracts.Infer``.
+    """Run predictions over examples, in order, without gradients. Satisfies ``contracts.Infer``.
 
-    Several processes each predict a share of the batches, and all get the predictions for all rows. The batches are
+    Several processes each predict a share of the batches, and all get the predictions for all examples. The batches are
     those of one process, so that the numbers are the same.
 
     Attributes:
-        task: gives the collate function, and what is predicted.
+        learner: gives the collate function, and what is predicted; a task without data will do.
         accelerator: device and precision.
         emit: is told how far predictions are, and when memory was short.
         signals: those that arrived; any ends a call.
         batch_size: examples of a forward pass; halved when memory runs out.
     """
 
-    task: Task
+    learner: Predicts
     accelerator: Accelerator
     emit: Emit = field(default=lambda _: None)
     signals: Sequence[int] = ()
@@ -53,62 +68,61 @@ class Inference:
     def __call__(
         self,
         model: nn.Module,
-        rows: Rows,
+        examples: Examples,
         *,
-        step: Callable[[nn.Module, Batch], torch.Tensor] | None = None,
+        predict: Callable[[nn.Module, Batch], Sequence[Any]] | None = None,
         full_precision: bool = False,
-    ) -> np.ndarray:
-        """Return the output of ``step`` (default: the task's ``predict_step``) for each row, (N, ...) float32.
+    ) -> list[Any]:
+        """Return what ``predict`` (default: that of the learner) gives for each example.
 
         Args:
             model: put in eval mode for the time of the call.
-            rows: what to run over.
-            step: maps a batch to one output row for each of its examples.
+            examples: what to run over.
+            predict: maps a batch to one output for each of its examples, without tensors.
             full_precision: compute in fp32 whatever the recipe's precision.
 
         Raises:
             StopRequested: a signal arrived in any process.
             TrainingError: memory does not suffice for a batch of one.
         """
-        step = step or self.task.predict_step
+        predict = predict or self.learner.predict
         model.to(self.accelerator.device)
         while True:
-            plan = evaluation_plan(len(rows), batch_size=self.batch_size, lengths=rows.lengths)
+            plan = evaluation_plan(len(examples), batch_size=self.batch_size, lengths=examples.lengths)
             shares = [plan[first :: num_processes()] for first in range(num_processes())]
-            answers = gather(self._predict(model, rows, shares[process_index()], step, full_precision))
+            answers = gather(self._predict(model, examples, shares[process_index()], predict, full_precision))
             if any(isinstance(answer, Stopped) for answer in answers):
                 raise StopRequested
             outputs = [output for answer in answers if isinstance(answer, list) for output in answer]
             if len(outputs) == len(plan):
                 break
             self._halve()
-        indices = np.concatenate([batch for share in shares for batch in share])
-        assert len(indices) == sum(map(len, outputs)) == len(rows)
-        result = np.empty((len(rows), *outputs[0].shape[1:]), dtype=np.float32)
-        result[indices] = np.concatenate(outputs)
-        return result
+        indices = [index for share in shares for batch in share for index in batch.tolist()]
+        found = dict(zip(indices, chain.from_iterable(outputs), strict=True))
+        assert len(found) == len(examples)
+        return [found[index] for index in range(len(examples))]
 
     def _predict(
         self,
         model: nn.Module,
-        rows: Rows,
+        examples: Examples,
         plan: list[np.ndarray],
-        step: Callable[[nn.Module, Batch], torch.Tensor],
+        predict: Callable[[nn.Module, Batch], Sequence[Any]],
         full_precision: bool,
-    ) -> "list[np.ndarray] | Stopped | OutOfMemory":
+    ) -> "list[Sequence[Any]] | Stopped | OutOfMemory":
         """Return the outputs for each batch of the plan, or why there are none."""
-        outputs: list[np.ndarray] = []
+        outputs: list[Sequence[Any]] = []
+        collate = partial(self.learner.collate, training=False)
         done, share = 0, sum(map(len, plan))
         with _eval_mode(model), torch.inference_mode():
             try:
-                for batch in make_loader(rows, plan, self.task.datasets().collate, workers=0):
+                for batch in make_loader(examples, plan, collate, workers=0):
                     if self.signals:
                         return Stopped()
                     with nullcontext() if full_precision else self.accelerator.autocast():
-                        output = step(model, to_device(batch, self.accelerator.device))
-                    outputs.append(output.float().cpu().numpy())
-                    done += len(output)
-                    self.emit(InferenceProgress(len(rows) * done // share, len(rows)))
+                        outputs.append(predict(model, to_device(batch, self.accelerator.device)))
+                    done += len(outputs[-1])
+                    self.emit(InferenceProgress(len(examples) * done // share, len(examples)))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -19,16 +19,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from hftoolkit.contracts import Batch, Emit, Evaluated, Message, StepDone, Task
-from hftoolkit.errors import RecipeError, TrainingError
-from hftoolkit.metrics import is_better
+from hftoolkit.contracts import Batch, Emit, Evaluated, Learner, Message, StepDone
+from hftoolkit.errors import DataError, RecipeError, TrainingError
+from hftoolkit.metrics.statistics import is_better
 from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.runs.checkpoint import Checkpoint
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.seeding import seed_torch
 from hftoolkit.train.batches import Feed, StepData, evaluation_steps
-from hftoolkit.train.devices import Accelerator, free_cached_memory, is_out_of_memory, peak_memory_bytes, to_device
+from hftoolkit.train.devices import (
+    Accelerator,
+    free_cached_memory,
+    is_out_of_memory,
+    num_rows,
+    peak_memory_bytes,
+    to_device,
+)
 from hftoolkit.train.distributed.collectives import is_main, num_processes, process_index, summed
 from hftoolkit.train.distributed.zero import Division
 from hftoolkit.train.inference import Inference, StopRequested
@@ -41,7 +48,7 @@ from hftoolkit.train.weights import Weights, clear_errors
 
 
 def fit(
-    task: Task,
+    learner: Learner,
     tuned: TunedModel,
     *,
     train: Train,
@@ -54,7 +61,7 @@ def fit(
     """Train a model and leave the best weights in it; go on from the newest checkpoint if the run has any.
 
     Args:
-        task: data, loss and metrics.
+        learner: data, loss and metrics.
         tuned: the model, and which of its parameters are trained when and how fast.
         train: the optimization.
         evaluation: when to evaluate, and the metric that chooses the best weights.
@@ -71,10 +78,10 @@ def fit(
             for a single example.
         Interrupted: SIGINT or SIGTERM arrived; the state after the last step is in the run's checkpoints.
     """
-    _check_metric(task, evaluation.best_by)
+    _check_metric(learner, evaluation.best_by)
     with ExitStack() as stack:
         listen = stack.enter_context(tracked(train.trackers if is_main() else (), run, emit))
-        loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen, sharding)
+        loop = _Loop(learner, tuned, train, evaluation, accelerator, run.checkpoints, listen, sharding)
         if sharding is not None:
             stack.enter_context(clear_errors())
             listen(Message(loop.weights.describe()))
@@ -96,7 +103,7 @@ def fit(
 
 
 def one_step(
-    task: Task,
+    learner: Learner,
     tuned: TunedModel,
     *,
     train: Train,
@@ -111,10 +118,10 @@ def one_step(
         if isinstance(event, StepDone):
             losses.append(event.loss)
 
-    _check_metric(task, evaluation.best_by)
+    _check_metric(learner, evaluation.best_by)
     # All layers at once, which takes the most memory of all steps.
     at_once = TunedModel(tuned.model, tuned.rate_scales)
-    loop = _Loop(task, at_once, train, evaluation, accelerator, Path(), listen, sharding)
+    loop = _Loop(learner, at_once, train, evaluation, accelerator, Path(), listen, sharding)
     steps = loop.steps()
     with nullcontext() if sharding is None else clear_errors():
         while not losses:  # where memory runs out, the step comes again
@@ -126,7 +133,7 @@ def one_step(
 class _Loop:
     """One training run on its way."""
 
-    task: Task
+    learner: Learner
     tuned: TunedModel
     train: Train
     evaluation: Evaluation
@@ -152,7 +159,7 @@ class _Loop:
         size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
         size, divided_by = size if isinstance(size, int) else share, self.sharding.name if self.sharding else None
         self.progress = Progress(self.train.epochs, size, num_processes(), divided_by)
-        self.feed = Feed(self.task.datasets(), self.train, in_lockstep=self.sharding is not None)
+        self.feed = Feed(self.learner, self.train, in_lockstep=self.sharding is not None)
         self.weights = Weights.of(
             self.tuned.model, self.accelerator.device, ema_decay=self.train.ema_decay, sharding=self.sharding
         )
@@ -212,7 +219,7 @@ class _Loop:
             if name in self.weights.trained
         ]
         while True:
-            _, _, is_failure = self._backward([self.feed.longest(self.progress.micro_batch_size)])
+            *_, is_failure = self._backward([self.feed.longest(self.progress.micro_batch_size)])
             if summed([is_failure], self.accelerator.device) == [0.0]:
                 break
             self._halve_micro_batches()
@@ -237,19 +244,23 @@ class _Loop:
 
         If memory runs out in any process, nothing is updated, and from then on micro-batches are half as large.
         """
-        loss_sum, num_examples, is_failure = self._backward(data.micro_batches, data.num_idle)
-        loss_sum, num_examples, failures = summed([loss_sum, num_examples, is_failure], self.accelerator.device)
+        mine = self._backward(data.micro_batches, data.num_idle)
+        loss_sum, weight, num_examples, failures = summed(mine, self.accelerator.device)
         if failures:
             self._halve_micro_batches()
             return
-        loss = loss_sum / num_examples
+        if weight == 0:
+            raise DataError(
+                f"step {self.progress.step + 1} has nothing to learn from; rows {self.feed.name_rows(data.indices)}"
+            )
+        loss = loss_sum / weight
         warmup = round(self.train.warmup_ratio * self.total_steps)
         factor = rate_factor(
             self.progress.step, total_steps=self.total_steps, warmup_steps=warmup, schedule=self.train.schedule
         )
         rate = set_rate(self.optimizer, factor)
         max_norm = self.train.max_gradient_norm
-        gradient_norm = self.weights.clip_to_mean(self.optimizer, self.accelerator, num_examples, max_norm)
+        gradient_norm = self.weights.clip_to_mean(self.optimizer, self.accelerator, weight, max_norm)
         self._check_finite(loss, gradient_norm, data.indices)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -260,8 +271,8 @@ class _Loop:
         done.seconds, self.mark = done.seconds + now - self.mark, now
         self.emit(StepDone(done.step, self.total_steps, loss, gradient_norm, rate, done.examples / done.seconds))
 
-    def _backward(self, micro_batches: list[Batch], num_idle: int = 0) -> tuple[float, float, bool]:
-        """Add up gradients; return the sum of the losses, the number of examples, and whether memory ran out.
+    def _backward(self, micro_batches: list[Batch], num_idle: int = 0) -> tuple[float, float, int, bool]:
+        """Add up gradients; return the sums of losses, weights and examples, and whether memory ran out.
 
         Batch norms use their running statistics for a micro-batch of one row, which has none of its own.
 
@@ -274,24 +285,27 @@ class _Loop:
         self.model.train()
         for module in self.frozen_statistics:
             module.eval()
-        loss_sum, num_examples = 0.0, 0.0
+        losses: list[torch.Tensor] = []  # read once a step: each reading waits for the device
+        weight, num_examples = 0.0, 0
         try:
             for micro_step, batch in enumerate(micro_batches):
                 counts = micro_step < len(micro_batches) - num_idle
-                if len(next(iter(batch.values()))) == 1:
+                if num_rows(batch) == 1:
                     for module in batch_norms(self.model):
                         module.eval()
                 seed_torch("step", self.train.seed, self.progress.step, process_index(), micro_step)
                 with self.accelerator.autocast():
-                    output = self.task.step(self.model, to_device(batch, self.accelerator.device))
+                    output = self.learner.loss(self.model, to_device(batch, self.accelerator.device))
                 self.backward(output.loss_sum * counts)
-                loss_sum += output.loss_sum.item() * counts
+                losses.append(output.loss_sum.detach() * counts)
+                weight += output.weight * counts
                 num_examples += output.num_examples * counts
+            loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or self.sharding is not None:
                 raise
-            return 0.0, 0.0, True
-        return loss_sum, num_examples, False
+            return 0.0, 0.0, 0, True
+        return loss_sum, weight, num_examples, False
 
     def _halve_micro_batches(self) -> None:
         self.optimizer.zero_grad()
@@ -307,9 +321,10 @@ class _Loop:
         self.emit(Message(f"{text}, and more of them", "warning"))
 
     def logits_of_some(self) -> torch.Tensor:
-        """Return the output of the model, in its present mode, for a few rows of the training split."""
-        batch = self.feed.batch(range(min(4, len(self.feed.rows))))
-        return self.task.predict_step(self.model, to_device(batch, self.accelerator.device)).float()
+        """Return the first output of the model, in its present mode, for a few rows of the training split."""
+        batch = self.feed.batch(range(min(4, len(self.feed.examples))))
+        outputs = self.learner.forward(self.model, to_device(batch, self.accelerator.device))
+        return next(iter(outputs.values())).float()
 
     def unfreeze(self, epoch: float) -> None:
         """Make those parameters trainable whose epoch has come, and freeze those whose epoch has not."""
@@ -365,14 +380,15 @@ class _Loop:
 
         Return False if a signal arrived meanwhile; then nothing was kept.
         """
-        infer = Inference(self.task, self.accelerator, self.emit, self.received)
+        infer = Inference(self.learner, self.accelerator, self.emit, self.received)
         name, done = self.evaluation.best_by, self.progress
         with self.weights.put_together() as judged:
             try:
-                metrics = self.task.evaluate(judged, infer, "validation")
+                metrics = self.learner.evaluate(judged, infer)
             except StopRequested:
                 return False
-            better = self.best is None or is_better(name, metrics[name], self.best.metrics[name])
+            lower = name in self.evaluation.lower_is_better
+            better = self.best is None or is_better(metrics[name], self.best.metrics[name], lower=lower)
             if better:
                 self.best = self.snapshots.save_best(judged, done.step, metrics)
         done.evaluated_at = done.step
@@ -387,8 +403,8 @@ class _Loop:
         return Fitted(self.progress, self.best, peak_memory_bytes(self.accelerator.device))
 
 
-def _check_metric(task: Task, name: str) -> None:
-    available = task.metric_names("validation")
+def _check_metric(learner: Learner, name: str) -> None:
+    available = learner.metric_names()
     if name not in available:
         raise RecipeError(
             f"evaluation.best_by: {name} cannot be computed on this validation split "

@@ -1,0 +1,27 @@
+"""``evaluate``: measure the model of a finished run again."""
+
+from pathlib import Path
+from typing import Any
+
+from hftoolkit.commands.predict import load_predictor
+from hftoolkit.commands.results import measured, result_tables
+from hftoolkit.contracts import Emit
+from hftoolkit.metrics.statistics import resample
+
+
+def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit) -> dict[str, Any]:
+    """Measure the saved model of a run again, on one of its splits or on all rows of another source.
+
+    Raises:
+        DataError: the run has no model, its data changed since, or the other source does not fit.
+        RecipeError: there is no such split.
+    """
+    predictor = load_predictor(folder, emit)
+    recipe, rows = predictor.recipe, predictor.labelled(split, source)
+    outputs = predictor.outputs(rows)
+    statistics = predictor.task.score(outputs, rows)
+    found = measured(resample(statistics, samples=recipe.evaluation.bootstrap_samples, seed=recipe.train.seed))
+    title = f"{folder} on {source or split}, {len(rows)} examples"
+    for table in result_tables(predictor.task, {"test": found, "baselines": {}}, outputs, rows, title):
+        emit(table)
+    return found

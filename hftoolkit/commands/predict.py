@@ -1,0 +1,124 @@
+"""``predict``: what the model of a finished run says of new rows, for any task."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hftoolkit.contracts import Emit, Inputs, Ranks, Unusable
+from hftoolkit.data.sources.resolve import resolve_data
+from hftoolkit.errors import DataError, RecipeError
+from hftoolkit.models.backbones import head_names
+from hftoolkit.models.pretrained import Weights
+from hftoolkit.recipe import Recipe, RecommendationRecipe, load_recipe
+from hftoolkit.runs.directory import RunDir, read_json
+from hftoolkit.runs.prediction_tables import check_output, write_or_format
+from hftoolkit.runs.resume import open_finished, refuse_changed
+from hftoolkit.tasks import task_of
+from hftoolkit.tasks.shared.learner import joined
+from hftoolkit.train.devices import make_accelerator
+from hftoolkit.train.inference import Inference
+
+
+def predict(
+    folder: Path, source: Path, *, lines: list[str] | None, output: Path | None, top_k: int | None, emit: Emit
+) -> str:
+    """Predict what is at ``source``, or ``lines``; write ``output``, or return the CSV text if it is None."""
+    if output is not None:
+        check_output(output, source)
+    predictor = load_predictor(folder, emit)
+    inputs = predictor.task.inputs(source if lines is None else lines)
+    answers = predictor.answers(inputs)
+    columns = {"row": list(range(1, len(answers) + 1)), **inputs.columns}
+    return write_or_format(columns | _answer_columns(predictor, answers, top_k), output)
+
+
+class Predictor:
+    """The model of a run, ready to predict. Make one with ``hftoolkit.load(run)``."""
+
+    def __init__(self, run: RunDir, recipe: Recipe, emit: Emit) -> None:
+        """Load ``model/`` and check that it has the outputs that the run was trained for.
+
+        Raises:
+            DataError: it has others.
+        """
+        self.recipe = recipe
+        self._run = run
+        kind = task_of(recipe)
+        self._schema = kind.schema_from_json(read_json(run.labels))
+        self._weights = Weights(recipe.model, saved=run.model)
+        base = kind.load(recipe, self._schema, self._weights)
+        self._schema.check_names(head_names(base.model), str(run.model))
+        self.task = kind.build(recipe, self._schema, base, None)
+        self._model = base.model
+        self._infer = Inference(self.task, make_accelerator("fp32"), emit)
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        """Predict rows, in order: of texts, or dicts with the columns of the recipe; of images, files or pixels.
+
+        Raises:
+            DataError: these are no such rows, a column is missing, or a row cannot be used and the recipe says
+                ``on_bad_rows: error``.
+        """
+        return self.answers(self.task.inputs(rows))
+
+    def answers(self, inputs: Inputs[Any]) -> list[Any]:
+        """Return the answer for each row of opened inputs, some rows at a time.
+
+        Where rows that cannot be used are an error, the first one ends the predictions; the rest are only looked at.
+        """
+        answers: list[Any] = []
+        bad: dict[int, Unusable] = {}
+        for start in range(0, inputs.num_rows, inputs.chunk):
+            rows = inputs.read(start, min(start + inputs.chunk, inputs.num_rows))
+            bad |= {place: row for place, row in enumerate(rows, start) if isinstance(row, Unusable)}
+            if bad and not inputs.skip_unusable:
+                continue
+            usable = [row for row in rows if not isinstance(row, Unusable)]
+            found = iter(self.task.answers(self.outputs(usable), usable) if usable else ())
+            answers += [self.task.no_answer if isinstance(row, Unusable) else next(found) for row in rows]
+        if bad and not inputs.skip_unusable:
+            raise DataError(f"{inputs.describe(bad)} in {self._run.recipe}")
+        return answers
+
+    def outputs(self, rows: Sequence[Any]) -> list[Any]:
+        """Return what the model gives for each raw row, in fp32."""
+        examples = self.task.encode(rows)
+        return joined(self.task, self._infer(self._model, examples, full_precision=True), examples, rows)
+
+    def labelled(self, split: str, source: str | None) -> Sequence[Any]:
+        """Return the rows of a split of the run, or all rows of another source, with their targets.
+
+        Raises:
+            DataError: the run's data changed since, or the other source does not fit.
+            RecipeError: there is no such split.
+        """
+        kind, recipe = type(self.task), self.recipe
+        if source is not None:
+            return kind.read_labelled(recipe, resolve_data(source).path, self._weights, self._schema)
+        path = resolve_data(recipe.data.source, sha256=recipe.data.sha256).path
+        dataset = kind.read(recipe, path, self._weights, self._schema, lambda _: None)
+        if split not in dataset.splits:
+            raise RecipeError(f"--split {split}: the splits of this run are {', '.join(dataset.splits)}")
+        refuse_changed(self._run, recipe.data.source, dataset.summary["fingerprint"])
+        return dataset.splits[split]
+
+
+def load_predictor(path: Path, emit: Emit = lambda _: None) -> Predictor:
+    """Return the predictor of a run directory, which tells ``emit`` how far it is.
+
+    Raises:
+        DataError: there is no run, it did not finish, it holds another model than its labels, or it recommends.
+    """
+    run = open_finished(path)
+    recipe = load_recipe(run.recipe)
+    if isinstance(recipe, RecommendationRecipe):
+        raise DataError(f"{path} is a recommender; type: hftoolkit recommend {path} --user ID")
+    return Predictor(run, recipe, emit)
+
+
+def _answer_columns(predictor: Predictor, answers: list[Any], top_k: int | None) -> dict[str, list[Any]]:
+    if top_k is None:
+        return predictor.task.columns(answers)
+    if not isinstance(predictor.task, Ranks):
+        raise RecipeError(f"--top-k is for classes; a run of {predictor.recipe.task.kind} ranks none; leave it out")
+    return predictor.task.top_columns(answers, top_k)

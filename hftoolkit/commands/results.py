@@ -1,0 +1,66 @@
+"""Measured outputs of any task: what results.json holds of them, the closing tables, predictions/test.csv."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hftoolkit.contracts import Details, Table, Task
+from hftoolkit.metrics.statistics import Resamples, RowStatistics, intervals, measure, paired_lead, resample
+from hftoolkit.runs.prediction_tables import write_csv
+from hftoolkit.runs.report import results_table
+
+
+def measure_outputs(
+    statistics: RowStatistics,
+    baselines: Mapping[str, RowStatistics],
+    *,
+    compared_by: str,
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the test metrics of a model and of its baselines, with intervals and paired leads.
+
+    Args:
+        statistics: of the model.
+        baselines: by name, on the same rows.
+        compared_by: metric of the leads.
+        samples: resamples behind each interval.
+        seed: of the resamples.
+    """
+    ours = resample(statistics, samples=samples, seed=seed)
+    found: dict[str, Any] = {}
+    for name, other in baselines.items():
+        theirs = resample(other, samples=samples, seed=seed)
+        lead = paired_lead(ours, theirs, compared_by)
+        found[name] = measured(theirs) | {"difference": {compared_by: lead}}
+    return {"test": measured(ours), "baselines": found}
+
+
+def measured(resamples: Resamples) -> dict[str, Any]:
+    """Return the number of rows, every metric, and its interval."""
+    return {
+        "examples": resamples.statistics.num_rows,
+        "metrics": measure(resamples.statistics),
+        "intervals": intervals(resamples),
+    }
+
+
+def result_tables(
+    task: Task, results: Mapping[str, Any], outputs: Sequence[Any], rows: Sequence[Any], title: str
+) -> Iterator[Table]:
+    """Yield the table of model and baselines, and what else the task has to show."""
+    yield replace(results_table(results, task.headline), title=title)
+    if isinstance(task, Details):
+        yield from task.details(results["test"], outputs, rows)
+
+
+def write_test_predictions(
+    task: Task, outputs: Sequence[Any], rows: Sequence[Any], row_numbers: np.ndarray, path: Path
+) -> None:
+    """Write one CSV line a row: its number in the source, what was read, the truth, and what was predicted."""
+    truth, answered = task.truth(rows), task.columns(task.answers(outputs, rows))
+    predicted = {"predicted" if name in truth else name: cells for name, cells in answered.items()}
+    write_csv({"row": row_numbers.tolist(), **truth, **predicted}, path)

@@ -1,0 +1,131 @@
+"""A recipe made real: data, model, task and device, loaded and checked."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hftoolkit.contracts import Dataset, Emit, Message, Task
+from hftoolkit.data.sources.resolve import describe, resolve_data
+from hftoolkit.errors import RecipeError
+from hftoolkit.models.backbones import Backbone, enable_gradient_checkpointing
+from hftoolkit.models.image_backbones import is_convolutional
+from hftoolkit.models.kernels import arrange_for
+from hftoolkit.models.pretrained import Weights
+from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
+from hftoolkit.recipe import FullTuning, LinearProbe, Recipe
+from hftoolkit.tasks import task_of
+from hftoolkit.tasks.shared.learner import TaskLearner
+from hftoolkit.train.devices import describe_device, join_processes, make_accelerator
+from hftoolkit.train.distributed.zero import Division
+from hftoolkit.train.inference import Inference
+
+
+def join(recipe: Recipe) -> Division | None:
+    """Join the processes of a launcher; return what is to be divided over them, and how; None for nothing.
+
+    Raises:
+        EnvironmentFault: the launcher asked for what is not supported.
+        RecipeError: the recipe asks for what a divided model cannot do.
+    """
+    sharding = join_processes()
+    if sharding is None:
+        return None
+    problems = []
+    if isinstance(recipe.tuning, LinearProbe):
+        problems.append("tuning.method: linear-probe trains the head alone, which is too small to be divided")
+    if isinstance(recipe.tuning, FullTuning) and recipe.tuning.unfreeze_epochs > 0:
+        problems.append("tuning.unfreeze_epochs: what is trained is fixed when the model is divided")
+    if recipe.train.micro_batch_size == "auto":
+        problems.append("train.micro_batch_size: auto lets memory run out, and the other processes would wait forever")
+    if recipe.train.precision == "fp16":
+        problems.append("train.precision: fp16 scales gradients, which is not done there; use bf16 or fp32")
+    if problems:
+        listed = "\n  ".join(problems)
+        what = f"not possible with {sharding.name}; change the recipe, or launch with --multi_gpu alone"
+        raise RecipeError(f"{what}:\n  {listed}")
+    return sharding
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything a recipe names, loaded and checked.
+
+    Attributes:
+        save_base: writes the backbone as it was before training into a folder that plain libraries load, for an
+            adapter to be put on.
+    """
+
+    recipe: Recipe
+    task: Task
+    dataset: Dataset[Any]
+    learner: TaskLearner
+    tuned: TunedModel
+    infer: Inference
+    weights: Weights
+    save_base: Callable[[Path], None]
+
+    def probe(self, emit: Emit) -> AbstractContextManager[None]:
+        """Return a context in which a linear probe uses cached features; any other method is left as it is."""
+        if isinstance(self.recipe.tuning, LinearProbe):
+            return self.learner.cached_features(self.tuned.model, self.infer, emit)
+        return nullcontext()
+
+
+def prepare(recipe: Recipe, emit: Emit) -> Setup:
+    """Fetch, load and check everything a recipe names.
+
+    Raises:
+        RecipeError, DataError, EnvironmentFault: what is wrong, before anything was trained.
+    """
+    kind = task_of(recipe)
+    source = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
+    emit(Message(f"data: {describe(source)}"))
+    weights = Weights(recipe.model)
+    dataset = kind.read(recipe, source.path, weights, None, emit)
+    _describe_data(dataset, emit)
+    emit(Message(f"backbone: {weights.describe()}"))
+    base: Backbone = kind.load(recipe, dataset.schema, weights)
+    accelerator = make_accelerator(recipe.train.precision, bf16_pays_on_cpus=not is_convolutional(base.model))
+    kernel = arrange_for(base.model, accelerator.device)
+    if base.note:
+        emit(Message(base.note))
+    task = kind.build(recipe, dataset.schema, base, dataset.splits["train"])
+    learner = TaskLearner(task, dataset)
+    _warn_of_truncation(learner, task, emit)
+    tuned = tune(recipe, base, emit)
+    emit(Message(", ".join(filter(None, (describe_device(accelerator), kernel)))))
+
+    def save_base(folder: Path) -> None:
+        task.save(kind.load(recipe, dataset.schema, weights).model, folder)
+
+    return Setup(recipe, task, dataset, learner, tuned, Inference(learner, accelerator, emit), weights, save_base)
+
+
+def tune(recipe: Recipe, base: Backbone, emit: Emit) -> TunedModel:
+    """Make those weights trainable that the recipe trains, and say which."""
+    if base.replaced_labels:
+        text = f"replaced the head of the backbone, trained for {', '.join(base.replaced_labels)}"
+        emit(Message(text, "warning"))
+    if recipe.model.gradient_checkpointing:
+        enable_gradient_checkpointing(base.model)
+    tuned = apply_tuning(base, recipe.tuning)
+    emit(trainable_table(tuned.model))
+    return tuned
+
+
+def _describe_data(dataset: Dataset[Any], emit: Emit) -> None:
+    sizes = ", ".join(f"{name} {len(rows)}" for name, rows in dataset.splits.items())
+    emit(Message(f"rows: {sizes}; {dataset.schema.describe()}"))
+    for sentence in dataset.summary["warnings"]:
+        emit(Message(sentence, "warning"))
+
+
+def _warn_of_truncation(learner: TaskLearner, task: Task, emit: Emit) -> None:
+    examples = learner.examples("train")
+    if not examples.num_truncated:
+        return
+    share = examples.num_truncated / len(learner.raw["train"])
+    text = f"{examples.num_truncated} training {task.unit}s ({share:.1%}) are cut {examples.advice}"
+    emit(Message(text.rstrip(), "warning"))

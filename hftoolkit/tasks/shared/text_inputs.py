@@ -1,0 +1,101 @@
+"""How texts enter a model: tokens, padding, and the rows that are to be predicted."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from hftoolkit.contracts import Batch, Inputs, Unusable
+from hftoolkit.data.tables import read_table, require_columns
+from hftoolkit.data.text_rows import clean_texts, describe_bad_texts
+from hftoolkit.errors import DataError
+from hftoolkit.recipe import TextData
+
+# A text is "kept whole" at the recommended max_length for this share of the training texts.
+WHOLE_SHARE = 0.99
+# Few different batch shapes: matrix kernels are prepared and kept in memory for each one.
+LENGTH_STEP = 8
+RawT = TypeVar("RawT")
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
+    """Return the token ids of each text, cut at the tokenizer's length, and the lengths before the cut, (N,)."""
+    whole: list[list[int]] = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+    lengths = np.array([len(ids) for ids in whole])
+    too_long: list[int] = np.flatnonzero(lengths > tokenizer.model_max_length).tolist()
+    if too_long:
+        cut = tokenizer([texts[index] for index in too_long], truncation=True)["input_ids"]
+        for index, ids in zip(too_long, cut, strict=True):
+            whole[index] = ids
+    return whole, lengths
+
+
+def pad_tokens(token_ids: Sequence[Sequence[int]], tokenizer: Any, multiple_of: int = LENGTH_STEP) -> Batch:
+    """Return right-padded ``input_ids`` and their ``attention_mask``, both (B, L), L such a multiple where it fits."""
+    longest = max(len(ids) for ids in token_ids)
+    length = max(longest, min(-(-longest // multiple_of) * multiple_of, tokenizer.model_max_length))
+    input_ids = torch.full((len(token_ids), length), tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros((len(token_ids), length), dtype=torch.long)
+    for row, ids in enumerate(token_ids):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def length_advice(lengths: np.ndarray, tokenizer: Any) -> str:
+    """Return at what length texts are cut, and the one (a multiple of 8) that keeps 99 % whole; lengths are uncut."""
+    if len(lengths) == 0:
+        return ""
+    needed = int(np.quantile(lengths, WHOLE_SHARE, method="higher"))
+    return f"at {tokenizer.model_max_length} tokens; max_length: {-(-needed // 8) * 8} keeps 99 % whole"
+
+
+def text_inputs(source: Any, data: TextData, make: Callable[[str], RawT]) -> Inputs[RawT]:
+    """Return the texts of a table, of dicts with its text columns, or of a list of texts.
+
+    Args:
+        source: path of a table, or rows.
+        data: of the recipe: columns, template, and what to do with rows without a text.
+        make: turns a clean text into a raw row.
+
+    Raises:
+        DataError: there is no such file, these are no rows, or a column is missing.
+    """
+    columns = _table_columns(source, data) if isinstance(source, Path) else _columns_of_rows(source, data)
+    texts, bad = clean_texts(columns, data)
+    rows = [
+        make(text) if number not in bad else Unusable(bad[number].reason) for number, text in enumerate(texts, start=1)
+    ]
+    return Inputs(
+        num_rows=len(rows),
+        read=lambda start, stop: rows[start:stop],
+        chunk=max(1, len(rows)),
+        skip_unusable=data.on_bad_rows == "skip",
+        describe=lambda _: describe_bad_texts(bad, len(rows)),
+    )
+
+
+def _table_columns(source: Path, data: TextData) -> Mapping[str, Sequence[Any]]:
+    if not source.exists():
+        raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
+    table = read_table(source)
+    names = data.columns.text
+    require_columns(table, names, f"the header: the model reads {', '.join(names)}")
+    return {name: table.columns[name] for name in names}
+
+
+def _columns_of_rows(rows: Sequence[Any], data: TextData) -> Mapping[str, Sequence[Any]]:
+    if isinstance(rows, str | Mapping):
+        raise DataError("predict takes a list of rows; write predict([row]) for one")
+    names = data.columns.text
+    kinds = {type(row).__name__ for row in rows if not isinstance(row, Mapping)}
+    if kinds and not all(isinstance(row, str) for row in rows):
+        raise DataError(f"rows must be all texts, or all dicts; found {', '.join(sorted(kinds))} among them")
+    if kinds:
+        return {name: [""] * len(rows) for name in names} | {names[-1]: list(rows)}
+    missing = [name for name in names if not all(name in row for row in rows)]
+    if missing:
+        raise DataError(f"rows lack {', '.join(missing)}; the model was trained on {', '.join(names)}")
+    return {name: [row[name] for row in rows] for name in names}

@@ -214,6 +214,6 @@ def test_a_wheel_damaged_anywhere_is_refused_or_whole(home: Path, tmp_path: Path
 def test_without_its_guard_a_trick_would_be_noticed(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trick: str
 ):
-    monkeypatch.setattr(sources, "_refuse_unsafe", lambda *_: None)
+    monkeypatch.setattr(sources, "_check_safe", lambda *_: None)
     with pytest.raises((AssertionError, FileNotFoundError)):
         test_a_hostile_wheel_is_refused_and_writes_nothing(home, tmp_path, trick)

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, refuse_both, speaks_for_all
+from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, check_not_both, speaks_for_all
 from hftoolkit.errors import DataError, RecipeError
 
 
@@ -33,7 +33,7 @@ def finetune(
     from hftoolkit.recipe import RecommendationRecipe, load_recipe
 
     parsed = load_recipe(recipe, set_ or [])
-    refuse_both(dry_run, resume)
+    check_not_both(dry_run, resume)
     from hftoolkit.cli.render import render_events
 
     work: Callable[..., Path | None]

@@ -20,7 +20,7 @@ RunDirectory = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
-def refuse_both(dry_run: bool, resume: bool) -> None:
+def check_not_both(dry_run: bool, resume: bool) -> None:
     """Raise RecipeError for ``--dry-run --resume``."""
     if dry_run and resume:
         raise RecipeError("--dry-run starts nothing that --resume could go on with; leave out one")

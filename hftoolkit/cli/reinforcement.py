@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, refuse_both
+from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, check_not_both
 
 app = typer.Typer(help="Reinforcement learning: DQN, Q-learning, SARSA.", no_args_is_help=True)
 
@@ -36,7 +36,7 @@ def train(
     from hftoolkit.recipe import load_reinforcement_recipe
 
     parsed = load_reinforcement_recipe(recipe, set_ or [])
-    refuse_both(dry_run, resume)
+    check_not_both(dry_run, resume)
     _import_from_here(allow_code)
     from hftoolkit.cli.render import render_events
     from hftoolkit.rl import commands as run_rl

@@ -121,7 +121,7 @@ def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
     sharding = join(recipe)
     if run_dir is not None:
-        RunDir.refuse_taken(run_dir)
+        RunDir.check_free(run_dir)
     emit = emit if is_main() else _keep_silent
     if is_main():
         announce(recipe.hub, create=False, emit=emit)

@@ -27,7 +27,7 @@ def read_each_split(split: Split, read: Callable[[str | None], Read]) -> dict[st
     return found
 
 
-def refuse_shared_groups(rows: Mapping[str, CleanRows]) -> None:
+def check_disjoint_groups(rows: Mapping[str, CleanRows]) -> None:
     """Raise DataError if a group lies in two given splits: no division of the training rows can mend that."""
     for a, b in combinations(rows, 2):
         shared = sorted(set(rows[a].groups or ()) & set(rows[b].groups or ()))
@@ -38,14 +38,14 @@ def refuse_shared_groups(rows: Mapping[str, CleanRows]) -> None:
             )
 
 
-def refuse_no_rows(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> None:
+def check_not_empty(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> None:
     """Raise DataError if a table has no usable row."""
     for name, kept in rows.items():
         if not kept.texts:
             raise DataError(f"no row of {tables[name].source} can be used: {count_list(kept.skipped)}")
 
 
-def refuse_one_class(targets: np.ndarray, labels: LabelSet, advice: str) -> None:
+def check_two_classes(targets: np.ndarray, labels: LabelSet, advice: str) -> None:
     """Raise DataError if nothing tells one training row from another."""
     found = np.unique(targets)
     if len(found) < 2:

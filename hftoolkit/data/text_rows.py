@@ -206,13 +206,13 @@ def clean_rows(
     if labels is None:
         labels = find_labels([parsed], data.columns.label, multi_label=multi_label, mapping=mapping, table=table)
     rows, bad = encode_rows(parsed, labels)
-    refuse_bad_rows({table.source: bad}, labels, data.on_bad_rows)
+    check_bad_rows({table.source: bad}, labels, data.on_bad_rows)
     if not rows.texts:
         raise DataError(f"no row of {table.source} can be used: {count_list(rows.skipped)}")
     return rows
 
 
-def refuse_bad_rows(bad_by_source: Mapping[str, BadRows], labels: LabelSet, on_bad_rows: str) -> None:
+def check_bad_rows(bad_by_source: Mapping[str, BadRows], labels: LabelSet, on_bad_rows: str) -> None:
     """Raise one DataError that lists every kind of bad row of every source, unless they are to be skipped."""
     if on_bad_rows == "skip" or not any(bad_by_source.values()):
         return

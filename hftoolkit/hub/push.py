@@ -66,7 +66,7 @@ def push(folder: Path, repository: str, *, private: bool, emit: Emit) -> str:
     except ValueError as error:
         raise RecipeError(str(error)) from error
     run = RunDir.open(folder)
-    run.refuse_unfinished()
+    run.check_finished()
     _quieten()
     again = shlex.join(["hftoolkit", "push", str(folder), repository, *([] if private else ["--public"])])
     advice = f"The model is complete in {run.model}; to try again, type: {again}"

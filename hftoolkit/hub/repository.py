@@ -38,7 +38,7 @@ def ready(repository: str, *, private: bool, create: bool) -> bool:
         raise EnvironmentFault("the Hub token may only read; make one that may write, and type `hf auth login`")
     exists = api.repo_exists(repository)
     if not exists:
-        _refuse_foreign_owner(repository, user)
+        _check_owner(repository, user)
         if not create:
             return False
         api.create_repo(repository, private=private, exist_ok=True)
@@ -53,7 +53,7 @@ def visibility(private: bool) -> str:
     return "private" if private else "public"
 
 
-def _refuse_foreign_owner(repository: str, user: dict[str, Any]) -> None:
+def _check_owner(repository: str, user: dict[str, Any]) -> None:
     names = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
     owner, _, name = repository.partition("/")
     if owner.casefold() not in map(str.casefold, names):

@@ -16,7 +16,7 @@ from hftoolkit.recipe.sections import (
     Sha256,
     Train,
     Tuning,
-    refuse_late_layers,
+    check_unfreezing,
 )
 from hftoolkit.recipe.text_classification import ColumnNames
 
@@ -289,7 +289,7 @@ class RecommendationRecipe(Section):
 
     @model_validator(mode="after")
     def _all_layers_join(self) -> Self:
-        refuse_late_layers(self.tuning, self.train)
+        check_unfreezing(self.tuning, self.train)
         return self
 
     @model_validator(mode="after")

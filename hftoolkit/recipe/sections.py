@@ -218,7 +218,7 @@ class Train(Section):
         return self
 
 
-def refuse_late_layers(tuning: Tuning, train: Train) -> None:
+def check_unfreezing(tuning: Tuning, train: Train) -> None:
     """Raise ValueError if gradual unfreezing would end after the training."""
     if isinstance(tuning, FullTuning) and tuning.unfreeze_epochs >= train.epochs:
         raise ValueError(
@@ -293,7 +293,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _all_layers_join(self) -> Self:
-        refuse_late_layers(self.tuning, self.train)
+        check_unfreezing(self.tuning, self.train)
         return self
 
     @model_validator(mode="after")

@@ -92,7 +92,7 @@ def finetune(
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
-    _refuse_several_processes()
+    _check_single_process()
     run = new_run_or_old(recipe, name, run_dir, resume=resume)
     listen = run.recording(emit)
     with recorded(run):
@@ -118,7 +118,7 @@ def finetune(
     return run.root
 
 
-def _refuse_several_processes() -> None:
+def _check_single_process() -> None:
     join_processes()
     if num_processes() > 1:
         raise EnvironmentFault("recommendation trains in one process; start it without a launcher")
@@ -126,9 +126,9 @@ def _refuse_several_processes() -> None:
 
 def rehearse(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
-    _refuse_several_processes()
+    _check_single_process()
     if run_dir is not None:
-        RunDir.refuse_taken(run_dir)
+        RunDir.check_free(run_dir)
     announce(recipe.hub, create=False, emit=emit)
     job = prepare(recipe, emit)
     with job.pooling():
@@ -192,7 +192,7 @@ def evaluate(folder: Path, *, split: str, emit: Emit) -> dict[str, Any]:
     splits = load_splits(recipe, emit)
     if split not in splits.cases:
         raise RecipeError(f"--split {split}: a recommender is measured on {' or '.join(splits.cases)}")
-    predictor.refuse_changed(splits.summary["fingerprint"])
+    predictor.check_same_data(splits.summary["fingerprint"])
     stage = SecondStage(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
     results = {"test": _measured(recipe, splits, stage.rank(predictor.recommender, split), split)}
     emit(replace(results_table(results | {"cutoff": recipe.evaluation.cutoff}), title=f"{folder} on {split}"))

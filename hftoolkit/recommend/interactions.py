@@ -83,7 +83,7 @@ def read_catalogue(table: Table, section: ItemTable) -> Catalogue:
     flag_columns = [column for columns in section.flags.values() for column in columns]
     require_columns(table, (section.id, *section.columns, *flag_columns), "data.items")
     ids = [canonical_value(cell) for cell in table.columns[section.id]]
-    _refuse_bad_ids(ids, table.source, section.id)
+    _check_ids(ids, table.source, section.id)
     cells = [[cell_text(cell) or "" for cell in table.columns[name]] for name in section.columns]
     cells += [_flag_names(table, columns) for columns in section.flags.values()]
     names = (*section.columns, *section.flags)
@@ -157,7 +157,7 @@ def read_groups_of_users(table: Table, section: UserTable, user_ids: Sequence[st
     """
     require_columns(table, (section.id, *section.categories, *section.numbers), "data.users")
     ids = [canonical_value(cell) for cell in table.columns[section.id]]
-    _refuse_bad_ids(ids, table.source, section.id)
+    _check_ids(ids, table.source, section.id)
     membership = _membership(table, section.categories, section.numbers)
     place = {user: row for row, user in enumerate(ids)}
     rows = np.array([place.get(user, -1) for user in user_ids])
@@ -203,7 +203,7 @@ def _require_who_and_what(table: Table, section: InteractionTable) -> None:
         ) from error
 
 
-def _refuse_bad_ids(ids: Sequence[str], source: str, column: str) -> None:
+def _check_ids(ids: Sequence[str], source: str, column: str) -> None:
     missing = [number for number, name in enumerate(ids, start=1) if not name]
     if missing:
         raise DataError(f"{len(missing)} rows of {source} have no {column} ({_shown(missing)}); fill them in")

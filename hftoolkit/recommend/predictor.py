@@ -20,7 +20,7 @@ from hftoolkit.recommend.recommender import KnownUsers, Recommender
 from hftoolkit.recommend.scorers import Queries, TextVectors
 from hftoolkit.recommend.tower import load_tower
 from hftoolkit.runs.directory import RunDir
-from hftoolkit.runs.resume import open_finished, refuse_changed
+from hftoolkit.runs.resume import check_same_data, open_finished
 from hftoolkit.tasks.text_classification import encode_texts, pad_tokens
 
 BATCH_SIZE = 64
@@ -64,9 +64,9 @@ class RecommendationPredictor:
         """
         return cls(run, recipe, Recommender.load(run.recommender), KnownUsers.load(run.users))
 
-    def refuse_changed(self, fingerprint: str) -> None:
+    def check_same_data(self, fingerprint: str) -> None:
         """Raise DataError if the splits of the recipe are no longer those of the run."""
-        refuse_changed(self.run, self.recipe.data.interactions.source, fingerprint)
+        check_same_data(self.run, self.recipe.data.interactions.source, fingerprint)
 
     def with_new_items(self, table: Path) -> Self:
         """Return a predictor that recommends the items of a table as well, by their texts alone.

@@ -75,7 +75,7 @@ def train(
 def rehearse(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bool, emit: Emit) -> float:
     """Make the agent, act, update once and play one evaluation episode; write nothing; return that episode's return."""
     if run_dir is not None:
-        RunDir.refuse_taken(run_dir)
+        RunDir.check_free(run_dir)
     announce(recipe.hub, create=False, emit=emit)
     _prepare(recipe, allow_code=allow_code)
     with _agent(recipe) as agent:
@@ -298,7 +298,7 @@ def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]
     if not is_reinforcement_recipe(run.recipe):
         raise DataError(f"{folder} is no reinforcement-learning run; type: hftoolkit evaluate {folder}")
     recipe = load_reinforcement_recipe(run.recipe)
-    run.refuse_unfinished()
+    run.check_finished()
     _prepare(recipe, allow_code=allow_code)
     return recipe, load_policy(run.model)
 

@@ -45,7 +45,7 @@ class RunDir:
         try:
             if exact is None:
                 return cls(_first_free(Path("runs"), recipe_name))
-            cls.refuse_taken(exact)
+            cls.check_free(exact)
             _discard_failed_start(exact)
             exact.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -53,7 +53,7 @@ class RunDir:
         return cls(exact)
 
     @classmethod
-    def refuse_taken(cls, exact: Path) -> None:
+    def check_free(cls, exact: Path) -> None:
         """Raise RecipeError if ``create`` would refuse this directory."""
         taken = exact.exists() and (not exact.is_dir() or any(exact.iterdir()))
         if taken and not cls(exact)._is_failed_start():
@@ -188,7 +188,7 @@ class RunDir:
         """Return whether the run ended well."""
         return self.status.is_file() and read_json(self.status).get("state") == "done"
 
-    def refuse_unfinished(self) -> None:
+    def check_finished(self) -> None:
         """Raise DataError unless the run ended well and has a model of its own."""
         if seeds := sorted(self.seeds.glob("*")):
             raise DataError(f"{self.root} holds several seeds; name one of them, for example {seeds[0]}")

@@ -94,7 +94,7 @@ def _is_longer(before: AnyRecipe, recipe: AnyRecipe) -> bool:
     return not differences(before, recipe, ignored=(*FREE_TO_CHANGE, "train.epochs"))
 
 
-def refuse_changed(run: RunDir, source: str, fingerprint: str) -> None:
+def check_same_data(run: RunDir, source: str, fingerprint: str) -> None:
     """Raise DataError if ``source`` no longer gives the splits that the run was trained on."""
     trained_on = read_json(run.data)["fingerprint"]
     if fingerprint != trained_on:
@@ -113,5 +113,5 @@ def open_finished(path: Path) -> RunDir:
     run = RunDir.open(path)
     if is_reinforcement_recipe(run.recipe):
         raise DataError(f"{path} is a reinforcement-learning run; type: hftoolkit rl evaluate {path}")
-    run.refuse_unfinished()
+    run.check_finished()
     return run

@@ -14,7 +14,7 @@ from hftoolkit.data.labels import LabelSet, check_same
 from hftoolkit.metrics.probabilities import to_decisions
 from hftoolkit.recipe import Recipe
 from hftoolkit.runs.directory import RunDir, read_json
-from hftoolkit.runs.resume import refuse_changed
+from hftoolkit.runs.resume import check_same_data
 
 BATCH_SIZE = 64
 
@@ -90,9 +90,9 @@ class Predictor(ABC):
             for decision, row in zip(decisions, probabilities, strict=True)
         ]
 
-    def refuse_changed(self, fingerprint: str) -> None:
+    def check_same_data(self, fingerprint: str) -> None:
         """Raise DataError if the splits of the recipe are no longer those of the run."""
-        refuse_changed(self._run, self.recipe.data.source, fingerprint)
+        check_same_data(self._run, self.recipe.data.source, fingerprint)
 
     def _names(self, decision: Any) -> tuple[str, ...]:
         if self.labels.multi_label:

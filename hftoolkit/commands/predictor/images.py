@@ -77,7 +77,7 @@ class ImagePredictor(Predictor):
         splits = load_image_splits(path, data, task, geometry, self.labels)
         if split not in splits.pixels:
             raise RecipeError(f"--split {split}: the splits of this run are {', '.join(splits.pixels)}")
-        self.refuse_changed(splits.summary["fingerprint"])
+        self.check_same_data(splits.summary["fingerprint"])
         return splits.pixels[split], splits.targets[split]
 
     def _probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:

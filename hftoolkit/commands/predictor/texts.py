@@ -85,7 +85,7 @@ class TextPredictor(Predictor):
         splits = load_text_splits(resolve_data(data.source, sha256=data.sha256).path, data, task, self.labels)
         if split not in splits.texts:
             raise RecipeError(f"--split {split}: the splits of this run are {', '.join(splits.texts)}")
-        self.refuse_changed(splits.summary["fingerprint"])
+        self.check_same_data(splits.summary["fingerprint"])
         return splits.texts[split], splits.targets[split]
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:

@@ -299,7 +299,7 @@ def _extract(wheel: Path, target: _WheelPath, scratch: Path) -> dict[str, str]:
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = _members(archive, target)
-            _refuse_unsafe(members, target, wheel.stat().st_size)
+            _check_safe(members, target, wheel.stat().st_size)
             for member in members:
                 archive.extract(member, scratch)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
@@ -322,7 +322,7 @@ def _members(archive: zipfile.ZipFile, target: _WheelPath) -> list[zipfile.ZipIn
     return found
 
 
-def _refuse_unsafe(members: list[zipfile.ZipInfo], target: _WheelPath, wheel_bytes: int) -> None:
+def _check_safe(members: list[zipfile.ZipInfo], target: _WheelPath, wheel_bytes: int) -> None:
     where = f"the wheel of {target.requirement} is unsafe and was not extracted"
     for member in members:
         if not _stays_inside(member.filename):

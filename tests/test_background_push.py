@@ -373,7 +373,7 @@ def test_no_process_outlives_the_run(uploads, monkeypatch, how):
             process = up.pushes._process
             raise ZeroDivisionError
     elif how == "impatience":
-        monkeypatch.setattr(background, "PATIENCE_SECONDS", 0.1)
+        monkeypatch.setattr(background, "FINAL_WAIT_SECONDS", 0.1)
         up.pushes.finish()
         assert "took over" in up.told[-1][1]
     else:
@@ -396,7 +396,7 @@ def interrupted_once(wait: Callable[..., int]) -> Callable[..., int]:
 
 
 def test_the_process_is_told_nothing_of_launchers_and_gpus():
-    told = background.modest({"RANK": "0", "WORLD_SIZE": "8", "HF_TOKEN": "x", "CUDA_VISIBLE_DEVICES": "0"})
+    told = background.background_env({"RANK": "0", "WORLD_SIZE": "8", "HF_TOKEN": "x", "CUDA_VISIBLE_DEVICES": "0"})
     assert told["HF_TOKEN"] == "x" and told["CUDA_VISIBLE_DEVICES"] == "" and told["OMP_NUM_THREADS"] == "1"
     assert not told.keys() & {"RANK", "WORLD_SIZE"}
 

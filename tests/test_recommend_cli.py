@@ -348,7 +348,7 @@ def finetune(world: Path, name: str, *arguments: str) -> Ended:
         return hft("finetune", "tiny.yaml", "--run-dir", name, *QUICK, *settings)
 
 
-def test_a_rehearsal_writes_nothing(world: Path, run: Path) -> None:
+def test_a_dry_run_writes_nothing(world: Path, run: Path) -> None:
     with chdir(world):
         ended = hft("finetune", "tiny.yaml", "--run-dir", "never", "--dry-run", *QUICK)
     assert ended.code == 0 and "one step ran" in ended.out, ended

@@ -16,7 +16,7 @@ from hftoolkit.export.gate import GateReport, GateRows, export_model
 from hftoolkit.hub.background import BackgroundPushes
 from hftoolkit.hub.card import hub_id, write_card
 from hftoolkit.hub.push import publish
-from hftoolkit.hub.repository import announce
+from hftoolkit.hub.repository import check_push_access
 from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference
 from hftoolkit.metrics.classification import classification_metrics, confusion_matrix
 from hftoolkit.metrics.probabilities import to_decisions
@@ -73,7 +73,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     pushes = BackgroundPushes(recipe.hub, run, listen)
     with recorded(run), pushes:
         write_origin(recipe, run, listen)
-        announce(recipe.hub, create=True, emit=listen)
+        check_push_access(recipe.hub, create=True, emit=listen)
         share(run.root)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.task.summary, "the data")
@@ -117,14 +117,14 @@ def _keep_silent(event: Event) -> None:
     """Take an event that the main process tells."""
 
 
-def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
+def dry_run(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
     sharding = join(recipe)
     if run_dir is not None:
         RunDir.check_free(run_dir)
     emit = emit if is_main() else _keep_silent
     if is_main():
-        announce(recipe.hub, create=False, emit=emit)
+        check_push_access(recipe.hub, create=False, emit=emit)
     job = prepare(recipe, emit)
     with job.probe(recipe, emit):
         return one_step(

@@ -6,11 +6,11 @@ from huggingface_hub import HfApi
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.errors import EnvironmentFault, RecipeError
-from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, patiently
+from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, with_retries
 from hftoolkit.recipe import Hub
 
 
-def announce(hub: Hub | None, *, create: bool, emit: Emit) -> None:
+def check_push_access(hub: Hub | None, *, create: bool, emit: Emit) -> None:
     """Check before a long run that its model can be pushed, so that a missing permission costs no training.
 
     Args:
@@ -25,12 +25,14 @@ def announce(hub: Hub | None, *, create: bool, emit: Emit) -> None:
     if hub is None:
         return
     with hub_faults(f"cannot use hub.repo {hub.repo}", "Nothing was trained yet; or leave out the section hub"):
-        exists = patiently(lambda: ready(hub.repo, private=hub.private, create=create), emit, FIRST_WAITS_SECONDS)
+        exists = with_retries(
+            lambda: ready_repository(hub.repo, private=hub.private, create=create), emit, FIRST_WAITS_SECONDS
+        )
     found = "is there" if exists else "was made" if create else "does not exist yet, and can be made"
     emit(Message(f"hub: {hub.repo} ({visibility(hub.private)}) {found}; the model goes there at the end"))
 
 
-def ready(repository: str, *, private: bool, create: bool) -> bool:
+def ready_repository(repository: str, *, private: bool, create: bool) -> bool:
     """Return whether the repository existed; make it if it did not, and check who sees it and that we may write."""
     api = HfApi()
     user = api.whoami()

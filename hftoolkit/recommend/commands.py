@@ -12,7 +12,7 @@ from hftoolkit.contracts import Emit, InferenceProgress, Message, Table
 from hftoolkit.errors import EnvironmentFault, RecipeError
 from hftoolkit.hub.card import hub_id
 from hftoolkit.hub.push import publish
-from hftoolkit.hub.repository import announce
+from hftoolkit.hub.repository import check_push_access
 from hftoolkit.metrics.bootstrap import mean_intervals
 from hftoolkit.recipe import RecommendationRecipe
 from hftoolkit.recommend.card import write_recommender_card
@@ -97,7 +97,7 @@ def finetune(
     listen = run.recording(emit)
     with recorded(run):
         write_origin(recipe, run, listen)
-        announce(recipe.hub, create=True, emit=listen)
+        check_push_access(recipe.hub, create=True, emit=listen)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.splits.summary, "the data")
         check_unchanged(run.backbone, {"revision": job.weights.revision}, "the pretrained weights")
@@ -124,12 +124,12 @@ def _check_single_process() -> None:
         raise EnvironmentFault("recommendation trains in one process; start it without a launcher")
 
 
-def rehearse(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) -> float:
+def dry_run(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
     _check_single_process()
     if run_dir is not None:
         RunDir.check_free(run_dir)
-    announce(recipe.hub, create=False, emit=emit)
+    check_push_access(recipe.hub, create=False, emit=emit)
     job = prepare(recipe, emit)
     with job.pooling():
         return one_step(

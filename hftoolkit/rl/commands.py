@@ -15,7 +15,7 @@ import torch
 from hftoolkit.contracts import Emit, Message, Table
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.hub.push import publish
-from hftoolkit.hub.repository import announce
+from hftoolkit.hub.repository import check_push_access
 from hftoolkit.metrics.returns import return_intervals, return_metrics, seed_metrics
 from hftoolkit.recipe import Dqn, MlpNetwork, ReinforcementRecipe, is_reinforcement_recipe, load_reinforcement_recipe
 from hftoolkit.rl.artifact import check_saved, load_policy, save_policy
@@ -72,11 +72,11 @@ def train(
     return run.root
 
 
-def rehearse(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bool, emit: Emit) -> float:
+def dry_run(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bool, emit: Emit) -> float:
     """Make the agent, act, update once and play one evaluation episode; write nothing; return that episode's return."""
     if run_dir is not None:
         RunDir.check_free(run_dir)
-    announce(recipe.hub, create=False, emit=emit)
+    check_push_access(recipe.hub, create=False, emit=emit)
     _prepare(recipe, allow_code=allow_code)
     with _agent(recipe) as agent:
         agent.advance()
@@ -123,7 +123,7 @@ def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     listen = run.recording(emit)
     with recorded(run):
         write_origin(recipe, run, listen)
-        announce(recipe.hub, create=True, emit=listen)
+        check_push_access(recipe.hub, create=True, emit=listen)
         with _agent(recipe) as agent:
             _learn_and_measure(recipe, agent, run, listen)
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # the replay memory is large, and nothing goes on from here

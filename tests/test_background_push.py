@@ -34,19 +34,19 @@ PATIENCE_SECONDS = 600
 STOPPING = f"""
 import pathlib, time
 from hftoolkit.export import gate as export
-from hftoolkit.runs import directory as rundir
+from hftoolkit.runs import lifecycle
 export.check_round_trip = lambda *_, **__: export.GateReport(0, 0.0, None, None)
 from hftoolkit.hub import background
 background.LOWEST_PRIORITY = 0
-record, wait = rundir.RunDir.record, time.sleep
+record, wait = lifecycle.record_event, time.sleep
 
-def stopping(self, event):
-    record(self, event)
+def stopping(run, event):
+    record(run, event)
     stop = pathlib.Path(f"stop-{{getattr(event, 'step', None)}}")
     while type(event).__name__ == "StepDone" and stop.exists():
         wait(0.05)
 
-rundir.RunDir.record = stopping
+lifecycle.record_event = stopping
 {FAST}"""
 HUB = f"hub: {{repo: {ID}, push_every: 1}}\n"
 

@@ -22,20 +22,12 @@ from hftoolkit.metrics.classification import classification_metrics, confusion_m
 from hftoolkit.metrics.probabilities import to_decisions
 from hftoolkit.recipe import Recipe
 from hftoolkit.runs.checkpoint import prune
-from hftoolkit.runs.directory import RunDir, recorded, write_json
+from hftoolkit.runs.directory import RunDir, write_json
+from hftoolkit.runs.figures import overlay, worst_first, write_confusion_png, write_image_grid, write_reliability_png
+from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
 from hftoolkit.runs.prediction_tables import check_output, write_or_format
-from hftoolkit.runs.report import (
-    confusion_table,
-    overlay,
-    per_class_table,
-    results_table,
-    worst_first,
-    write_confusion_png,
-    write_image_grid,
-    write_predictions,
-    write_reliability_png,
-)
-from hftoolkit.runs.resume import check_unchanged, new_run_or_old, write_origin
+from hftoolkit.runs.resume import check_unchanged, open_run, write_manifest
+from hftoolkit.runs.tables import confusion_table, per_class_table, results_table, write_predictions
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.train.distributed.collectives import is_main, leave, share
@@ -68,11 +60,11 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     if not is_main():
         _help(recipe, RunDir(share(Path())), sharding)
         return None
-    run = new_run_or_old(recipe, name, run_dir, resume=resume)
-    listen = run.recording(emit)
+    run = open_run(recipe, name, run_dir, resume=resume)
+    listen = with_recording(run, emit)
     pushes = BackgroundPushes(recipe.hub, run, listen)
-    with recorded(run), pushes:
-        write_origin(recipe, run, listen)
+    with run_lifecycle(run), pushes:
+        write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
         share(run.root)
         job = prepare(recipe, listen)

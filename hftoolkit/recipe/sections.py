@@ -201,7 +201,7 @@ class Train(Section):
     checkpoint_every: int | None = Field(
         None,
         ge=1,
-        description="Optimizer steps between saves of the state that --resume goes on from. Default: about a minute, "
+        description="Optimizer steps between saves of the state that --resume continues from. Default: about a minute, "
         "longer where a save takes over 0.6 seconds. Evaluations and interrupts save it too.",
     )
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = Field(

@@ -33,10 +33,11 @@ from hftoolkit.recommend.scorers import Part, Queries, TextVectors
 from hftoolkit.recommend.second_stage import SecondStage, ablations
 from hftoolkit.recommend.tower import ItemTower, load_text_encoder, save_encoder
 from hftoolkit.runs.checkpoint import prune
-from hftoolkit.runs.directory import RunDir, recorded, write_json
+from hftoolkit.runs.directory import RunDir, write_json
+from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
 from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
-from hftoolkit.runs.report import gains_table, results_table
-from hftoolkit.runs.resume import check_unchanged, new_run_or_old, write_origin
+from hftoolkit.runs.resume import check_unchanged, open_run, write_manifest
+from hftoolkit.runs.tables import gains_table, results_table
 from hftoolkit.train.devices import join_processes
 from hftoolkit.train.distributed.collectives import num_processes
 from hftoolkit.train.loop import fit, one_step
@@ -87,16 +88,16 @@ def finetune(
         name: run name, used when ``run_dir`` is None.
         run_dir: exactly where the run goes, or is.
         emit: gets everything a user or a log wants to see.
-        resume: go on with the run of that name or directory, from its newest checkpoint.
+        resume: resume the run of that name or directory, from its newest checkpoint.
 
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
     _check_single_process()
-    run = new_run_or_old(recipe, name, run_dir, resume=resume)
-    listen = run.recording(emit)
-    with recorded(run):
-        write_origin(recipe, run, listen)
+    run = open_run(recipe, name, run_dir, resume=resume)
+    listen = with_recording(run, emit)
+    with run_lifecycle(run):
+        write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.splits.summary, "the data")
@@ -113,7 +114,7 @@ def finetune(
         KnownUsers(job.splits.user_ids, job.splits.everything, job.splits.groups).save(run.users)
         _report(job.splits, run, ours, results, listen)
         write_recommender_card(run, recipe, results, job.splits.summary, hub_id(recipe.model, job.weights))
-        prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
+        prune(run.checkpoints, keep=1)  # which a larger train.epochs extends
     publish(recipe.hub, run, emit=listen)
     return run.root
 

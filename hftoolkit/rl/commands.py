@@ -26,9 +26,11 @@ from hftoolkit.rl.evaluation import Episodes, Policy, RandomPolicy, evaluate_pol
 from hftoolkit.rl.tabular import TabularAgent
 from hftoolkit.rl.training import Training
 from hftoolkit.rl.video import check_video, record_video, show
-from hftoolkit.runs.directory import RunDir, read_json, recorded, write_json
-from hftoolkit.runs.report import return_text, write_learning_curve_png
-from hftoolkit.runs.resume import new_run_or_old, write_origin
+from hftoolkit.runs.directory import RunDir, read_json, write_json
+from hftoolkit.runs.figures import write_learning_curve_png
+from hftoolkit.runs.lifecycle import run_lifecycle, truncate_log, with_recording
+from hftoolkit.runs.resume import open_run, write_manifest
+from hftoolkit.runs.tables import return_text
 
 Agent = DqnAgent | TabularAgent
 
@@ -62,7 +64,7 @@ def train(
             "hub.repo holds one policy; leave out the section hub, and push the seed of your choice later"
         )
     _prepare(recipe, allow_code=allow_code)
-    run = new_run_or_old(recipe, name, run_dir, resume=resume)
+    run = open_run(recipe, name, run_dir, resume=resume)
     if resume:
         _refuse_another_count(run, seeds)
     if seeds == 1:
@@ -120,9 +122,9 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
 
 def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     """Train one agent in a run directory, from where it was left."""
-    listen = run.recording(emit)
-    with recorded(run):
-        write_origin(recipe, run, listen)
+    listen = with_recording(run, emit)
+    with run_lifecycle(run):
+        write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
         with _agent(recipe) as agent:
             _learn_and_measure(recipe, agent, run, listen)
@@ -142,7 +144,7 @@ def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, l
         emit=listen,
     )
     training.resume()
-    run.forget_after(agent.step)
+    truncate_log(run, agent.step)
     training.run()
     played = _play(recipe, agent, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
     results = _results(recipe, agent, training, played)
@@ -156,9 +158,9 @@ def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, l
 
 def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emit) -> None:
     """Train one agent after the other, and report over all."""
-    listen = run.recording(emit)
-    with recorded(run):
-        write_origin(recipe, run, listen)
+    listen = with_recording(run, emit)
+    with run_lifecycle(run):
+        write_manifest(recipe, run, listen)
         found: dict[str, dict[str, Any]] = {}
         for number in range(recipe.train.seed, recipe.train.seed + seeds):
             one = run.seed(number)

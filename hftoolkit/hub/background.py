@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from hftoolkit.contracts import Emit, Evaluated, Event, Message, StepDone
-from hftoolkit.data.sources.resolve import without_secrets
+from hftoolkit.data.sources.address import without_secrets
 from hftoolkit.recipe import ClassifierHub
 from hftoolkit.runs.checkpoint import best_at
 from hftoolkit.runs.directory import RunDir

@@ -6,7 +6,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hftoolkit.data.sources.resolve import Resolved, public_address
+from hftoolkit.data.sources.address import public_address
+from hftoolkit.data.sources.resolve import Resolved
 from hftoolkit.recipe import (
     AnyRecipe,
     ImageRecipe,

@@ -11,7 +11,7 @@ import httpx2  # the client inside huggingface_hub, whose errors come through
 from huggingface_hub import errors, get_session
 
 from hftoolkit.contracts import Emit, Message
-from hftoolkit.data.sources.resolve import without_secrets
+from hftoolkit.data.sources.address import without_secrets
 from hftoolkit.errors import EnvironmentFault
 
 FIRST_WAITS_SECONDS = (1.0, 2.0, 4.0)  # before anything was sent: without a network, say so soon

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from hftoolkit.data.sources.resolve import public_address
+from hftoolkit.data.sources.address import public_address
 from hftoolkit.hub.card import licence, recipe_section, write_folder_card
 from hftoolkit.recipe import RecommendationRecipe
 from hftoolkit.runs.directory import RunDir

@@ -16,7 +16,7 @@ from hftoolkit.recipe import IdModels
 from hftoolkit.recommend import fusion
 from hftoolkit.recommend.factors import fill_in_factors, item_features, similarities
 from hftoolkit.recommend.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
-from hftoolkit.recommend.histories import Cases, Histories
+from hftoolkit.recommend.interactions import Cases, Interactions
 from hftoolkit.recommend.job import best_choice
 from hftoolkit.recommend.losses import (
     Drawn,
@@ -47,7 +47,7 @@ SETTINGS = IdModels(
 
 
 def training_log() -> TrainingLog:
-    histories = Histories.of(LISTS)
+    histories = Interactions.of(LISTS)
     groups = np.array([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 0]], dtype=np.float32)
     return TrainingLog(histories, groups, histories.items, NUM_ITEMS)
 
@@ -57,7 +57,7 @@ def scores_of(
 ) -> np.ndarray:
     if groups is None:
         groups = np.zeros((len(lists), 2), dtype=np.float32)
-    return fit_part(name, training_log(), settings).scores(Queries(Histories.of(lists), groups))
+    return fit_part(name, training_log(), settings).scores(Queries(Interactions.of(lists), groups))
 
 
 def chosen_matrix() -> np.ndarray:
@@ -68,18 +68,18 @@ def chosen_matrix() -> np.ndarray:
 
 
 def test_a_matrix_of_histories_weighs_entries_by_how_many_came_later() -> None:
-    matrix = Histories.of([[3, 1], [], [2]]).matrix(4, recency=2.0).toarray()
+    matrix = Interactions.of([[3, 1], [], [2]]).matrix(4, recency=2.0).toarray()
     assert matrix.tolist() == [[0, 1, 0, pytest.approx(math.exp(-0.5))], [0, 0, 0, 0], [0, 0, 1, 0]]
 
 
 def test_histories_within_a_catalogue_keep_its_items_alone() -> None:
-    histories = Histories.of([[0, 7, 2], [9], [], [1, 8]]).within(7)
+    histories = Interactions.of([[0, 7, 2], [9], [], [1, 8]]).within(7)
     assert histories.offsets.tolist() == [0, 2, 2, 2, 3]
     assert histories.items.tolist() == [0, 2, 1]
 
 
 def test_selected_and_latest_histories_are_those_of_the_users() -> None:
-    histories = Histories.of(LISTS)
+    histories = Interactions.of(LISTS)
     assert histories.select(np.array([4, 0])).as_sets() == [set(LISTS[4]), set(LISTS[0])]
     assert histories.latest(2).items.tolist() == [item for items in LISTS for item in items[-2:]]
 
@@ -233,7 +233,7 @@ def test_attributes_score_by_the_odds_of_naive_bayes() -> None:
     attributes = np.array([[1, 0], [1, 0], [1, 1], [0, 1], *[[0, 0]] * 4, [0, 1], [1, 1]], dtype=np.float32)
     log = replace(training_log(), num_items=NUM_ITEMS + 1, attributes=attributes)  # nobody chose the last item
     part = fit_part("attributes", log, SETTINGS)
-    found = part.scores(Queries(Histories.of([[0, 1, 3], []]), np.zeros((2, 2))))
+    found = part.scores(Queries(Interactions.of([[0, 1, 3], []]), np.zeros((2, 2))))
     odds = []
     for column in (0, 1):
         having = [item for item in range(NUM_ITEMS) if attributes[item, column]]
@@ -265,7 +265,7 @@ def text_part(recency: float = 0.0) -> TextVectors:
 
 def test_the_vector_of_a_user_is_the_weighted_mean_of_the_history() -> None:
     part = text_part(recency=3.0)
-    found = part.scores(Queries(Histories.of([[2, 5], []]), np.zeros((2, 0))))
+    found = part.scores(Queries(Interactions.of([[2, 5], []]), np.zeros((2, 0))))
     share = math.exp(-1 / 3)
     user = (share * part.vectors[2] + part.vectors[5]) / (share + 1)
     assert found[0] == pytest.approx(part.vectors @ user / 0.5 + part.biases, abs=1e-5)
@@ -275,7 +275,7 @@ def test_the_vector_of_a_user_is_the_weighted_mean_of_the_history() -> None:
 @pytest.mark.parametrize("name", ["ease", "slit", "item-knn", "text"])
 def test_what_the_entries_of_a_history_add_sums_up_to_the_score(name: str) -> None:
     part = text_part() if name == "text" else fit_part(name, training_log(), SETTINGS)
-    query = Queries(Histories.of([[4, 1, 7]]), np.zeros((1, 2)))
+    query = Queries(Interactions.of([[4, 1, 7]]), np.zeros((1, 2)))
     bias = part.biases if isinstance(part, TextVectors) else 0
     shares = part.by_entry(query)
     assert shares is not None and shares.shape == (3, NUM_ITEMS)
@@ -398,7 +398,7 @@ def cases(num_users: int = 40) -> Cases:
     wanted = [[int(generator.choice([i for i in range(NUM_ITEMS) if i not in known]))] for known in seen]
     everything = np.ones(NUM_ITEMS, dtype=bool)
     unseen = np.zeros(num_users, dtype=bool)
-    return Cases(np.arange(num_users), Histories.of(seen), Histories.of(wanted), unseen, everything)
+    return Cases(np.arange(num_users), Interactions.of(seen), Interactions.of(wanted), unseen, everything)
 
 
 def test_standard_scores_have_mean_0_and_deviation_1_over_what_is_allowed() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.splits import split_rows
-from hftoolkit.data.tables import Table
+from hftoolkit.data.tables import DataTable
 from hftoolkit.data.text_rows import CleanRows, count_list
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split
@@ -38,7 +38,7 @@ def check_disjoint_groups(rows: Mapping[str, CleanRows]) -> None:
             )
 
 
-def check_not_empty(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> None:
+def check_not_empty(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> None:
     """Raise DataError if a table has no usable row."""
     for name, kept in rows.items():
         if not kept.texts:
@@ -63,7 +63,7 @@ def places_by_split(rows: Mapping[str, CleanRows], split: Split) -> dict[str, tu
     }
 
 
-def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> dict[str, Any]:
+def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> dict[str, Any]:
     """Return which files were read, and what became of their rows, in plain JSON types."""
     skipped: Counter[str] = Counter()
     for kept in rows.values():
@@ -76,7 +76,7 @@ def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> dict[
     }
 
 
-def reading_warnings(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> list[str]:
+def reading_warnings(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> list[str]:
     """Return sentences on joined splits and rows left out."""
     warnings = []
     for name, table in tables.items():

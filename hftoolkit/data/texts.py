@@ -18,7 +18,7 @@ from hftoolkit.data.reading import (
     reading_warnings,
 )
 from hftoolkit.data.summary import summarize
-from hftoolkit.data.tables import Table, read_table
+from hftoolkit.data.tables import DataTable, read_table
 from hftoolkit.data.text_rows import CleanRows, check_bad_rows, encode_rows, find_labels, parse_rows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split, TextClassification, TextData
@@ -79,7 +79,9 @@ def load_text_splits(
     return _divide(rows, tables, data.split, labels)
 
 
-def _divide(rows: Mapping[str, CleanRows], tables: Mapping[str, Table], split: Split, labels: LabelSet) -> TextSplits:
+def _divide(
+    rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable], split: Split, labels: LabelSet
+) -> TextSplits:
     check_not_empty(rows, tables)
     if not rows["train"].targets.any() and labels.multi_label:
         raise DataError("no training row has any label; check data.columns.label and task.label_separator")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from hftoolkit.recommend.histories import Cases
+from hftoolkit.recommend.interactions import Cases
 from hftoolkit.seeding import numpy_generator
 
 MAX_CELLS = 60_000_000  # users x items x parts that are held while weights are learned: 240 MB; else users are sampled

@@ -12,9 +12,9 @@ from hftoolkit.data.labels import canonical_value
 from hftoolkit.data.tables import read_table
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import RecommendationRecipe, is_reinforcement_recipe, load_recipe
-from hftoolkit.recommend.histories import Histories
 from hftoolkit.recommend.index import index_queries, write_index
-from hftoolkit.recommend.interactions import Catalogue, read_catalogue, read_log
+from hftoolkit.recommend.interactions import Interactions
+from hftoolkit.recommend.log import Catalogue, read_catalogue, read_log
 from hftoolkit.recommend.ranking import NOBODY, blocks, tie_order, top_items
 from hftoolkit.recommend.recommender import KnownUsers, Recommender
 from hftoolkit.recommend.scorers import Queries, TextVectors
@@ -99,7 +99,7 @@ class RecommendationPredictor:
         if unknown:
             raise DataError(f"{len(unknown)} items of the history are not known: {', '.join(unknown[:5])}")
         groups = np.zeros((1, self.known.groups.shape[1]), dtype=np.float32)
-        return Queries(Histories.of([[place[name] for name in names]]), groups)
+        return Queries(Interactions.of([[place[name] for name in names]]), groups)
 
     def recommend(
         self,
@@ -166,7 +166,7 @@ class RecommendationPredictor:
         counts = np.bincount(log.users, minlength=len(log.user_ids))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         groups = np.zeros((len(counts), self.known.groups.shape[1]), dtype=np.float32)
-        return list(log.user_ids), Queries(Histories(offsets, log.items, log.weights), groups)
+        return list(log.user_ids), Queries(Interactions(offsets, log.items, log.weights), groups)
 
     def _text(self) -> TextVectors:
         part = self.recommender.parts.get("text")

@@ -12,8 +12,8 @@ from hftoolkit import seeding
 from hftoolkit.data.tables import read_table
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Protocol, RecommendationData
-from hftoolkit.recommend.histories import Cases, Histories
-from hftoolkit.recommend.interactions import (
+from hftoolkit.recommend.interactions import Cases, Interactions
+from hftoolkit.recommend.log import (
     Catalogue,
     Log,
     read_attributes,
@@ -43,11 +43,11 @@ class RecommendationSplits:
 
     catalogue: Catalogue
     user_ids: tuple[str, ...]
-    train: Histories
+    train: Interactions
     train_users: np.ndarray
     train_items: np.ndarray
     cases: Mapping[str, Cases]
-    everything: Histories
+    everything: Interactions
     groups: np.ndarray
     attributes: np.ndarray
     summary: dict[str, Any]
@@ -190,15 +190,15 @@ def _ages(log: Log) -> tuple[np.ndarray, np.ndarray]:
     return stop - 1 - np.arange(len(log)), stop - start
 
 
-def _by_user(log: Log, mask: np.ndarray) -> tuple[np.ndarray, Histories]:
+def _by_user(log: Log, mask: np.ndarray) -> tuple[np.ndarray, Interactions]:
     users, counts = np.unique(log.users[mask], return_counts=True)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return users, Histories(offsets, log.items[mask], log.weights[mask])
+    return users, Interactions(offsets, log.items[mask], log.weights[mask])
 
 
-def _of_all_users(log: Log) -> Histories:
+def _of_all_users(log: Log) -> Interactions:
     counts = np.bincount(log.users, minlength=len(log.user_ids))
-    return Histories(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), log.items, log.weights)
+    return Interactions(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), log.items, log.weights)
 
 
 def _cases(log: Log, train: np.ndarray, held: _Held) -> Cases:

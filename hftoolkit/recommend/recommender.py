@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from hftoolkit.errors import DataError
 from hftoolkit.recommend.fusion import standardize
-from hftoolkit.recommend.histories import Histories
-from hftoolkit.recommend.interactions import Catalogue
+from hftoolkit.recommend.interactions import Interactions
+from hftoolkit.recommend.log import Catalogue
 from hftoolkit.recommend.scorers import (
     AttributeOdds,
     Factors,
@@ -177,7 +177,7 @@ class KnownUsers:
     """
 
     ids: tuple[str, ...]
-    histories: Histories
+    histories: Interactions
     groups: np.ndarray
 
     def save(self, directory: Path) -> None:
@@ -202,7 +202,7 @@ class KnownUsers:
         try:
             arrays = load_file(directory / HISTORIES)
             ids = tuple(json.loads((directory / USERS).read_text(encoding="utf-8")))
-            histories = Histories(arrays["offsets"], arrays["items"], arrays["weights"])
+            histories = Interactions(arrays["offsets"], arrays["items"], arrays["weights"])
             return cls(ids, histories, arrays["groups"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise DataError(f"cannot read the users in {directory}: {error}") from error

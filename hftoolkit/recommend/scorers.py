@@ -17,7 +17,7 @@ from scipy import sparse
 from hftoolkit.errors import RecipeError
 from hftoolkit.recipe import IdModels
 from hftoolkit.recommend.factors import fill_in_factors, solve_factors
-from hftoolkit.recommend.histories import Cases, Histories
+from hftoolkit.recommend.interactions import Cases, Interactions
 from hftoolkit.seeding import numpy_generator
 
 SLIT_REACH = 6.0  # times the recency; what is further back counts under 0.3 % and is left out
@@ -44,7 +44,7 @@ class Queries:
         groups: (B, G) 0 and 1, which groups of users each belongs to; G may be 0.
     """
 
-    histories: Histories
+    histories: Interactions
     groups: np.ndarray
 
     @classmethod
@@ -212,7 +212,7 @@ class TrainingLog:
         attributes: (I, A) which attributes each item has; None where no model needs them.
     """
 
-    histories: Histories
+    histories: Interactions
     groups: np.ndarray
     by_time: np.ndarray
     num_items: int
@@ -286,7 +286,7 @@ def filled_in(part: Factors, log: TrainingLog, settings: IdModels) -> Factors:
     return replace(part, items=fill_in_factors(part.items, log.similarities, log.known, ridge))
 
 
-def user_means(histories: Histories, recency: float | None, num_items: int) -> sparse.csr_array:
+def user_means(histories: Interactions, recency: float | None, num_items: int) -> sparse.csr_array:
     """Return the share of each item in a user's vector, (B, I) float32; rows of empty histories are zero."""
     matrix = histories.matrix(num_items, recency)
     totals_B = np.asarray(matrix.sum(axis=1)).ravel()
@@ -360,7 +360,7 @@ def _slit(log: TrainingLog, settings: IdModels) -> Part:
 
 
 def _transitions(
-    histories: Histories, num_items: int, recency: float
+    histories: Interactions, num_items: int, recency: float
 ) -> Iterator[tuple[sparse.csr_array, sparse.csr_array]]:
     """Yield the decayed past of places in histories, and what came next there, both (rows, I)."""
     reach = max(1, int(SLIT_REACH * recency))
@@ -393,7 +393,7 @@ def _ials(log: TrainingLog, settings: IdModels) -> Part:
     generator = numpy_generator("ials", settings.ials_dimensions)
     items_ID = (generator.standard_normal((log.num_items, settings.ials_dimensions)) * 0.1).astype(np.float32)
     transposed = log.histories.matrix(log.num_items).T.tocsr()
-    by_item = Histories(transposed.indptr.astype(np.int64), transposed.indices.astype(np.int64), transposed.data)
+    by_item = Interactions(transposed.indptr.astype(np.int64), transposed.indices.astype(np.int64), transposed.data)
     for _ in range(settings.ials_iterations):
         users_BD = solve_factors(log.histories, items_ID, ridge, confidence)
         items_ID = solve_factors(by_item, users_BD, ridge, confidence)

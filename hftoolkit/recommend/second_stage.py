@@ -7,7 +7,7 @@ import numpy as np
 
 from hftoolkit.recipe import Fusion, RankingEvaluation
 from hftoolkit.recommend.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, target_shares
-from hftoolkit.recommend.histories import Cases
+from hftoolkit.recommend.interactions import Cases
 from hftoolkit.recommend.protocols import RecommendationSplits
 from hftoolkit.recommend.ranking import RankedLists, rank
 from hftoolkit.recommend.recommender import Recommender

@@ -15,7 +15,7 @@ from torch import nn
 from hftoolkit.contracts import Batch, Datasets, Infer, Metrics, Rows, StepOutput
 from hftoolkit.errors import RecipeError
 from hftoolkit.recipe import RankingEvaluation, RecommendationTask
-from hftoolkit.recommend.histories import Histories
+from hftoolkit.recommend.interactions import Interactions
 from hftoolkit.recommend.losses import (
     StepItems,
     draw_evenly,
@@ -214,7 +214,7 @@ class RecommendationTower:
         return {"latest": history[:, -1], "history": history, "weights": weights}
 
 
-def pad_histories(histories: Histories) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_histories(histories: Interactions) -> tuple[torch.Tensor, torch.Tensor]:
     """Return items and weights, (B, L), aligned at the right; -1 and 0 where a history is shorter than the longest."""
     longest = int(histories.lengths.max())
     items = np.full((len(histories), longest), PADDING, dtype=np.int64)

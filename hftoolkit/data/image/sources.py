@@ -14,7 +14,7 @@ from hftoolkit.data.image.cache import StoredImage
 from hftoolkit.data.image.pixel_tables import read_pixel_table
 from hftoolkit.data.labels import natural_key
 from hftoolkit.data.reading import read_each_split
-from hftoolkit.data.tables import Table, files_named, read_table, require_columns
+from hftoolkit.data.tables import DataTable, files_named, read_table, require_columns
 from hftoolkit.data.text_rows import BadRow, BadRows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import ImageColumns, ImageData, Pixels
@@ -43,7 +43,7 @@ class ImageTable:
         warnings: what a reader should know of how they were found.
     """
 
-    table: Table
+    table: DataTable
     label: str
     images: list[StoredImage]
     bad: BadRows
@@ -189,7 +189,7 @@ def _read_folder(root: Path, files: _Files, split: str | None) -> ImageTable:
         _no_images(base)
     parts = [image.relative_to(base).parts for image in chosen]
     labels = [place[0] if len(place) > 1 else None for place in parts]
-    table = Table({FOLDER_LABEL: labels}, len(chosen), files=(f"{base.name}/",))
+    table = DataTable({FOLDER_LABEL: labels}, len(chosen), files=(f"{base.name}/",))
     warnings = []
     if files.others:
         counts = ", ".join(f"{ending} {count}" for ending, count in files.others.most_common(5))
@@ -255,7 +255,7 @@ def _read_pixels(path: Path, pixels: Pixels, split: str | None, *, labelled: boo
     columns: dict[str, list[Any]] = {PIXEL_LABEL: rows.labels or [None] * len(rows.images)}
     images = [StoredImage(f"row {number}", image) for number, image in enumerate(rows.images, start=1)]
     name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-    return ImageTable(Table(columns, len(images), files=(name,)), PIXEL_LABEL, images, {}, rows.warnings)
+    return ImageTable(DataTable(columns, len(images), files=(name,)), PIXEL_LABEL, images, {}, rows.warnings)
 
 
 def _pixel_file(path: Path, split: str | None) -> Path:

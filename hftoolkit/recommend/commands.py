@@ -17,8 +17,9 @@ from hftoolkit.metrics.bootstrap import mean_intervals
 from hftoolkit.recipe import RecommendationRecipe
 from hftoolkit.recommend.card import write_recommender_card
 from hftoolkit.recommend.export import TowerFiles, TowerGate, export_recommender
-from hftoolkit.recommend.fusion import allowed_items
-from hftoolkit.recommend.job import Job, load_splits, prepare
+from hftoolkit.recommend.fusion import ScorerFusion, ablations
+from hftoolkit.recommend.fusion_weights import allowed_items
+from hftoolkit.recommend.job import RecommendationJob, load_splits, prepare
 from hftoolkit.recommend.predictor import (
     RecommendationPredictor,
     Recommended,
@@ -29,8 +30,7 @@ from hftoolkit.recommend.predictor import (
 from hftoolkit.recommend.protocols import RecommendationSplits
 from hftoolkit.recommend.ranking import NOBODY, RankedLists, blocks, mean_values, summarize_lists
 from hftoolkit.recommend.recommender import KnownUsers, Recommender
-from hftoolkit.recommend.scorers import Part, Queries, TextVectors
-from hftoolkit.recommend.second_stage import SecondStage, ablations
+from hftoolkit.recommend.scorers import Queries, Scorer, TextVectors
 from hftoolkit.recommend.tower import ItemTower, load_text_encoder, save_encoder
 from hftoolkit.runs.checkpoint import prune
 from hftoolkit.runs.directory import RunDir, write_json
@@ -103,12 +103,12 @@ def finetune(
         check_unchanged(run.data, job.splits.summary, "the data")
         check_unchanged(run.backbone, {"revision": job.weights.revision}, "the pretrained weights")
         fitted, text = _train(job, run, listen)
-        stage = SecondStage(job.splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
-        recommender = stage.fuse(job.summed(text))
+        fusion = ScorerFusion(job.splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
+        recommender = fusion.fit(job.summed(text))
         gate = _export(job, recommender, text, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same vectors"))
-        ours = stage.rank(recommender, "test")
-        results = measure(job, stage, recommender, {**job.parts, "text": text}, ours)
+        ours = fusion.rank(recommender, "test")
+        results = measure(job, fusion, recommender, {**job.scorers, "text": text}, ours)
         results |= {"train": fitted.facts("users"), "gate": gate}
         write_json(run.results, results)
         KnownUsers(job.splits.user_ids, job.splits.everything, job.splits.groups).save(run.users)
@@ -143,23 +143,28 @@ def dry_run(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) -
 
 
 def measure(
-    job: Job, stage: SecondStage, recommender: Recommender, parts: Mapping[str, Part], ours: RankedLists
+    job: RecommendationJob,
+    fusion: ScorerFusion,
+    recommender: Recommender,
+    scorers: Mapping[str, Scorer],
+    ours: RankedLists,
 ) -> dict[str, Any]:
-    """Return the test metrics of the sum, of each part alone and of other sums, with intervals and paired leads.
+    """Return the test metrics of the sum, of each scorer alone and of other sums, with intervals and paired leads.
 
     Args:
         job: gives recipe and data.
         stage: fuses and ranks.
         recommender: the sum.
-        parts: to compare it with; but for ``text``, none of them knows of the tuned tower.
+        scorers: to compare it with; but for ``text``, none of them knows of the tuned tower.
         ours: the lists of the sum on the test split.
     """
     recipe = job.recipe
-    others = {name: job.task.rank(part, "test") for name, part in parts.items()} if recipe.evaluation.baselines else {}
+    others = {}
     if recipe.evaluation.baselines:
+        others = {name: job.task.rank(scorer, "test") for name, scorer in scorers.items()}
         for name, members in ablations(recipe.fusion.parts):
-            others[name] = stage.rank(stage.fuse({member: parts[member] for member in members}), "test")
-    out_of_fold = stage.out_of_fold(recommender.parts)
+            others[name] = fusion.rank(fusion.fit({member: scorers[member] for member in members}), "test")
+    out_of_fold = fusion.out_of_fold(recommender.scorers)
     pairs = [("text", "frozen-text"), ("text", "popularity")]
     gains = {f"{a} over {b}": _leads(recipe, others[a], others[b]) for a, b in pairs if a in others and b in others}
     return {
@@ -169,10 +174,10 @@ def measure(
         "test": _measured(recipe, job.splits, ours, "test"),
         "validation": {
             "sum, out of fold": {"metrics": mean_values(out_of_fold.values)},
-            "text": {"metrics": mean_values(job.task.rank(parts["text"], "validation").values)},
+            "text": {"metrics": mean_values(job.task.rank(scorers["text"], "validation").values)},
         },
         "chosen": {name: dict(choice) for name, choice in job.chosen.items()},
-        "weights": dict(zip(recommender.parts, map(float, recommender.weights), strict=True)),
+        "weights": dict(zip(recommender.scorers, map(float, recommender.weights), strict=True)),
         "baselines": {
             name: _measured(recipe, job.splits, lists, "test") | {"difference": _leads(recipe, ours, lists)}
             for name, lists in others.items()
@@ -194,8 +199,8 @@ def evaluate(folder: Path, *, split: str, emit: Emit) -> dict[str, Any]:
     if split not in splits.cases:
         raise RecipeError(f"--split {split}: a recommender is measured on {' or '.join(splits.cases)}")
     predictor.check_same_data(splits.summary["fingerprint"])
-    stage = SecondStage(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
-    results = {"test": _measured(recipe, splits, stage.rank(predictor.recommender, split), split)}
+    fusion = ScorerFusion(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
+    results = {"test": _measured(recipe, splits, fusion.rank(predictor.recommender, split), split)}
     emit(replace(results_table(results | {"cutoff": recipe.evaluation.cutoff}), title=f"{folder} on {split}"))
     return results["test"]
 
@@ -288,7 +293,7 @@ def _leads(recipe: RecommendationRecipe, ours: RankedLists, theirs: RankedLists)
     return {metric: (means[metric], *intervals[metric]) for metric in COMPARED if metric in intervals}
 
 
-def _train(job: Job, run: RunDir, emit: Emit) -> tuple[Fitted, TextVectors]:
+def _train(job: RecommendationJob, run: RunDir, emit: Emit) -> tuple[Fitted, TextVectors]:
     """Run the loop, after which the tower of the job has the best weights; return also its vectors in fp32."""
     with job.pooling():
         fitted = fit(
@@ -301,10 +306,10 @@ def _train(job: Job, run: RunDir, emit: Emit) -> tuple[Fitted, TextVectors]:
             emit=emit,
         )
         emit(Message("best weights loaded; encoding all items in fp32, and weighing the parts on validation"))
-        return fitted, job.task.text_part(job.tuned.model, job.infer, full_precision=True)
+        return fitted, job.task.text_scorer(job.tuned.model, job.infer, full_precision=True)
 
 
-def _export(job: Job, recommender: Recommender, text: TextVectors, run: RunDir) -> dict[str, Any]:
+def _export(job: RecommendationJob, recommender: Recommender, text: TextVectors, run: RunDir) -> dict[str, Any]:
     tower = job.tuned.model
     assert isinstance(tower, ItemTower)
     cases = job.splits.cases["test"]

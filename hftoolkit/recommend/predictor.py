@@ -35,7 +35,7 @@ class Recommended:
         item: its id.
         title: what a person reads of it.
         score: comparable within one list.
-        parts: what each part adds to the score, by name; they sum to it.
+        parts: what each scorer adds to the score, by name; they sum to it.
         because: the items of the history that add most, and how much each does; empty unless asked for.
     """
 
@@ -132,10 +132,10 @@ class RecommendationPredictor:
         ]
 
     def export_index(self, path: Path | str, *, exact: bool = False) -> None:
-        """Write the item vectors as a faiss index, which holds what the part ``text`` scores; see ``index_queries``.
+        """Write the item vectors as a faiss index, which holds what the scorer ``text`` gives; see ``index_queries``.
 
         Raises:
-            DataError: no part of the run reads texts.
+            DataError: no scorer of the run reads texts.
             EnvironmentFault: faiss is not installed, or the files cannot be written.
         """
         write_index(self._text(), self.recommender.catalogue.ids, Path(path), exact=exact)
@@ -144,7 +144,7 @@ class RecommendationPredictor:
         """Return what to search such an index for, (B, D + 1), from ``user`` or ``history``; then leave out the seen.
 
         Raises:
-            DataError: no part of the run reads texts.
+            DataError: no scorer of the run reads texts.
         """
         return index_queries(self._text(), queries)
 
@@ -169,10 +169,10 @@ class RecommendationPredictor:
         return list(log.user_ids), Queries(Interactions(offsets, log.items, log.weights), groups)
 
     def _text(self) -> TextVectors:
-        part = self.recommender.parts.get("text")
-        if not isinstance(part, TextVectors):
+        scorer = self.recommender.scorers.get("text")
+        if not isinstance(scorer, TextVectors):
             raise DataError("item vectors come from their texts, and this run has no 'text' in fusion.parts")
-        return part
+        return scorer
 
     def _of_users(self, places: np.ndarray) -> Queries:
         return Queries(self.known.histories.select(places), self.known.groups[places])
@@ -212,7 +212,7 @@ class RecommendationPredictor:
                 for entry in strongest
                 if influences[entry, column] > 0
             )
-            parts = dict(zip(recommender.parts, map(float, added), strict=True))
+            parts = dict(zip(recommender.scorers, map(float, added), strict=True))
             found.append(Recommended(catalogue.ids[place], catalogue.titles[place], float(added.sum()), parts, because))
         return found
 

@@ -15,7 +15,7 @@ NOBODY = -1  # a place of a list that no item could fill
 BUCKETS = ("head", "middle", "tail")
 PER_USER = ("hr", "recall", "ndcg", "mrr", "map")
 
-Values = dict[str, np.ndarray]  # metric -> (B,), nan for users without targets
+UserMetrics = dict[str, np.ndarray]  # metric -> (B,), nan for users without targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class RankedLists:
     """
 
     items_BK: np.ndarray
-    values: Values
+    values: UserMetrics
     found_T: np.ndarray
 
 
@@ -97,7 +97,7 @@ def rank(cases: Cases, scores: Callable[[np.ndarray], np.ndarray], *, cutoff: in
     return RankedLists(items_BK, user_metrics(items_BK, cases.targets), found_targets(items_BK, cases.targets))
 
 
-def user_metrics(items_BK: np.ndarray, targets: Interactions) -> Values:
+def user_metrics(items_BK: np.ndarray, targets: Interactions) -> UserMetrics:
     """Return the metrics of each list, (B,), nan for users without targets.
 
     ``hr`` is 1 if any target is listed; ``recall`` the share of the targets; ``ndcg`` with gain 1 for each target, over

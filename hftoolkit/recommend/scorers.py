@@ -1,7 +1,8 @@
-"""What gives items scores: the text tower's vectors, models of ids in closed form, and counts.
+"""Scorers, which give items scores: the text tower's vectors, models of ids in closed form, and counts.
 
-A part is plain arrays and numbers, so that it can be saved as they are. Whatever it knows of a user is the history,
-which need not be one that it was fitted on. Every fit sees training interactions alone.
+``fusion.parts`` of a recipe names them. A scorer is plain arrays and numbers, so that it can be saved as they are.
+Whatever it knows of a user is the history, which need not be one that it was fitted on. Every fit sees
+training interactions alone.
 
 Shape suffixes: B users, I items, N entries of histories, D dimensions, G groups of users, A attributes of items.
 """
@@ -24,8 +25,8 @@ SLIT_REACH = 6.0  # times the recency; what is further back counts under 0.3 % a
 SLIT_ENTRIES = 4_000_000  # of the sparse matrix held at a time: 48 MB
 GROUP_PRIOR = 10.0  # interactions as expected that are added to those of each group and item
 ATTRIBUTE_PRIOR = 10.0  # interactions as everybody's that are added to a history
-ITEM_SQUARED = ("item-knn", "ease", "slit")  # parts that need memory by the square of the catalogue
-# Settings of a part that may have several values to choose from.
+ITEM_SQUARED = ("item-knn", "ease", "slit")  # scorers that need memory by the square of the catalogue
+# Settings of a scorer that may have several values to choose from.
 CHOSEN_SETTINGS = {
     "item-knn": ("item_knn_recency",),
     "ease": ("ease_regularization", "ease_recency"),
@@ -53,7 +54,7 @@ class Queries:
         return cls(cases.histories.select(places), groups[cases.users[places]])
 
 
-class Part(Protocol):
+class Scorer(Protocol):
     """What gives items scores. A dataclass of float32 arrays and numbers."""
 
     @property
@@ -226,18 +227,18 @@ class TrainingLog:
 
 
 def alternatives(name: str, settings: IdModels) -> Iterator[tuple[dict[str, float | None], IdModels]]:
-    """Yield each choice of the settings that give a part several values, and the settings with that choice alone."""
+    """Yield each choice of the settings that give a scorer several values, and the settings with that choice alone."""
     knobs = CHOSEN_SETTINGS.get(name, ())
     for values in itertools.product(*(getattr(settings, knob) for knob in knobs)):
         choice = dict(zip(knobs, values, strict=True))
         yield choice, settings.model_copy(update={knob: (value,) for knob, value in choice.items()})
 
 
-def fit_part(name: str, log: TrainingLog, settings: IdModels) -> Part:
-    """Fit one of the parts that need no texts, with one value for each setting; see ``alternatives``.
+def fit_scorer(name: str, log: TrainingLog, settings: IdModels) -> Scorer:
+    """Fit one of the scorers that need no texts, with one value for each setting; see ``alternatives``.
 
     Raises:
-        RecipeError: the catalogue is too large for a part whose memory is its square.
+        RecipeError: the catalogue is too large for a scorer whose memory is its square.
     """
     if name in ITEM_SQUARED and log.num_items > settings.max_items:
         raise RecipeError(
@@ -245,7 +246,7 @@ def fit_part(name: str, log: TrainingLog, settings: IdModels) -> Part:
             f"{settings.max_items}; take it out of fusion.parts, or raise that and have "
             f"{4 * log.num_items**2 / 2**30:.0f} GiB of memory a few times over"
         )
-    fits: dict[str, Callable[[TrainingLog, IdModels], Part]] = {
+    fits: dict[str, Callable[[TrainingLog, IdModels], Scorer]] = {
         "popularity": _popularity,
         "recent-popularity": _recent_popularity,
         "groups": _groups,
@@ -260,30 +261,30 @@ def fit_part(name: str, log: TrainingLog, settings: IdModels) -> Part:
 
 def fit_choices(
     name: str, log: TrainingLog, choices: Sequence[tuple[dict[str, float | None], IdModels]]
-) -> Iterator[tuple[dict[str, float | None], Part]]:
-    """Yield each of the ``alternatives`` with its part; those that differ only in how they score share one fit.
+) -> Iterator[tuple[dict[str, float | None], Scorer]]:
+    """Yield each of the ``alternatives`` with its scorer; those that differ only in how they score share one fit.
 
     Raises:
         RecipeError: as ``fit_part``.
     """
     for _, alike in itertools.groupby(choices, key=lambda each: {**each[0], **dict.fromkeys(SCORING_RECENCY)}):
-        part: Part | None = None
+        scorer: Scorer | None = None
         for choice, settings in alike:
-            if part is None:
-                part = fit_part(name, log, settings)
+            if scorer is None:
+                scorer = fit_scorer(name, log, settings)
             else:
-                assert isinstance(part, ItemToItem)
+                assert isinstance(scorer, ItemToItem)
                 (recency,) = (choice[knob] for knob in SCORING_RECENCY if knob in choice)
-                part = replace(part, recency=recency or 0.0)
-            yield choice, part
+                scorer = replace(scorer, recency=recency or 0.0)
+            yield choice, scorer
 
 
-def filled_in(part: Factors, log: TrainingLog, settings: IdModels) -> Factors:
+def filled_in(scorer: Factors, log: TrainingLog, settings: IdModels) -> Factors:
     """Return iALS in which items that nobody chose have the factors that the similarities of the log suggest."""
     if log.similarities is None:
-        return part
+        return scorer
     ridge = settings.ials_feature_regularization
-    return replace(part, items=fill_in_factors(part.items, log.similarities, log.known, ridge))
+    return replace(scorer, items=fill_in_factors(scorer.items, log.similarities, log.known, ridge))
 
 
 def user_means(histories: Interactions, recency: float | None, num_items: int) -> sparse.csr_array:
@@ -298,23 +299,23 @@ def _counts(items: np.ndarray, num_items: int) -> np.ndarray:
     return np.bincount(items, minlength=num_items).astype(np.float32)
 
 
-def _popularity(log: TrainingLog, _: IdModels) -> Part:
+def _popularity(log: TrainingLog, _: IdModels) -> Scorer:
     return FixedScores(np.log1p(_counts(log.by_time, log.num_items)))
 
 
-def _recent_popularity(log: TrainingLog, settings: IdModels) -> Part:
+def _recent_popularity(log: TrainingLog, settings: IdModels) -> Scorer:
     latest = log.by_time[-max(1, round(settings.recent_share * len(log.by_time))) :]
     return FixedScores(np.log1p(_counts(latest, log.num_items)))
 
 
-def _groups(log: TrainingLog, _: IdModels) -> Part:
+def _groups(log: TrainingLog, _: IdModels) -> Scorer:
     chosen_GI = (log.histories.matrix(log.num_items).T @ log.groups).T
     share_I = _counts(log.by_time, log.num_items) / len(log.by_time)
     expected_GI = chosen_GI.sum(axis=1, keepdims=True) * share_I
     return GroupLifts(np.log((chosen_GI + GROUP_PRIOR) / (expected_GI + GROUP_PRIOR)).astype(np.float32))
 
 
-def _attributes(log: TrainingLog, _: IdModels) -> Part:
+def _attributes(log: TrainingLog, _: IdModels) -> Scorer:
     assert log.attributes is not None
     counts_I = _counts(log.by_time, log.num_items)
     chosen_A = (counts_I @ log.attributes + 1) / (counts_I.sum() + 1)
@@ -323,7 +324,7 @@ def _attributes(log: TrainingLog, _: IdModels) -> Part:
     return AttributeOdds(log.attributes, chosen_A.astype(np.float32), offered_A.astype(np.float32))
 
 
-def _item_knn(log: TrainingLog, settings: IdModels) -> Part:
+def _item_knn(log: TrainingLog, settings: IdModels) -> Scorer:
     """Cosine of the columns; each item keeps its nearest neighbours."""
     (recency,) = settings.item_knn_recency
     together_II = _gram(log.histories.matrix(log.num_items))
@@ -337,7 +338,7 @@ def _item_knn(log: TrainingLog, settings: IdModels) -> Part:
     return ItemToItem(cosine_II.T.astype(np.float32), recency=recency or 0.0)
 
 
-def _ease(log: TrainingLog, settings: IdModels) -> Part:
+def _ease(log: TrainingLog, settings: IdModels) -> Scorer:
     """The item-to-item weights of least squares with a zero diagonal (Steck 2019)."""
     (ridge,), (recency,) = settings.ease_regularization, settings.ease_recency
     gram_II = _gram(log.histories.matrix(log.num_items))
@@ -348,7 +349,7 @@ def _ease(log: TrainingLog, settings: IdModels) -> Part:
     return ItemToItem(weights_II.astype(np.float32), recency=recency or 0.0)
 
 
-def _slit(log: TrainingLog, settings: IdModels) -> Part:
+def _slit(log: TrainingLog, settings: IdModels) -> Scorer:
     """The item-to-item weights that give the next item from the decayed past of each place (Choi et al. 2021)."""
     (ridge,), (recency,) = settings.slit_regularization, settings.slit_recency
     gram_II = np.eye(log.num_items) * ridge
@@ -387,7 +388,7 @@ def _gram(matrix: sparse.csr_array) -> np.ndarray:
     return result
 
 
-def _ials(log: TrainingLog, settings: IdModels) -> Part:
+def _ials(log: TrainingLog, settings: IdModels) -> Scorer:
     """Alternate between users and items, each solved exactly."""
     (ridge,), (confidence,) = settings.ials_regularization, settings.ials_confidence
     generator = numpy_generator("ials", settings.ials_dimensions)

@@ -28,7 +28,7 @@ from hftoolkit.recommend.losses import (
 )
 from hftoolkit.recommend.protocols import RecommendationSplits
 from hftoolkit.recommend.ranking import PER_USER, RankedLists, mean_values, rank
-from hftoolkit.recommend.scorers import Part, Queries, TextVectors
+from hftoolkit.recommend.scorers import Queries, Scorer, TextVectors
 from hftoolkit.recommend.tower import ItemTower
 from hftoolkit.tasks.text_classification import encode_texts, pad_tokens
 
@@ -135,14 +135,14 @@ class RecommendationTower:
 
     def evaluate(self, model: nn.Module, infer: Infer, split: str) -> Metrics:
         """Return the metrics of the tower alone on a split, in the precision of the run."""
-        return mean_values(self.rank(self.text_part(model, infer), split).values)
+        return mean_values(self.rank(self.text_scorer(model, infer), split).values)
 
-    def text_part(self, model: nn.Module, infer: Infer, *, full_precision: bool = False) -> TextVectors:
-        """Return the vectors of all items as a part."""
-        return self.part_of(infer(model, self._datasets.splits["items"], full_precision=full_precision))
+    def text_scorer(self, model: nn.Module, infer: Infer, *, full_precision: bool = False) -> TextVectors:
+        """Return the vectors of all items as a scorer."""
+        return self.scorer_of(infer(model, self._datasets.splits["items"], full_precision=full_precision))
 
-    def part_of(self, outputs: np.ndarray) -> TextVectors:
-        """Return what a tower gives for all items, (I, D + 1), as a part."""
+    def scorer_of(self, outputs: np.ndarray) -> TextVectors:
+        """Return what a tower gives for all items, (I, D + 1), as a scorer."""
         return TextVectors(
             vectors=np.ascontiguousarray(outputs[:, :-1]),
             biases=np.ascontiguousarray(outputs[:, -1]),
@@ -160,12 +160,12 @@ class RecommendationTower:
         """The items that occur in training, (N,)."""
         return self._trained_items
 
-    def rank(self, part: Part, split: str) -> RankedLists:
-        """Rank all candidates of a split by one part."""
+    def rank(self, scorer: Scorer, split: str) -> RankedLists:
+        """Rank all candidates of a split by one scorer."""
         cases = self.splits.cases[split]
         return rank(
             cases,
-            lambda users: part.scores(Queries.of(cases, users, self.splits.groups)),
+            lambda users: scorer.scores(Queries.of(cases, users, self.splits.groups)),
             cutoff=self._evaluation.cutoff,
             block_users=self._evaluation.block_users,
         )

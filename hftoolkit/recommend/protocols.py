@@ -11,7 +11,7 @@ import numpy as np
 from hftoolkit import seeding
 from hftoolkit.data.tables import read_table
 from hftoolkit.errors import DataError
-from hftoolkit.recipe import Protocol, RecommendationData
+from hftoolkit.recipe import RankingProtocol, RecommendationData
 from hftoolkit.recommend.interactions import Cases, Interactions
 from hftoolkit.recommend.log import (
     Catalogue,
@@ -104,7 +104,7 @@ def load_recommendation_splits(
     )
 
 
-def divide(log: Log, split: Protocol, num_items: int) -> tuple[np.ndarray, dict[str, _Held]]:
+def divide(log: Log, split: RankingProtocol, num_items: int) -> tuple[np.ndarray, dict[str, _Held]]:
     """Return the mask of training interactions, (N,), and what validation and test know and predict.
 
     Raises:
@@ -135,7 +135,7 @@ def _leave_one_out(log: Log, everything: np.ndarray) -> tuple[np.ndarray, dict[s
     return ~enough | (age >= 2), held
 
 
-def _time_windows(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np.ndarray, dict[str, _Held]]:
+def _time_windows(log: Log, split: RankingProtocol, everything: np.ndarray) -> tuple[np.ndarray, dict[str, _Held]]:
     cuts = np.quantile(log.times, [1 - split.validation - split.test, 1 - split.test])
     windows = {"validation": (cuts[0], cuts[1]), "test": (cuts[1], np.inf)}
     held = {}
@@ -148,7 +148,7 @@ def _time_windows(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np
     return log.times < cuts[0], held
 
 
-def _random(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np.ndarray, dict[str, _Held]]:
+def _random(log: Log, split: RankingProtocol, everything: np.ndarray) -> tuple[np.ndarray, dict[str, _Held]]:
     generator = seeding.numpy_generator("interactions", split.seed)
     _, count = _ages(log)
     order = np.lexsort((generator.random(len(log)), log.users))
@@ -166,7 +166,7 @@ def _random(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np.ndarr
     }
 
 
-def _cold_items(log: Log, split: Protocol, num_items: int) -> tuple[np.ndarray, dict[str, _Held]]:
+def _cold_items(log: Log, split: RankingProtocol, num_items: int) -> tuple[np.ndarray, dict[str, _Held]]:
     """Hide items; those of test are ``default_rng(seed).choice(I, n, replace=False)``, as published figures have it."""
     sizes = {
         name: max(1, round(share * num_items))
@@ -217,7 +217,7 @@ def _cases(log: Log, train: np.ndarray, held: _Held) -> Cases:
 def _summary(
     log: Log,
     catalogue: Catalogue,
-    split: Protocol,
+    split: RankingProtocol,
     train: np.ndarray,
     held: Mapping[str, _Held],
     cases: Mapping[str, Cases],

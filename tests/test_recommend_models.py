@@ -15,6 +15,7 @@ from hftoolkit.errors import RecipeError
 from hftoolkit.recipe import IdModels
 from hftoolkit.recommend import fusion_weights as fusion
 from hftoolkit.recommend.factors import fill_in_factors, item_features, similarities
+from hftoolkit.recommend.fitting import TrainingLog, alternatives, fit_choices, fit_scorer
 from hftoolkit.recommend.fusion_weights import (
     FusionExamples,
     allowed_items,
@@ -36,7 +37,7 @@ from hftoolkit.recommend.losses import (
     trained_evenly,
     within,
 )
-from hftoolkit.recommend.scorers import Queries, TextVectors, TrainingLog, alternatives, fit_choices, fit_scorer
+from hftoolkit.recommend.scorers import Queries, TextVectors
 from hftoolkit.recommend.tower import ItemTower, TowerShape
 
 NUM_ITEMS = 9
@@ -118,7 +119,7 @@ def test_slit_gives_the_next_item_from_the_decayed_past(monkeypatch: pytest.Monk
     S, T = np.stack(pasts), np.stack(following)
     expected = np.linalg.solve(S.T @ S + 1.5 * np.eye(NUM_ITEMS), S.T @ T)
     for entries in (10**6, 30):  # at once, and in blocks
-        monkeypatch.setattr("hftoolkit.recommend.scorers.SLIT_ENTRIES", entries)
+        monkeypatch.setattr("hftoolkit.recommend.fitting.SLIT_ENTRIES", entries)
         scorer = fit_scorer("slit", training_log(), SETTINGS)
         assert scorer.weights == pytest.approx(expected, abs=1e-5)  # type: ignore[attr-defined]
 

@@ -15,19 +15,10 @@ from hftoolkit.models.backbones import enable_gradient_checkpointing, set_attent
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import IdModels, LinearProbe, RecommendationRecipe
 from hftoolkit.recommend.factors import item_features, similarities
+from hftoolkit.recommend.fitting import ITEM_SQUARED, TrainingLog, alternatives, filled_in, fit_choices, fit_scorer
 from hftoolkit.recommend.protocols import RecommendationSplits, load_recommendation_splits
 from hftoolkit.recommend.ranking import mean_values
-from hftoolkit.recommend.scorers import (
-    ITEM_SQUARED,
-    Factors,
-    Scorer,
-    TextVectors,
-    TrainingLog,
-    alternatives,
-    filled_in,
-    fit_choices,
-    fit_scorer,
-)
+from hftoolkit.recommend.scorers import Factors, Scorer, TextVectors
 from hftoolkit.recommend.task import RecommendationTower
 from hftoolkit.recommend.tower import ItemTower, TowerShape, load_text_encoder, put_on_top
 from hftoolkit.train.devices import describe_device, make_accelerator

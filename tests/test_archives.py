@@ -17,7 +17,8 @@ import pytest
 from conftest import Ended, hft, refused
 from huggingface_hub import constants
 
-from hftoolkit.data.sources import resolve as sources
+from hftoolkit.data.sources import wheels as sources
+from hftoolkit.data.sources.resolve import resolve_data
 
 TABLE = b"text,label\n" + b"".join(
     b"%s text %d,%s\n" % (word, i, word) for i in range(40) for word in (b"good", b"bad")
@@ -146,7 +147,7 @@ def test_a_hostile_wheel_is_refused_and_writes_nothing(home: Path, tmp_path: Pat
 
 def test_a_pipe_in_a_wheel_is_a_plain_file(home: Path, tmp_path: Path):
     make(home, lambda archive: archive.writestr(device("pack/pipe"), b"x"))
-    found = sources.resolve_data("pypi:hostile==1.0/pack").path / "pipe"
+    found = resolve_data("pypi:hostile==1.0/pack").path / "pipe"
     assert found.is_file() and stat.S_IMODE(found.stat().st_mode) & 0o111 == 0
 
 
@@ -171,7 +172,7 @@ def test_a_file_that_is_also_a_folder_is_refused(home: Path, tmp_path: Path):
 def test_two_members_of_one_name_are_one_file(home: Path, tmp_path: Path):
     with pytest.warns(UserWarning, match="Duplicate name"):
         make(home, lambda archive: archive.writestr("pack/first.csv", b"second"))
-    assert (sources.resolve_data("pypi:hostile==1.0/pack/first.csv").path).read_bytes() == b"second"
+    assert (resolve_data("pypi:hostile==1.0/pack/first.csv").path).read_bytes() == b"second"
 
 
 def spoil_and_resolve(home: Path, content: bytes, draw: random.Random) -> bool:
@@ -188,7 +189,7 @@ def spoil_and_resolve(home: Path, content: bytes, draw: random.Random) -> bool:
     put(home, bytes(damaged))
     before = tree(home.parents[3])
     try:
-        found = sources.resolve_data("pypi:hostile==1.0/pack")
+        found = resolve_data("pypi:hostile==1.0/pack")
     except sources.DataError:
         assert tree(home.parents[3]) == before
         return True
@@ -214,6 +215,6 @@ def test_a_wheel_damaged_anywhere_is_refused_or_whole(home: Path, tmp_path: Path
 def test_without_its_guard_a_trick_would_be_noticed(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trick: str
 ):
-    monkeypatch.setattr(sources, "_refuse_unsafe", lambda *_: None)
+    monkeypatch.setattr(sources, "_check_safe", lambda *_: None)
     with pytest.raises((AssertionError, FileNotFoundError)):
         test_a_hostile_wheel_is_refused_and_writes_nothing(home, tmp_path, trick)

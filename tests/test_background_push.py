@@ -34,19 +34,19 @@ PATIENCE_SECONDS = 600
 STOPPING = f"""
 import pathlib, time
 from hftoolkit.export import gate as export
-from hftoolkit.runs import directory as rundir
+from hftoolkit.runs import lifecycle
 export.check_round_trip = lambda *_, **__: export.GateReport(0, 0.0, None, None)
 from hftoolkit.hub import background
 background.LOWEST_PRIORITY = 0
-record, wait = rundir.RunDir.record, time.sleep
+record, wait = lifecycle.record_event, time.sleep
 
-def stopping(self, event):
-    record(self, event)
+def stopping(run, event):
+    record(run, event)
     stop = pathlib.Path(f"stop-{{getattr(event, 'step', None)}}")
     while type(event).__name__ == "StepDone" and stop.exists():
         wait(0.05)
 
-rundir.RunDir.record = stopping
+lifecycle.record_event = stopping
 {FAST}"""
 HUB = f"hub: {{repo: {ID}, push_every: 1}}\n"
 
@@ -373,7 +373,7 @@ def test_no_process_outlives_the_run(uploads, monkeypatch, how):
             process = up.pushes._process
             raise ZeroDivisionError
     elif how == "impatience":
-        monkeypatch.setattr(background, "PATIENCE_SECONDS", 0.1)
+        monkeypatch.setattr(background, "FINAL_WAIT_SECONDS", 0.1)
         up.pushes.finish()
         assert "took over" in up.told[-1][1]
     else:
@@ -396,7 +396,7 @@ def interrupted_once(wait: Callable[..., int]) -> Callable[..., int]:
 
 
 def test_the_process_is_told_nothing_of_launchers_and_gpus():
-    told = background.modest({"RANK": "0", "WORLD_SIZE": "8", "HF_TOKEN": "x", "CUDA_VISIBLE_DEVICES": "0"})
+    told = background.background_env({"RANK": "0", "WORLD_SIZE": "8", "HF_TOKEN": "x", "CUDA_VISIBLE_DEVICES": "0"})
     assert told["HF_TOKEN"] == "x" and told["CUDA_VISIBLE_DEVICES"] == "" and told["OMP_NUM_THREADS"] == "1"
     assert not told.keys() & {"RANK", "WORLD_SIZE"}
 

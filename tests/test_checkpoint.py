@@ -262,7 +262,7 @@ def assert_falls_back(folder):
     warnings = []
     assert_newest(folder, 1, warn=warnings.append)
     assert len(warnings) == 1 and "\n" not in warnings[0]
-    assert "step-000002" in warnings[0] and "going on from step-000001" in warnings[0]
+    assert "step-000002" in warnings[0] and "resuming from step-000001" in warnings[0]
     assert names_in(folder) == ["best-000001", "step-000001"]
     assert_newest(folder, 1)  # and no warning again
 

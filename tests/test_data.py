@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hftoolkit.data.labels import LabelSet, canonical_value, check_same
 from hftoolkit.data.splits import split_rows
-from hftoolkit.data.tables import Table
+from hftoolkit.data.tables import DataTable
 from hftoolkit.data.text_rows import clean_rows, clean_texts, describe_bad_texts
 from hftoolkit.data.texts import load_text_splits
 from hftoolkit.errors import DataError, RecipeError
@@ -26,8 +26,8 @@ def data_section(text="text", label="label", **keys) -> TextData:
     return TextData.model_validate({"source": "x", "columns": {"text": text, "label": label}, **keys})
 
 
-def table_of(**columns) -> Table:
-    return Table(columns, len(next(iter(columns.values()))))
+def table_of(**columns) -> DataTable:
+    return DataTable(columns, len(next(iter(columns.values()))))
 
 
 def write_rows(path: Path, rows, header=("text", "label")) -> Path:

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from hftoolkit.data.files import write_table
-from hftoolkit.data.tables import Table, read_table, require_columns
+from hftoolkit.data.tables import DataTable, read_table, require_columns
 from hftoolkit.data.text_rows import clean_rows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
@@ -139,7 +139,7 @@ def test_missing_paths_and_splits_of_single_files_are_errors(tmp_path):
 
 
 def test_a_missing_column_is_told_with_the_closest_name_and_the_key_to_edit():
-    table = Table({"Review Text": ["x"], "Rating": [1]}, 1)
+    table = DataTable({"Review Text": ["x"], "Rating": [1]}, 1)
     require_columns(table, ["Rating"], "data.columns.label")
     with pytest.raises(DataError) as caught:
         require_columns(table, ["review text", "zzz"], "data.columns.text")
@@ -233,7 +233,7 @@ def test_class_label_codes_become_names_in_parquet_and_saved_data_sets(tmp_path)
 
 @pytest.mark.parametrize("mapping", [{0: "no", 1: "yes"}, {"z": "no", "a": "yes"}])
 def test_recipe_labels_name_coded_labels_by_code_or_by_name(mapping):
-    table = Table({"text": ["t", "u", "v"], "label": ["z", "a", "a"]}, 3, {"label": ["z", "a"]})
+    table = DataTable({"text": ["t", "u", "v"], "label": ["z", "a", "a"]}, 3, {"label": ["z", "a"]})
     rows = clean_rows(table, DATA, multi_label=False, mapping=mapping)
     assert (rows.labels.names, rows.targets.tolist()) == (("no", "yes"), [0, 1, 1])
 

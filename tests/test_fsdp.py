@@ -39,6 +39,7 @@ from hftoolkit.models.tuning import TunedModel
 from hftoolkit.recipe import Evaluation, Train, load_recipe
 from hftoolkit.runs.checkpoint import load_weights, newest_state
 from hftoolkit.runs.directory import RunDir
+from hftoolkit.runs.lifecycle import record_event
 from hftoolkit.train.batches import Feed
 from hftoolkit.train.devices import make_accelerator
 from hftoolkit.train.distributed.collectives import is_main, process_index
@@ -386,7 +387,7 @@ def followed(path, folder, overrides, sharding):
     def listen(event):
         events.append(event)
         if is_main():
-            run.record(event)
+            record_event(run, event)
 
     job = prepare(recipe, listen)
     train(recipe, job, run, emit=listen, sharding=sharding)

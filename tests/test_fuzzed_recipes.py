@@ -205,10 +205,10 @@ def spoil(seed: int) -> tuple[Spoiled, bool]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A recipe that is still good would be rehearsed, which takes data and a model."""
+    """A recipe that is still good would get a dry run, which takes data and a model."""
     monkeypatch.chdir(tmp_path)
     for module in (run, run_recommend, run_rl):
-        monkeypatch.setattr(module, "rehearse", lambda *_, **__: 0.0)
+        monkeypatch.setattr(module, "dry_run", lambda *_, **__: 0.0)
 
 
 def check(spoiled: Spoiled, is_rl: bool, folder: Path) -> int:

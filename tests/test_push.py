@@ -21,7 +21,7 @@ from PIL import Image
 from recommend_tables import RECIPE as RECOMMENDER
 from recommend_tables import write_world
 
-from hftoolkit.hub.faults import patiently
+from hftoolkit.hub.faults import with_retries
 from hftoolkit.recipe import check_repository
 
 TOKEN = "hf_canary_3f9a51"
@@ -355,7 +355,7 @@ def test_repository_ids_are_those_of_the_hub_with_an_owner(name: str):
 
 
 def test_no_answer_is_waited_for_without_end():
-    assert patiently(lambda: get_session().timeout.read, lambda event: None) == 600
+    assert with_retries(lambda: get_session().timeout.read, lambda event: None) == 600
 
 
 @lfs_only

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hftoolkit.metrics.bootstrap import mean_intervals
-from hftoolkit.recommend.histories import Cases, Histories
+from hftoolkit.recommend.interactions import Cases, Interactions
 from hftoolkit.recommend.ranking import (
     found_targets,
     popularity_buckets,
@@ -55,7 +55,7 @@ def random_cases(seed: int, num_users: int = 23, num_items: int = 17) -> tuple[n
         wanted.append(shuffled[known : known + int(generator.integers(0, 7))])
     candidates = generator.random(num_items) < 0.8
     unseen = generator.random(num_users) < 0.3
-    return scores, Cases(np.arange(num_users), Histories.of(seen), Histories.of(wanted), unseen, candidates)
+    return scores, Cases(np.arange(num_users), Interactions.of(seen), Interactions.of(wanted), unseen, candidates)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -124,7 +124,7 @@ def test_the_buckets_hold_a_third_of_the_interactions_each() -> None:
 
 
 def test_targets_are_found_for_their_own_user_only() -> None:
-    targets = Histories.of([[1, 2], [], [5]])
+    targets = Interactions.of([[1, 2], [], [5]])
     items = np.array([[2, 5], [1, 2], [0, 1]])
     assert found_targets(items, targets).tolist() == [False, True, False]
     assert user_metrics(items, targets)["recall"].tolist()[::2] == [0.5, 0.0]

@@ -189,7 +189,7 @@ def test_an_explanation_adds_up(run: Path) -> None:
     places = [int(each.item[1:]) for each in found]
     influences = predictor.recommender.influences(query, allowed, places)
     # Over the whole history, these are the parts that are sums over it, but for the bias of a text.
-    text, ease = predictor.recommender.parts["text"], predictor.recommender.parts["ease"]
+    text, ease = predictor.recommender.scorers["text"], predictor.recommender.scorers["ease"]
     plain = hftoolkit.recommend.recommender.Recommender(  # type: ignore[attr-defined]
         predictor.recommender.catalogue,
         {"text": type(text)(text.vectors, np.zeros_like(text.biases), text.temperature, text.recency), "ease": ease},
@@ -231,7 +231,7 @@ def test_a_new_item_with_the_text_of_an_old_one_has_its_vector(run: Path, tmp_pa
     table = write_csv(tmp_path / "new.csv", tuple(first), [("twin", *list(first.values())[1:])])
     predictor = hftoolkit.load(run)
     assert isinstance(predictor, RecommendationPredictor)
-    text: Any = predictor.with_new_items(table).recommender.parts["text"]
+    text: Any = predictor.with_new_items(table).recommender.scorers["text"]
     assert text.vectors[-1] == pytest.approx(text.vectors[0], abs=1e-5)
     assert text.biases[-1] == pytest.approx(text.biases[0], abs=1e-4)
 
@@ -246,7 +246,7 @@ def test_an_index_finds_the_items_that_the_tower_ranks_first(run: Path, tmp_path
     index = faiss.read_index(str(tmp_path / "items.faiss"))
     query = predictor.history(["i3", "i7", "i11"])
     scores, places = index.search(predictor.index_queries(query), 10)
-    expected = predictor.recommender.parts["text"].scores(query)[0]
+    expected = predictor.recommender.scorers["text"].scores(query)[0]
     assert scores[0] == pytest.approx(np.sort(expected)[::-1][:10], abs=1e-4)
     ids = read_json(tmp_path / "items.faiss.json")
     assert [ids[place] for place in places[0]] == [f"i{place}" for place in np.argsort(-expected)[:10]]
@@ -260,8 +260,8 @@ def test_an_index_without_faiss_or_without_texts_is_refused(
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(EnvironmentFault, match=r"pip install 'hftoolkit\[faiss\]'"):
         predictor.export_index(tmp_path / "items.faiss")
-    parts = {name: part for name, part in predictor.recommender.parts.items() if name != "text"}
-    mute = replace(predictor, recommender=replace(predictor.recommender, parts=parts))
+    scorers = {name: scorer for name, scorer in predictor.recommender.scorers.items() if name != "text"}
+    mute = replace(predictor, recommender=replace(predictor.recommender, scorers=scorers))
     with pytest.raises(DataError, match=r"no 'text' in fusion\.parts"):
         mute.export_index(tmp_path / "items.faiss")
 
@@ -271,7 +271,7 @@ def test_plain_sentence_transformers_gives_the_vectors_of_the_tower(run: Path) -
 
     predictor = hftoolkit.load(run)
     assert isinstance(predictor, RecommendationPredictor)
-    text: Any = predictor.recommender.parts["text"]
+    text: Any = predictor.recommender.scorers["text"]
     vectors = SentenceTransformer(str(run / "model"), device="cpu").encode(list(predictor.recommender.catalogue.texts))
     np.testing.assert_allclose(vectors, text.vectors, atol=1e-5)
 
@@ -348,7 +348,7 @@ def finetune(world: Path, name: str, *arguments: str) -> Ended:
         return hft("finetune", "tiny.yaml", "--run-dir", name, *QUICK, *settings)
 
 
-def test_a_rehearsal_writes_nothing(world: Path, run: Path) -> None:
+def test_a_dry_run_writes_nothing(world: Path, run: Path) -> None:
     with chdir(world):
         ended = hft("finetune", "tiny.yaml", "--run-dir", "never", "--dry-run", *QUICK)
     assert ended.code == 0 and "one step ran" in ended.out, ended
@@ -390,8 +390,8 @@ def test_the_tuned_texts_tell_ials_of_items_that_nobody_chose(world: Path) -> No
     settings = ("data.split={protocol: cold-items}", "fusion.parts=[text, ials]", "id_models.ials_dimensions=4")
     ended = finetune(world, "cold", *settings)
     assert ended.code == 0, ended
-    parts = Recommender.load(world / "cold" / "model" / "recommender").parts
-    text, ials = parts["text"], parts["ials"]
+    scorers = Recommender.load(world / "cold" / "model" / "recommender").scorers
+    text, ials = scorers["text"], scorers["ials"]
     assert isinstance(text, TextVectors) and isinstance(ials, Factors)
     splits = load_splits(load_recipe(world / "cold" / "recipe.yaml"), lambda event: None)
     known = np.bincount(splits.train_items, minlength=len(splits.catalogue)) > 0

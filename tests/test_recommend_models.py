@@ -13,10 +13,18 @@ from scipy.optimize import approx_fprime
 
 from hftoolkit.errors import RecipeError
 from hftoolkit.recipe import IdModels
-from hftoolkit.recommend import fusion
+from hftoolkit.recommend import fusion_weights as fusion
 from hftoolkit.recommend.factors import fill_in_factors, item_features, similarities
-from hftoolkit.recommend.fusion import Examples, allowed_items, fit_weights, fold_of_users, sample_users, standardize
-from hftoolkit.recommend.histories import Cases, Histories
+from hftoolkit.recommend.fitting import TrainingLog, alternatives, fit_choices, fit_scorer
+from hftoolkit.recommend.fusion_weights import (
+    FusionExamples,
+    allowed_items,
+    fit_weights,
+    fold_of_users,
+    sample_users,
+    standardize,
+)
+from hftoolkit.recommend.interactions import Cases, Interactions
 from hftoolkit.recommend.job import best_choice
 from hftoolkit.recommend.losses import (
     Drawn,
@@ -29,7 +37,7 @@ from hftoolkit.recommend.losses import (
     trained_evenly,
     within,
 )
-from hftoolkit.recommend.scorers import Queries, TextVectors, TrainingLog, alternatives, fit_choices, fit_part
+from hftoolkit.recommend.scorers import Queries, TextVectors
 from hftoolkit.recommend.tower import ItemTower, TowerShape
 
 NUM_ITEMS = 9
@@ -47,7 +55,7 @@ SETTINGS = IdModels(
 
 
 def training_log() -> TrainingLog:
-    histories = Histories.of(LISTS)
+    histories = Interactions.of(LISTS)
     groups = np.array([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 0]], dtype=np.float32)
     return TrainingLog(histories, groups, histories.items, NUM_ITEMS)
 
@@ -57,7 +65,7 @@ def scores_of(
 ) -> np.ndarray:
     if groups is None:
         groups = np.zeros((len(lists), 2), dtype=np.float32)
-    return fit_part(name, training_log(), settings).scores(Queries(Histories.of(lists), groups))
+    return fit_scorer(name, training_log(), settings).scores(Queries(Interactions.of(lists), groups))
 
 
 def chosen_matrix() -> np.ndarray:
@@ -68,33 +76,33 @@ def chosen_matrix() -> np.ndarray:
 
 
 def test_a_matrix_of_histories_weighs_entries_by_how_many_came_later() -> None:
-    matrix = Histories.of([[3, 1], [], [2]]).matrix(4, recency=2.0).toarray()
+    matrix = Interactions.of([[3, 1], [], [2]]).matrix(4, recency=2.0).toarray()
     assert matrix.tolist() == [[0, 1, 0, pytest.approx(math.exp(-0.5))], [0, 0, 0, 0], [0, 0, 1, 0]]
 
 
 def test_histories_within_a_catalogue_keep_its_items_alone() -> None:
-    histories = Histories.of([[0, 7, 2], [9], [], [1, 8]]).within(7)
+    histories = Interactions.of([[0, 7, 2], [9], [], [1, 8]]).within(7)
     assert histories.offsets.tolist() == [0, 2, 2, 2, 3]
     assert histories.items.tolist() == [0, 2, 1]
 
 
 def test_selected_and_latest_histories_are_those_of_the_users() -> None:
-    histories = Histories.of(LISTS)
+    histories = Interactions.of(LISTS)
     assert histories.select(np.array([4, 0])).as_sets() == [set(LISTS[4]), set(LISTS[0])]
     assert histories.latest(2).items.tolist() == [item for items in LISTS for item in items[-2:]]
 
 
 def test_ease_is_the_least_squares_solution_with_a_zero_diagonal() -> None:
-    part = fit_part("ease", training_log(), SETTINGS)
+    scorer = fit_scorer("ease", training_log(), SETTINGS)
     X = chosen_matrix()
     for item in range(NUM_ITEMS):  # each column by itself, without the item's own row
         others = [other for other in range(NUM_ITEMS) if other != item]
         gram = X[:, others].T @ X[:, others] + 2.0 * np.eye(NUM_ITEMS - 1)
         expected = np.linalg.solve(gram, X[:, others].T @ X[:, item])
-        assert part.weights[others, item] == pytest.approx(expected, abs=1e-5)  # type: ignore[attr-defined]
-        assert part.weights[item, item] == 0  # type: ignore[attr-defined]
+        assert scorer.weights[others, item] == pytest.approx(expected, abs=1e-5)  # type: ignore[attr-defined]
+        assert scorer.weights[item, item] == 0  # type: ignore[attr-defined]
     query = scores_of("ease", [[0, 4]])
-    expected = part.weights[4] + math.exp(-1 / 2) * part.weights[0]  # type: ignore[attr-defined]
+    expected = scorer.weights[4] + math.exp(-1 / 2) * scorer.weights[0]  # type: ignore[attr-defined]
     assert query[0] == pytest.approx(expected, abs=1e-6)
 
 
@@ -111,9 +119,9 @@ def test_slit_gives_the_next_item_from_the_decayed_past(monkeypatch: pytest.Monk
     S, T = np.stack(pasts), np.stack(following)
     expected = np.linalg.solve(S.T @ S + 1.5 * np.eye(NUM_ITEMS), S.T @ T)
     for entries in (10**6, 30):  # at once, and in blocks
-        monkeypatch.setattr("hftoolkit.recommend.scorers.SLIT_ENTRIES", entries)
-        part = fit_part("slit", training_log(), SETTINGS)
-        assert part.weights == pytest.approx(expected, abs=1e-5)  # type: ignore[attr-defined]
+        monkeypatch.setattr("hftoolkit.recommend.fitting.SLIT_ENTRIES", entries)
+        scorer = fit_scorer("slit", training_log(), SETTINGS)
+        assert scorer.weights == pytest.approx(expected, abs=1e-5)  # type: ignore[attr-defined]
 
 
 def test_settings_with_several_values_are_all_tried_and_the_best_on_validation_is_taken() -> None:
@@ -125,15 +133,15 @@ def test_settings_with_several_values_are_all_tried_and_the_best_on_validation_i
     seen: list[float] = []
 
     class Judge:
-        def rank(self, part: Any, split: str) -> Any:
-            seen.append(part.recency)
+        def rank(self, scorer: Any, split: str) -> Any:
+            seen.append(scorer.recency)
             quality = {"ndcg": np.array([0.1 * len(seen), np.nan]), "hr": np.array([-float(len(seen))])}
             return SimpleNamespace(values=quality if split == "validation" else None)
 
-    part, choice = best_choice("ease", training_log(), choices, Judge(), "ndcg")  # type: ignore[arg-type]
+    scorer, choice = best_choice("ease", training_log(), choices, Judge(), "ndcg")  # type: ignore[arg-type]
     assert choice == {"ease_regularization": 9, "ease_recency": 5} and seen == [0, 5, 0, 5]
-    expected = fit_part("ease", training_log(), IdModels(ease_regularization=9, ease_recency=5))
-    assert (part.weights == expected.weights).all() and part.recency == 5  # type: ignore[attr-defined]
+    expected = fit_scorer("ease", training_log(), IdModels(ease_regularization=9, ease_recency=5))
+    assert (scorer.weights == expected.weights).all() and scorer.recency == 5  # type: ignore[attr-defined]
     _, choice = best_choice("ease", training_log(), choices, Judge(), "hr")  # type: ignore[arg-type]
     assert choice == {"ease_regularization": 2, "ease_recency": None}
 
@@ -145,9 +153,9 @@ def test_ease_is_fitted_once_for_all_values_of_its_recency(monkeypatch: pytest.M
     monkeypatch.setattr(np.linalg, "inv", lambda matrix: fitted.append(matrix) or inverse(matrix))
     found = list(fit_choices("ease", training_log(), list(alternatives("ease", settings))))
     assert len(fitted) == 2
-    for choice, part in found:
-        expected = fit_part("ease", training_log(), IdModels(**choice))
-        assert (part.weights == expected.weights).all() and part.recency == expected.recency  # type: ignore[attr-defined]
+    for choice, scorer in found:
+        expected = fit_scorer("ease", training_log(), IdModels(**choice))
+        assert (scorer.weights == expected.weights).all() and scorer.recency == expected.recency  # type: ignore[attr-defined]
 
 
 def test_item_knn_sums_the_cosines_of_the_nearest_neighbours() -> None:
@@ -179,11 +187,11 @@ def test_item_knn_is_fitted_once_for_all_values_of_its_recency() -> None:
 def test_ials_lowers_its_own_loss_and_solves_for_users_exactly() -> None:
     def loss(iterations: int) -> float:
         settings = SETTINGS.model_copy(update={"ials_iterations": iterations, "ials_dimensions": 3})
-        part = fit_part("ials", training_log(), settings)
+        scorer = fit_scorer("ials", training_log(), settings)
         queries = Queries(training_log().histories, training_log().groups)
-        X, scores = chosen_matrix(), part.scores(queries)
+        X, scores = chosen_matrix(), scorer.scores(queries)
         errors = (1 + 10 * X) * (X - scores) ** 2
-        items: np.ndarray = part.items  # type: ignore[attr-defined]
+        items: np.ndarray = scorer.items  # type: ignore[attr-defined]
         users = np.linalg.lstsq(items, scores.T, rcond=None)[0]
         return float(errors.sum() + 10 * ((items**2).sum() + (users**2).sum()))
 
@@ -212,8 +220,8 @@ def test_an_item_that_nobody_chose_gets_the_factors_of_one_that_is_like_it(told_
     alike_by = similarities(item_features(texts, attributes, known), known)
     log = replace(training_log(), num_items=NUM_ITEMS + 1, similarities=alike_by)
     settings = SETTINGS.model_copy(update={"ials_feature_regularization": 1e-6})
-    items: np.ndarray = fit_part("ials", log, settings).items  # type: ignore[attr-defined]
-    plain: np.ndarray = fit_part("ials", replace(log, similarities=None), settings).items  # type: ignore[attr-defined]
+    items: np.ndarray = fit_scorer("ials", log, settings).items  # type: ignore[attr-defined]
+    plain: np.ndarray = fit_scorer("ials", replace(log, similarities=None), settings).items  # type: ignore[attr-defined]
     assert (items[:NUM_ITEMS] == plain[:NUM_ITEMS]).all() and not plain[NUM_ITEMS].any()
     assert items[NUM_ITEMS] == pytest.approx(items[3], abs=1e-3)
 
@@ -232,8 +240,8 @@ def test_popularities_count_all_or_the_latest_and_groups_their_own() -> None:
 def test_attributes_score_by_the_odds_of_naive_bayes() -> None:
     attributes = np.array([[1, 0], [1, 0], [1, 1], [0, 1], *[[0, 0]] * 4, [0, 1], [1, 1]], dtype=np.float32)
     log = replace(training_log(), num_items=NUM_ITEMS + 1, attributes=attributes)  # nobody chose the last item
-    part = fit_part("attributes", log, SETTINGS)
-    found = part.scores(Queries(Histories.of([[0, 1, 3], []]), np.zeros((2, 2))))
+    scorer = fit_scorer("attributes", log, SETTINGS)
+    found = scorer.scores(Queries(Interactions.of([[0, 1, 3], []]), np.zeros((2, 2))))
     odds = []
     for column in (0, 1):
         having = [item for item in range(NUM_ITEMS) if attributes[item, column]]
@@ -253,33 +261,33 @@ def test_a_catalogue_above_the_limit_is_refused_with_what_to_do() -> None:
     small = SETTINGS.model_copy(update={"max_items": NUM_ITEMS - 1})
     for name in ("ease", "slit", "item-knn"):
         with pytest.raises(RecipeError, match=r"9 x 9 items, and id_models.max_items is 8; take it out"):
-            fit_part(name, training_log(), small)
-    fit_part("ials", training_log(), small)
+            fit_scorer(name, training_log(), small)
+    fit_scorer("ials", training_log(), small)
 
 
-def text_part(recency: float = 0.0) -> TextVectors:
+def text_scorer(recency: float = 0.0) -> TextVectors:
     vectors = np.random.default_rng(1).standard_normal((NUM_ITEMS, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return TextVectors(vectors, np.arange(NUM_ITEMS, dtype=np.float32), temperature=0.5, recency=recency)
 
 
 def test_the_vector_of_a_user_is_the_weighted_mean_of_the_history() -> None:
-    part = text_part(recency=3.0)
-    found = part.scores(Queries(Histories.of([[2, 5], []]), np.zeros((2, 0))))
+    scorer = text_scorer(recency=3.0)
+    found = scorer.scores(Queries(Interactions.of([[2, 5], []]), np.zeros((2, 0))))
     share = math.exp(-1 / 3)
-    user = (share * part.vectors[2] + part.vectors[5]) / (share + 1)
-    assert found[0] == pytest.approx(part.vectors @ user / 0.5 + part.biases, abs=1e-5)
-    assert found[1].tolist() == part.biases.tolist()
+    user = (share * scorer.vectors[2] + scorer.vectors[5]) / (share + 1)
+    assert found[0] == pytest.approx(scorer.vectors @ user / 0.5 + scorer.biases, abs=1e-5)
+    assert found[1].tolist() == scorer.biases.tolist()
 
 
 @pytest.mark.parametrize("name", ["ease", "slit", "item-knn", "text"])
 def test_what_the_entries_of_a_history_add_sums_up_to_the_score(name: str) -> None:
-    part = text_part() if name == "text" else fit_part(name, training_log(), SETTINGS)
-    query = Queries(Histories.of([[4, 1, 7]]), np.zeros((1, 2)))
-    bias = part.biases if isinstance(part, TextVectors) else 0
-    shares = part.by_entry(query)
+    scorer = text_scorer() if name == "text" else fit_scorer(name, training_log(), SETTINGS)
+    query = Queries(Interactions.of([[4, 1, 7]]), np.zeros((1, 2)))
+    bias = scorer.biases if isinstance(scorer, TextVectors) else 0
+    shares = scorer.by_entry(query)
     assert shares is not None and shares.shape == (3, NUM_ITEMS)
-    assert shares.sum(axis=0) + bias == pytest.approx(part.scores(query)[0], abs=1e-5)
+    assert shares.sum(axis=0) + bias == pytest.approx(scorer.scores(query)[0], abs=1e-5)
 
 
 def test_the_center_is_taken_out_before_angles_are_measured() -> None:
@@ -398,7 +406,7 @@ def cases(num_users: int = 40) -> Cases:
     wanted = [[int(generator.choice([i for i in range(NUM_ITEMS) if i not in known]))] for known in seen]
     everything = np.ones(NUM_ITEMS, dtype=bool)
     unseen = np.zeros(num_users, dtype=bool)
-    return Cases(np.arange(num_users), Histories.of(seen), Histories.of(wanted), unseen, everything)
+    return Cases(np.arange(num_users), Interactions.of(seen), Interactions.of(wanted), unseen, everything)
 
 
 def test_standard_scores_have_mean_0_and_deviation_1_over_what_is_allowed() -> None:
@@ -413,13 +421,13 @@ def test_standard_scores_have_mean_0_and_deviation_1_over_what_is_allowed() -> N
     assert not standardize(np.full((40, NUM_ITEMS), 30.7, dtype=np.float32), allowed).any()
 
 
-def make_examples() -> Examples:
+def make_examples() -> FusionExamples:
     found = cases()
     allowed = allowed_items(found, np.arange(40))
     features = np.random.default_rng(3).standard_normal((40, NUM_ITEMS, 2)).astype(np.float32)
     targets = fusion.target_shares(found, np.arange(40))
     features[:, :, 0] += 2 * targets  # the first part knows something
-    return Examples(np.arange(40), features, allowed, targets)
+    return FusionExamples(np.arange(40), features, allowed, targets)
 
 
 def test_weights_are_where_the_likelihood_is_greatest() -> None:
@@ -440,6 +448,6 @@ def test_weights_are_where_the_likelihood_is_greatest() -> None:
 
 def test_folds_are_even_and_users_are_sampled_where_memory_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(np.bincount(fold_of_users(41, 4, seed=0)).tolist()) == [10, 10, 10, 11]
-    assert sample_users(cases(), parts=2, seed=0).tolist() == list(range(40))
+    assert sample_users(cases(), num_scorers=2, seed=0).tolist() == list(range(40))
     monkeypatch.setattr(fusion, "MAX_CELLS", 7 * NUM_ITEMS * 2)
-    assert len(set(sample_users(cases(), parts=2, seed=0).tolist())) == 7
+    assert len(set(sample_users(cases(), num_scorers=2, seed=0).tolist())) == 7

@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hftoolkit.runs.report import (
-    confusion_table,
-    overlay,
-    per_class_table,
-    results_table,
-    worst_first,
-    write_confusion_png,
-    write_image_grid,
-    write_predictions,
-    write_reliability_png,
-)
+from hftoolkit.runs.figures import overlay, worst_first, write_confusion_png, write_image_grid, write_reliability_png
+from hftoolkit.runs.tables import confusion_table, per_class_table, results_table, write_predictions
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -17,6 +17,7 @@ from hftoolkit.contracts import Evaluated, Message, StepDone
 from hftoolkit.errors import DataError, Interrupted, TrainingError
 from hftoolkit.runs.checkpoint import TENSORS, newest_state, save_state
 from hftoolkit.runs.directory import RunDir
+from hftoolkit.runs.lifecycle import record_event
 from hftoolkit.train import loop as trainer
 from hftoolkit.train.inference import Inference
 
@@ -44,7 +45,7 @@ class Attempt(Bench):
 
     def listen(self, event):
         super().listen(event)
-        self.run.record(event)
+        record_event(self.run, event)
 
 
 def fit(attempt, **knobs):
@@ -260,7 +261,7 @@ def test_a_damaged_state_costs_the_way_from_the_one_before(tmp_path):
     assert [event.step for event in again.told(StepDone)] == [7, 8, 9]
     assert_same(again.weights, whole.weights)
     (warning,) = [message.text for message in again.told(Message) if message.level == "warning"]
-    assert "step-000008 is damaged" in warning and "going on from step-000006" in warning
+    assert "step-000008 is damaged" in warning and "resuming from step-000006" in warning
     assert events_of(again.run) == events_of(whole.run)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hftoolkit.metrics.returns import interquartile_mean, return_intervals, return_metrics, seed_metrics
-from hftoolkit.runs.report import write_learning_curve_png
+from hftoolkit.runs.figures import write_learning_curve_png
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from hftoolkit.rl import commands as run_rl
 from hftoolkit.rl.artifact import load_policy
 from hftoolkit.rl.dqn import QPolicy
-from hftoolkit.runs.report import return_text
+from hftoolkit.runs.tables import return_text
 
 RECIPE = """\
 environment: {id: CartPole-v1, num_envs: 3}

@@ -10,7 +10,8 @@ import pytest
 
 from hftoolkit.contracts import Evaluated, Message, StepDone, Table
 from hftoolkit.errors import DataError, EnvironmentFault, Interrupted, RecipeError, TrainingError
-from hftoolkit.runs.directory import RunDir, read_json, recorded, write_json
+from hftoolkit.runs.directory import RunDir, read_json, write_json
+from hftoolkit.runs.lifecycle import record_event, run_lifecycle, write_status
 
 
 def strict_json(text):
@@ -62,10 +63,10 @@ def test_an_exact_directory_with_content_is_refused_and_left_alone(tmp_path):
 def failed_start(root, *, state="failed", extra=None):
     run = RunDir.create("tiny", root)
     run.recipe.write_text("task: a mistake")
-    run.record(Message("data: found"))
-    run.write_status(state)
+    record_event(run, Message("data: found"))
+    write_status(run, state)
     if extra:
-        run.record(extra)
+        record_event(run, extra)
     return run
 
 
@@ -150,7 +151,7 @@ def test_numbers_become_json_lines_and_sentences_become_the_log(run):
         Message("done, caf\xe9"),
     ]
     for event in events:
-        run.record(event)
+        record_event(run, event)
     assert [strict_json(line) for line in run.metrics.read_text().splitlines()] == [
         {
             "event": "step",
@@ -170,13 +171,13 @@ def test_numbers_become_json_lines_and_sentences_become_the_log(run):
 
 
 def test_a_step_that_fp16_skipped_is_still_valid_json(run):
-    run.record(StepDone(1, 2, 0.5, math.inf, 1e-3, 100.0))
+    record_event(run, StepDone(1, 2, 0.5, math.inf, 1e-3, 100.0))
     assert strict_json(run.metrics.read_text())["gradient_norm"] is None
 
 
 def test_the_status_has_its_time_in_utc_and_replaces_the_last_one(run):
-    run.write_status("running")
-    run.write_status("failed", exit_code=5, reason="loss nan")
+    write_status(run, "running")
+    write_status(run, "failed", exit_code=5, reason="loss nan")
     status = read_json(run.status)
     assert {name: status[name] for name in ("state", "exit_code", "reason")} == {
         "state": "failed",
@@ -192,7 +193,7 @@ def test_the_status_has_its_time_in_utc_and_replaces_the_last_one(run):
 
 
 def test_a_run_is_running_and_then_done(run):
-    with recorded(run):
+    with run_lifecycle(run):
         assert read_json(run.status)["state"] == "running"
     status = read_json(run.status)
     assert (status["state"], status["exit_code"]) == ("done", 0)
@@ -212,7 +213,7 @@ def test_a_run_is_running_and_then_done(run):
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_the_status_says_what_ended_the_run_and_the_error_goes_on(run, error, raised, state, exit_code):
-    with pytest.raises(raised) as caught, recorded(run):
+    with pytest.raises(raised) as caught, run_lifecycle(run):
         raise error
     assert caught.value is error or caught.value.__cause__ is error
     status = read_json(run.status)
@@ -222,7 +223,7 @@ def test_the_status_says_what_ended_the_run_and_the_error_goes_on(run, error, ra
 
 def test_sigterm_outside_the_training_loop_is_an_interruption_too(run):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted) as caught, recorded(run):
+    with pytest.raises(Interrupted) as caught, run_lifecycle(run):
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.exit_code == read_json(run.status)["exit_code"] == 143
     assert read_json(run.status)["state"] == "interrupted"
@@ -270,10 +271,10 @@ def test_a_file_in_place_of_a_folder_is_a_fault_of_the_environment(tmp_path):
     with pytest.raises(EnvironmentFault, match=r"cannot write .*results\.json"):
         write_json(run.results, {})
     with pytest.raises(EnvironmentFault, match=r"cannot write .*status\.json"):
-        run.write_status("running")
+        write_status(run, "running")
     for event in (Message("hello"), Evaluated(1, {})):
         with pytest.raises(EnvironmentFault, match=r"cannot write .*(train\.log|metrics\.jsonl)"):
-            run.record(event)
+            record_event(run, event)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])

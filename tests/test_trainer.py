@@ -23,6 +23,7 @@ from hftoolkit.models.tuning import TunedModel
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.runs.checkpoint import load_weights
 from hftoolkit.runs.directory import RunDir
+from hftoolkit.runs.lifecycle import record_event
 from hftoolkit.train.devices import choose_precision, make_accelerator
 from hftoolkit.train.inference import Inference
 from hftoolkit.train.loop import fit, one_step
@@ -913,7 +914,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_training(bench, monkeypa
 def test_events_of_a_run_are_valid_json_lines(bench):
     toy = bench()
     listen = toy.listen
-    toy.listen = lambda event: (listen(event), toy.run.record(event))
+    toy.listen = lambda event: (listen(event), record_event(toy.run, event))
     toy.fit()
     events = [json.loads(line) for line in toy.run.metrics.read_text().splitlines()]
     assert [event["event"] for event in events] == (["step"] * 3 + ["evaluation"]) * 2

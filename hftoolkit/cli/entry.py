@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from hftoolkit.cli import models, recipes, reinforcement
-from hftoolkit.cli.options import speaks_for_all
+from hftoolkit.cli.options import is_rank_zero
 from hftoolkit.errors import HFToolkitError, Interrupted
 
 
@@ -45,7 +45,7 @@ def main() -> None:
         app()
     except HFToolkitError as error:
         logger.debug("the traceback behind the message", exc_info=True)
-        speaker = "" if speaks_for_all() else f"process {os.environ['RANK']}: "
+        speaker = "" if is_rank_zero() else f"process {os.environ['RANK']}: "
         typer.echo(f"{speaker}error: {error}", err=True)
         raise SystemExit(error.exit_code) from error
 

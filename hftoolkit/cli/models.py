@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, refuse_both, speaks_for_all
+from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, check_not_both, is_rank_zero
 from hftoolkit.errors import DataError, RecipeError
 
 
@@ -21,7 +21,7 @@ def finetune(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the unfinished run, exactly. With a larger train.epochs, go on with a finished one: the "
+            help="Resume the unfinished run, exactly. With a larger train.epochs, extend a finished one: the "
             "learning rate is from there on that of a run of so many epochs.",
         ),
     ] = False,
@@ -33,28 +33,28 @@ def finetune(
     from hftoolkit.recipe import RecommendationRecipe, load_recipe
 
     parsed = load_recipe(recipe, set_ or [])
-    refuse_both(dry_run, resume)
+    check_not_both(dry_run, resume)
     from hftoolkit.cli.render import render_events
 
     work: Callable[..., Path | None]
     if isinstance(parsed, RecommendationRecipe):
         from hftoolkit.recommend import commands as run_recommend
 
-        rehearse, work = partial(run_recommend.rehearse, parsed), partial(run_recommend.finetune, parsed)
+        check, work = partial(run_recommend.dry_run, parsed), partial(run_recommend.finetune, parsed)
         usage = "recommend {} --user ID"
     else:
         from hftoolkit.commands import finetune as run
 
-        rehearse, work = partial(run.dry_run, parsed), partial(run.finetune, parsed)
+        check, work = partial(run.dry_run, parsed), partial(run.finetune, parsed)
         usage = "predict {} INPUT"
     with render_events() as emit:
         if dry_run:
-            loss = rehearse(run_dir=run_dir, emit=emit)
-            if speaks_for_all():
+            loss = check(run_dir=run_dir, emit=emit)
+            if is_rank_zero():
                 typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
             return
         where = work(name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
-    if where is None:  # another process tells what came out
+    if where is None:  # rank zero prints the result
         return
     typer.echo(f"\nmodel     {where / 'model'}\nresults   {where / 'results.json'}")
     if (where / "report").is_dir():

@@ -20,12 +20,12 @@ RunDirectory = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
-def refuse_both(dry_run: bool, resume: bool) -> None:
+def check_not_both(dry_run: bool, resume: bool) -> None:
     """Raise RecipeError for ``--dry-run --resume``."""
     if dry_run and resume:
-        raise RecipeError("--dry-run starts nothing that --resume could go on with; leave out one")
+        raise RecipeError("--dry-run leaves no run behind that --resume could continue; leave out one")
 
 
-def speaks_for_all() -> bool:
-    """Return whether this is the only process, or the main one of those that a launcher started."""
+def is_rank_zero() -> bool:
+    """Return whether this is the only process, or rank 0 of those that a launcher started: the one that prints."""
     return os.environ.get("RANK", "0") == "0"

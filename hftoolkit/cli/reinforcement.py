@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, refuse_both
+from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, check_not_both
 
 app = typer.Typer(help="Reinforcement learning: DQN, Q-learning, SARSA.", no_args_is_help=True)
 
@@ -26,7 +26,7 @@ def train(
     set_: Overrides = None,
     run_dir: RunDirectory = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Train so many agents, from train.seed on.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run, exactly.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the unfinished run, exactly.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, act and learn once; leave nothing behind.")
     ] = False,
@@ -36,7 +36,7 @@ def train(
     from hftoolkit.recipe import load_reinforcement_recipe
 
     parsed = load_reinforcement_recipe(recipe, set_ or [])
-    refuse_both(dry_run, resume)
+    check_not_both(dry_run, resume)
     _import_from_here(allow_code)
     from hftoolkit.cli.render import render_events
     from hftoolkit.rl import commands as run_rl
@@ -44,7 +44,7 @@ def train(
 
     with render_events() as emit:
         if dry_run:
-            value = run_rl.rehearse(parsed, run_dir=run_dir, allow_code=allow_code, emit=emit)
+            value = run_rl.dry_run(parsed, run_dir=run_dir, allow_code=allow_code, emit=emit)
             typer.echo(f"the recipe is good: one update ran, one episode returned {value:g}; nothing was written")
             return
         where = run_rl.train(

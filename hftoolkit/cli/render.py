@@ -46,7 +46,7 @@ class _Renderer:
         self._console = console
         self._progress = progress
         self._bar: TaskID | None = None
-        self._lines = 0  # how many twentieths of the run have been told where there is no bar
+        self._lines = 0  # how many twentieths of the run have been shown where there is no bar
         self._inference_bar: TaskID | None = None
         self._quiet_until: float | None = None  # clock at which inference is next talked about; None: there is none
 

@@ -14,12 +14,13 @@ from hftoolkit.export.gate import GateReport, export_model
 from hftoolkit.hub.background import BackgroundPushes
 from hftoolkit.hub.card import write_card
 from hftoolkit.hub.push import publish
-from hftoolkit.hub.repository import announce
+from hftoolkit.hub.repository import check_push_access
 from hftoolkit.models.backbones import head_names
 from hftoolkit.recipe import Recipe
 from hftoolkit.runs.checkpoint import prune
-from hftoolkit.runs.directory import RunDir, recorded, write_json
-from hftoolkit.runs.resume import check_unchanged, new_run_or_old, write_origin
+from hftoolkit.runs.directory import RunDir, write_json
+from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
+from hftoolkit.runs.resume import check_unchanged, open_run, write_manifest
 from hftoolkit.train.distributed.collectives import is_main, leave, share
 from hftoolkit.train.distributed.zero import Division
 from hftoolkit.train.loop import fit, one_step
@@ -48,12 +49,12 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     if not is_main():
         _help(recipe, RunDir(share(Path())), sharding)
         return None
-    run = new_run_or_old(recipe, name, run_dir, resume=resume)
-    listen = run.recording(emit)
+    run = open_run(recipe, name, run_dir, resume=resume)
+    listen = with_recording(run, emit)
     pushes = BackgroundPushes(recipe.hub, run, listen)
-    with recorded(run), pushes:
-        write_origin(recipe, run, listen)
-        announce(recipe.hub, create=True, emit=listen)
+    with run_lifecycle(run), pushes:
+        write_manifest(recipe, run, listen)
+        check_push_access(recipe.hub, create=True, emit=listen)
         share(run.root)
         setup = prepare(recipe, listen)
         check_unchanged(run.data, setup.dataset.summary, "the data")
@@ -77,10 +78,10 @@ def dry_run(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
     sharding = join(recipe)
     if run_dir is not None:
-        RunDir.refuse_taken(run_dir)
+        RunDir.check_free(run_dir)
     emit = emit if is_main() else _keep_silent
     if is_main():
-        announce(recipe.hub, create=False, emit=emit)
+        check_push_access(recipe.hub, create=False, emit=emit)
     setup = prepare(recipe, emit)
     with setup.probe(emit):
         return one_step(

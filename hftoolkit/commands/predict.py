@@ -12,7 +12,7 @@ from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe import Recipe, RecommendationRecipe, load_recipe
 from hftoolkit.runs.directory import RunDir, read_json
 from hftoolkit.runs.prediction_tables import check_output, write_or_format
-from hftoolkit.runs.resume import open_finished, refuse_changed
+from hftoolkit.runs.resume import check_same_data, open_finished
 from hftoolkit.tasks import task_of
 from hftoolkit.tasks.shared.learner import joined
 from hftoolkit.train.devices import make_accelerator
@@ -99,7 +99,7 @@ class Predictor:
         dataset = kind.read(recipe, path, self._weights, self._schema, lambda _: None)
         if split not in dataset.splits:
             raise RecipeError(f"--split {split}: the splits of this run are {', '.join(dataset.splits)}")
-        refuse_changed(self._run, recipe.data.source, dataset.summary["fingerprint"])
+        check_same_data(self._run, recipe.data.source, dataset.summary["fingerprint"])
         return dataset.splits[split]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from hftoolkit.contracts import Details, Table, Task
 from hftoolkit.metrics.statistics import Resamples, RowStatistics, intervals, measure, paired_lead, resample
 from hftoolkit.runs.prediction_tables import write_csv
-from hftoolkit.runs.report import results_table
+from hftoolkit.runs.tables import results_table
 
 
 def measure_outputs(

@@ -9,7 +9,7 @@ import numpy as np
 
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.splits import split_rows
-from hftoolkit.data.tables import Table
+from hftoolkit.data.tables import DataTable
 from hftoolkit.data.text_rows import CleanRows, count_list
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split
@@ -27,7 +27,7 @@ def read_each_split(split: Split, read: Callable[[str | None], Read]) -> dict[st
     return found
 
 
-def refuse_shared_groups(rows: Mapping[str, CleanRows]) -> None:
+def check_disjoint_groups(rows: Mapping[str, CleanRows]) -> None:
     """Raise DataError if a group lies in two given splits: no division of the training rows can mend that."""
     for a, b in combinations(rows, 2):
         shared = sorted(set(rows[a].groups or ()) & set(rows[b].groups or ()))
@@ -38,14 +38,14 @@ def refuse_shared_groups(rows: Mapping[str, CleanRows]) -> None:
             )
 
 
-def refuse_no_rows(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> None:
+def check_not_empty(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> None:
     """Raise DataError if a table has no usable row."""
     for name, kept in rows.items():
         if not kept.texts:
             raise DataError(f"no row of {tables[name].source} can be used: {count_list(kept.skipped)}")
 
 
-def refuse_one_class(targets: np.ndarray, labels: LabelSet, advice: str) -> None:
+def check_two_classes(targets: np.ndarray, labels: LabelSet, advice: str) -> None:
     """Raise DataError if nothing tells one training row from another."""
     found = np.unique(targets)
     if len(found) < 2:
@@ -63,7 +63,7 @@ def places_by_split(rows: Mapping[str, CleanRows], split: Split) -> dict[str, tu
     }
 
 
-def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> dict[str, Any]:
+def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> dict[str, Any]:
     """Return which files were read, and what became of their rows, in plain JSON types."""
     skipped: Counter[str] = Counter()
     for kept in rows.values():
@@ -76,7 +76,7 @@ def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> dict[
     }
 
 
-def reading_warnings(rows: Mapping[str, CleanRows], tables: Mapping[str, Table]) -> list[str]:
+def reading_warnings(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> list[str]:
     """Return sentences on joined splits and rows left out."""
     warnings = []
     for name, table in tables.items():

@@ -38,7 +38,7 @@ def split_rows(targets: np.ndarray, split: Split, groups: Sequence[str] | None =
     sizes = {name: round(share * len(targets)) for name, share in fractions.items()}
     sizes = {"train": len(targets) - sum(sizes.values()), **sizes}
     if groups is None:
-        _refuse_empty(sizes, fractions)
+        _check_not_empty(sizes, fractions)
     strata = _strata(targets)
     generator = seeding.numpy_generator("split", split.seed)
     if groups is None:
@@ -48,7 +48,7 @@ def split_rows(targets: np.ndarray, split: Split, groups: Sequence[str] | None =
     return {name: np.flatnonzero(chosen == place) for place, name in enumerate(sizes)}
 
 
-def _refuse_empty(sizes: dict[str, int], fractions: dict[str, float]) -> None:
+def _check_not_empty(sizes: dict[str, int], fractions: dict[str, float]) -> None:
     empty = [name for name, size in sizes.items() if size < 1]
     if empty:
         counts = ", ".join(f"{name} {size}" for name, size in sizes.items())

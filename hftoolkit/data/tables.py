@@ -23,7 +23,7 @@ CSV_READER_OPTIONS = ("quotechar", "quoting", "escapechar", "doublequote", "skip
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class DataTable:
     """Rows of one split in the order of their files.
 
     Attributes:
@@ -56,7 +56,7 @@ class _Layout:
     csv_names: Sequence[str] | None
 
 
-def read_table(path: Path, *, split: str | None = None, subset: str | None = None) -> Table:
+def read_table(path: Path, *, split: str | None = None, subset: str | None = None) -> DataTable:
     """Read a table file, or the files of one split of a folder.
 
     Args:
@@ -79,7 +79,7 @@ def read_table(path: Path, *, split: str | None = None, subset: str | None = Non
     return _build(columns, features, (path.name,))
 
 
-def require_columns(table: Table, names: Sequence[str], where: str) -> None:
+def require_columns(table: DataTable, names: Sequence[str], where: str) -> None:
     """Raise DataError unless the table has all ``names``; ``where`` is the recipe key that names them."""
     missing = [name for name in names if name not in table.columns]
     if not missing:
@@ -96,7 +96,7 @@ def require_columns(table: Table, names: Sequence[str], where: str) -> None:
     )
 
 
-def _read_folder(folder: Path, split: str | None, subset: str | None) -> Table:
+def _read_folder(folder: Path, split: str | None, subset: str | None) -> DataTable:
     layout = _layout(folder, subset)
     if split is None:
         chosen = [path for paths in layout.files.values() for path in paths]
@@ -166,7 +166,7 @@ def files_named(folder: Path, split: str) -> list[Path]:
     return found
 
 
-def _build(columns: Columns, features: Mapping[str, Any], files: tuple[str, ...]) -> Table:
+def _build(columns: Columns, features: Mapping[str, Any], files: tuple[str, ...]) -> DataTable:
     class_names = {}
     for name, feature in features.items():
         coded = getattr(feature, "feature", feature)  # a list of labels wraps its element
@@ -175,7 +175,7 @@ def _build(columns: Columns, features: Mapping[str, Any], files: tuple[str, ...]
     named = {
         name: [_named(cell, names, name, files[0]) for cell in columns[name]] for name, names in class_names.items()
     }
-    return Table({**columns, **named}, len(next(iter(columns.values()))), class_names, files)
+    return DataTable({**columns, **named}, len(next(iter(columns.values()))), class_names, files)
 
 
 def _named(cell: Any, names: Sequence[str], column: str, file: str) -> Any:
@@ -190,7 +190,7 @@ def _named(cell: Any, names: Sequence[str], column: str, file: str) -> Any:
     return names[int(text)]
 
 
-def _concatenate(parts: Sequence[Table], joined: tuple[str, ...]) -> Table:
+def _concatenate(parts: Sequence[DataTable], joined: tuple[str, ...]) -> DataTable:
     first = parts[0]
     for part in parts[1:]:
         if set(part.columns) != set(first.columns):
@@ -200,4 +200,4 @@ def _concatenate(parts: Sequence[Table], joined: tuple[str, ...]) -> Table:
             )
     columns = {name: [cell for part in parts for cell in part.columns[name]] for name in first.columns}
     files = tuple(file for part in parts for file in part.files)
-    return Table(columns, sum(part.num_rows for part in parts), first.class_names, files, joined)
+    return DataTable(columns, sum(part.num_rows for part in parts), first.class_names, files, joined)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hftoolkit.data.labels import LabelSet, canonical_value
-from hftoolkit.data.tables import Table, require_columns
+from hftoolkit.data.tables import DataTable, require_columns
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import TextData
 
@@ -109,7 +109,7 @@ def clean_texts(columns: Mapping[str, Sequence[Any]], data: TextData) -> tuple[l
     return texts, bad
 
 
-def parse_rows(table: Table, data: TextData, *, multi_label: bool, label_separator: str) -> ParsedRows:
+def parse_rows(table: DataTable, data: TextData, *, multi_label: bool, label_separator: str) -> ParsedRows:
     """Read texts, label values and groups of all rows; a row with several faults is listed for the first.
 
     Raises:
@@ -136,7 +136,7 @@ def find_labels(
     *,
     multi_label: bool,
     mapping: Mapping[Any, str] | None,
-    table: Table,
+    table: DataTable,
 ) -> LabelSet:
     """Return the classes: those of the recipe, else the names the table gives, else the values of all usable rows."""
     coded_names = table.class_names.get(columns[0], []) if len(columns) == 1 else []
@@ -180,7 +180,7 @@ def encode_rows(parsed: ParsedRows, labels: LabelSet) -> tuple[CleanRows, BadRow
 
 
 def clean_rows(
-    table: Table,
+    table: DataTable,
     data: TextData,
     *,
     multi_label: bool,
@@ -206,13 +206,13 @@ def clean_rows(
     if labels is None:
         labels = find_labels([parsed], data.columns.label, multi_label=multi_label, mapping=mapping, table=table)
     rows, bad = encode_rows(parsed, labels)
-    refuse_bad_rows({table.source: bad}, labels, data.on_bad_rows)
+    check_bad_rows({table.source: bad}, labels, data.on_bad_rows)
     if not rows.texts:
         raise DataError(f"no row of {table.source} can be used: {count_list(rows.skipped)}")
     return rows
 
 
-def refuse_bad_rows(bad_by_source: Mapping[str, BadRows], labels: LabelSet, on_bad_rows: str) -> None:
+def check_bad_rows(bad_by_source: Mapping[str, BadRows], labels: LabelSet, on_bad_rows: str) -> None:
     """Raise one DataError that lists every kind of bad row of every source, unless they are to be skipped."""
     if on_bad_rows == "skip" or not any(bad_by_source.values()):
         return
@@ -316,7 +316,7 @@ def _flag_values(columns: Sequence[Sequence[Any]], names: Sequence[str]) -> tupl
     return values, bad
 
 
-def read_groups(table: Table, column: str | None) -> tuple[list[str] | None, BadRows]:
+def read_groups(table: DataTable, column: str | None) -> tuple[list[str] | None, BadRows]:
     """Return the group of each row, and the rows without one; None without a column.
 
     Raises:

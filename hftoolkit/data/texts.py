@@ -9,17 +9,17 @@ import numpy as np
 
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.reading import (
+    check_disjoint_groups,
+    check_not_empty,
+    check_two_classes,
     places_by_split,
     read_each_split,
     reading,
     reading_warnings,
-    refuse_no_rows,
-    refuse_one_class,
-    refuse_shared_groups,
 )
 from hftoolkit.data.summary import summarize
-from hftoolkit.data.tables import Table, read_table
-from hftoolkit.data.text_rows import CleanRows, encode_rows, find_labels, parse_rows, refuse_bad_rows
+from hftoolkit.data.tables import DataTable, read_table
+from hftoolkit.data.text_rows import CleanRows, check_bad_rows, encode_rows, find_labels, parse_rows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split, TextClassification, TextData
 
@@ -73,14 +73,16 @@ def load_text_splits(
         )
     encoded = {name: encode_rows(rows, labels) for name, rows in parsed.items()}
     bad = {tables[name].source: bad_rows for name, (_, bad_rows) in encoded.items()}
-    refuse_bad_rows(bad, labels, data.on_bad_rows)
+    check_bad_rows(bad, labels, data.on_bad_rows)
     rows = {name: kept for name, (kept, _) in encoded.items()}
-    refuse_shared_groups(rows)
+    check_disjoint_groups(rows)
     return _divide(rows, tables, data.split, labels)
 
 
-def _divide(rows: Mapping[str, CleanRows], tables: Mapping[str, Table], split: Split, labels: LabelSet) -> TextSplits:
-    refuse_no_rows(rows, tables)
+def _divide(
+    rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable], split: Split, labels: LabelSet
+) -> TextSplits:
+    check_not_empty(rows, tables)
     if not rows["train"].targets.any() and labels.multi_label:
         raise DataError("no training row has any label; check data.columns.label and task.label_separator")
     texts, targets, row_numbers = {}, {}, {}
@@ -89,7 +91,7 @@ def _divide(rows: Mapping[str, CleanRows], tables: Mapping[str, Table], split: S
         targets[name] = rows[source].targets[chosen]
         row_numbers[name] = rows[source].row_numbers[chosen]
     if not labels.multi_label:
-        refuse_one_class(targets["train"], labels, "check data.columns.label and task.labels")
+        check_two_classes(targets["train"], labels, "check data.columns.label and task.labels")
     summary = summarize(texts, targets, row_numbers, labels)
     summary["warnings"] = [*reading_warnings(rows, tables), *summary["warnings"]]
     return TextSplits(texts, targets, row_numbers, labels, {**reading(rows, tables), **summary})

@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from hftoolkit.contracts import Emit, Evaluated, Event, Message, StepDone
-from hftoolkit.data.sources.resolve import without_secrets
+from hftoolkit.data.sources.address import without_secrets
 from hftoolkit.recipe import ClassifierHub
 from hftoolkit.runs.checkpoint import best_at
 from hftoolkit.runs.directory import RunDir
@@ -21,10 +21,10 @@ from hftoolkit.runs.directory import RunDir
 MODULE = "hftoolkit.commands.upload"
 LINKED, ERRORS = "best", "errors.txt"  # in the folder of an upload: the weights, and what the process says
 LOWEST_PRIORITY = 19
-PATIENCE_SECONDS = 600.0  # for the last upload, when the run is over
-# What launchers tell their processes, of which this is none; and GPUs, whose memory belongs to the training.
-HIDDEN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-MODEST = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+FINAL_WAIT_SECONDS = 600.0  # for the last upload, when the run is over
+# The upload is no rank of the training, and leaves GPUs, whose memory the training needs, alone.
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+BACKGROUND_VARIABLES = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class BackgroundPushes:
@@ -60,7 +60,7 @@ class BackgroundPushes:
         if isinstance(event, Evaluated) and event.is_best:
             self._waiting = event.step  # newer weights take the place of those that wait
         if self._process is not None and self._process.poll() is not None:
-            self._conclude(self._process.returncode)
+            self._on_exit(self._process.returncode)
         is_free = self._process is None and event.step - self._counted_from >= self._every
         if is_free and self._waiting is not None:
             self._counted_from, self._step, self._waiting = event.step, self._waiting, None
@@ -72,9 +72,9 @@ class BackgroundPushes:
             return
         self._emit(Message(f"waiting for the push of the best model so far, of step {self._step}, to end"))
         try:
-            self._conclude(self._process.wait(PATIENCE_SECONDS))
+            self._on_exit(self._process.wait(FINAL_WAIT_SECONDS))
         except subprocess.TimeoutExpired:
-            self._tell_failure(f"it took over {PATIENCE_SECONDS:.0f} s more and was stopped")
+            self._warn(f"it took over {FINAL_WAIT_SECONDS:.0f} s more and was stopped")
         finally:
             self._stop()
 
@@ -90,7 +90,7 @@ class BackgroundPushes:
                 # A process group of its own, so that Ctrl-C reaches only the training process, which stops this one.
                 self._process = subprocess.Popen(
                     command,
-                    env=modest(os.environ),
+                    env=background_env(os.environ),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
@@ -98,20 +98,20 @@ class BackgroundPushes:
                 )
             os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST_PRIORITY)
         except OSError as error:
-            self._tell_failure(f"it could not be started ({error.strerror})")
+            self._warn(f"it could not be started ({error.strerror})")
             self._stop()
 
-    def _conclude(self, code: int) -> None:
+    def _on_exit(self, code: int) -> None:
         if code == 0:
             self._emit(Message(f"hub: the best model so far, of step {self._step}, was pushed"))
         else:
             said = ""
             with suppress(OSError):
                 said = (self._run.upload / ERRORS).read_text(encoding="utf-8", errors="replace").strip()
-            self._tell_failure(without_secrets(said.splitlines()[-1]) if said else f"exit code {code}")
+            self._warn(without_secrets(said.splitlines()[-1]) if said else f"exit code {code}")
         self._stop()
 
-    def _tell_failure(self, reason: str) -> None:
+    def _warn(self, reason: str) -> None:
         text = f"the push of the best model so far, of step {self._step}, failed: {reason}"
         self._emit(Message(text, "warning"))
 
@@ -124,6 +124,6 @@ class BackgroundPushes:
         shutil.rmtree(self._run.upload, ignore_errors=True)
 
 
-def modest(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a process that shall not disturb the one it comes from."""
-    return {name: value for name, value in environment.items() if name not in HIDDEN} | MODEST
+def background_env(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return environment variables for a background process: no rank, no GPU, one thread."""
+    return {name: value for name, value in environment.items() if name not in LAUNCHER_VARIABLES} | BACKGROUND_VARIABLES

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hftoolkit.contracts import CardText, Task
-from hftoolkit.data.sources.resolve import public_address
+from hftoolkit.data.sources.address import public_address
 from hftoolkit.recipe import AnyRecipe, Recipe, dump_recipe
 from hftoolkit.runs.checkpoint import Checkpoint
 from hftoolkit.runs.directory import RunDir

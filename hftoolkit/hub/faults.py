@@ -1,4 +1,4 @@
-"""What can go wrong between here and the Hub: what passes by itself, and what to tell about the rest."""
+"""Errors of the Hub: retries of transient ones, and messages for the rest."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import httpx2  # the client inside huggingface_hub, whose errors come through
 from huggingface_hub import errors, get_session
 
 from hftoolkit.contracts import Emit, Message
-from hftoolkit.data.sources.resolve import without_secrets
+from hftoolkit.data.sources.address import without_secrets
 from hftoolkit.errors import EnvironmentFault
 
 FIRST_WAITS_SECONDS = (1.0, 2.0, 4.0)  # before anything was sent: without a network, say so soon
@@ -19,7 +19,7 @@ WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 LONGEST_WAIT_SECONDS = 600.0  # the Hub counts requests in windows of five minutes
 LONGEST_ANSWER = httpx2.Timeout(600.0, connect=30.0)  # seconds; huggingface_hub would wait for ever
 # 409: another operation holds the repository; 412: its head moved, and the next attempt looks at what is there.
-PASSING = {408, 409, 412, 429}
+TRANSIENT_STATUS = {408, 409, 412, 429}
 # huggingface_hub puts RuntimeError around a failed LFS upload, and raises ValueError for an answer it cannot read and
 # for large files that are refused; hf_xet raises ConnectionError.
 HUB_ERRORS = (httpx2.HTTPError, OSError, RuntimeError, ValueError)
@@ -28,8 +28,8 @@ XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3}) ")
 T = TypeVar("T")
 
 
-def patiently(step: Callable[[], T], emit: Emit, waits: Sequence[float] = WAITS_SECONDS) -> T:
-    """Return what ``step`` returns; after an error that passes by itself, wait and call it again.
+def with_retries(step: Callable[[], T], emit: Emit, waits: Sequence[float] = WAITS_SECONDS) -> T:
+    """Call ``step`` and return its result; after a transient error, wait and retry.
 
     Args:
         step: may be called several times.
@@ -41,8 +41,8 @@ def patiently(step: Callable[[], T], emit: Emit, waits: Sequence[float] = WAITS_
         try:
             return step()
         except HUB_ERRORS as error:
-            seconds = max(wait, _asked_wait(error))
-            if not _passes(error) or seconds > LONGEST_WAIT_SECONDS:
+            seconds = max(wait, _retry_after(error))
+            if not _is_transient(error) or seconds > LONGEST_WAIT_SECONDS:
                 raise
             emit(Message(f"{_reason(error)}; trying again in {seconds:.0f} s", "warning"))
         time.sleep(seconds)
@@ -70,8 +70,8 @@ def _status(error: BaseException) -> int | None:
     for each in _chain(error):
         if isinstance(each, errors.HfHubHTTPError | httpx2.HTTPStatusError):
             return int(each.response.status_code)
-    told = XET_STATUS.search(str(error))
-    return int(told[1]) if told else None
+    match = XET_STATUS.search(str(error))
+    return int(match[1]) if match else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -81,16 +81,16 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__
 
 
-def _passes(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     if isinstance(error, ConnectionError):  # the network is switched off, or hf_xet, which tried for minutes, gave up
         return False
     code = _status(error)
     if code is not None:
-        return code in PASSING or code >= 500
+        return code in TRANSIENT_STATUS or code >= 500
     return any(isinstance(each, httpx2.TransportError | json.JSONDecodeError) for each in _chain(error))
 
 
-def _asked_wait(error: BaseException) -> float:
+def _retry_after(error: BaseException) -> float:
     """Return the seconds of Retry-After, or 0."""
     for each in _chain(error):
         if isinstance(each, errors.HfHubHTTPError):

@@ -19,8 +19,8 @@ from huggingface_hub.utils.logging import set_verbosity_error
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
-from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, patiently
-from hftoolkit.hub.repository import ready, visibility
+from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, with_retries
+from hftoolkit.hub.repository import ready_repository, visibility
 from hftoolkit.recipe import Hub, RecommendationRecipe, check_repository, is_reinforcement_recipe, load_recipe
 from hftoolkit.runs.directory import RunDir
 
@@ -66,7 +66,7 @@ def push(folder: Path, repository: str, *, private: bool, emit: Emit) -> str:
     except ValueError as error:
         raise RecipeError(str(error)) from error
     run = RunDir.open(folder)
-    run.refuse_unfinished()
+    run.check_finished()
     _quieten()
     again = shlex.join(["hftoolkit", "push", str(folder), repository, *([] if private else ["--public"])])
     advice = f"The model is complete in {run.model}; to try again, type: {again}"
@@ -92,10 +92,10 @@ def push_unfinished(folder: Path, hub: Hub, *, step: int, emit: Emit) -> None:
 def _send(folder: Path, repository: str, *, private: bool, title: str, emit: Emit) -> str:
     """Make the main branch equal to a folder, in one commit of this title; return the commit that holds it."""
     local = _digests(folder)
-    patiently(lambda: _validate(folder / CARD), emit, FIRST_WAITS_SECONDS)
-    patiently(lambda: ready(repository, private=private, create=True), emit, FIRST_WAITS_SECONDS)
+    with_retries(lambda: _validate(folder / CARD), emit, FIRST_WAITS_SECONDS)
+    with_retries(lambda: ready_repository(repository, private=private, create=True), emit, FIRST_WAITS_SECONDS)
     upload = _Upload(folder, repository, local, title, emit)
-    commit = patiently(upload.converge, emit)
+    commit = with_retries(upload.converge, emit)
     upload.verify(commit)
     return commit
 
@@ -137,7 +137,7 @@ class _Upload:
         Raises:
             EnvironmentFault: there is a difference.
         """
-        differing = self._differing(patiently(lambda: self._remote(commit), self._emit))
+        differing = self._differing(with_retries(lambda: self._remote(commit), self._emit))
         if differing:
             raise EnvironmentFault(f"what the Hub has at {commit[:12]} differs from here in {', '.join(differing)}")
 
@@ -212,7 +212,7 @@ def _validate(card: Path) -> None:
 
 
 def _quieten() -> None:
-    """Keep bars out of files and pipes, and leave it to ``patiently`` to tell about attempts that failed."""
+    """Keep bars out of files and pipes, and leave it to ``with_retries`` to tell about attempts that failed."""
     if not sys.stderr.isatty():
         disable_progress_bars()
     if not logger.isEnabledFor(logging.INFO):

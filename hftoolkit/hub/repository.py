@@ -6,11 +6,11 @@ from huggingface_hub import HfApi
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.errors import EnvironmentFault, RecipeError
-from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, patiently
+from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, with_retries
 from hftoolkit.recipe import Hub
 
 
-def announce(hub: Hub | None, *, create: bool, emit: Emit) -> None:
+def check_push_access(hub: Hub | None, *, create: bool, emit: Emit) -> None:
     """Check before a long run that its model can be pushed, so that a missing permission costs no training.
 
     Args:
@@ -25,12 +25,14 @@ def announce(hub: Hub | None, *, create: bool, emit: Emit) -> None:
     if hub is None:
         return
     with hub_faults(f"cannot use hub.repo {hub.repo}", "Nothing was trained yet; or leave out the section hub"):
-        exists = patiently(lambda: ready(hub.repo, private=hub.private, create=create), emit, FIRST_WAITS_SECONDS)
+        exists = with_retries(
+            lambda: ready_repository(hub.repo, private=hub.private, create=create), emit, FIRST_WAITS_SECONDS
+        )
     found = "is there" if exists else "was made" if create else "does not exist yet, and can be made"
     emit(Message(f"hub: {hub.repo} ({visibility(hub.private)}) {found}; the model goes there at the end"))
 
 
-def ready(repository: str, *, private: bool, create: bool) -> bool:
+def ready_repository(repository: str, *, private: bool, create: bool) -> bool:
     """Return whether the repository existed; make it if it did not, and check who sees it and that we may write."""
     api = HfApi()
     user = api.whoami()
@@ -38,7 +40,7 @@ def ready(repository: str, *, private: bool, create: bool) -> bool:
         raise EnvironmentFault("the Hub token may only read; make one that may write, and type `hf auth login`")
     exists = api.repo_exists(repository)
     if not exists:
-        _refuse_foreign_owner(repository, user)
+        _check_owner(repository, user)
         if not create:
             return False
         api.create_repo(repository, private=private, exist_ok=True)
@@ -53,7 +55,7 @@ def visibility(private: bool) -> str:
     return "private" if private else "public"
 
 
-def _refuse_foreign_owner(repository: str, user: dict[str, Any]) -> None:
+def _check_owner(repository: str, user: dict[str, Any]) -> None:
     names = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
     owner, _, name = repository.partition("/")
     if owner.casefold() not in map(str.casefold, names):

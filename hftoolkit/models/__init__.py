@@ -1,1 +1,1 @@
-"""Pretrained backbones and what changes them: adapters, probes, frozen layers. And the baselines beside them."""
+"""Pretrained backbones and what changes them: adapters, probes, frozen layers."""

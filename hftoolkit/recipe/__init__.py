@@ -9,7 +9,7 @@ from hftoolkit.recipe.image_classification import (
     ImageRecipe,
     Pixels,
 )
-from hftoolkit.recipe.kinds import ALL_RECIPES, RECIPES, AnyFineTuning, AnyRecipe
+from hftoolkit.recipe.kinds import ALL_RECIPES, AnyRecipe
 from hftoolkit.recipe.reading.load import (
     differences,
     dump_recipe,
@@ -18,15 +18,14 @@ from hftoolkit.recipe.reading.load import (
     load_recipe,
     load_reinforcement_recipe,
 )
-from hftoolkit.recipe.reading.shipped import ShippedRecipe, copy_recipe, list_recipes, read_recipe_text
+from hftoolkit.recipe.reading.shipped import copy_recipe, list_recipes, read_recipe_text
 from hftoolkit.recipe.recommendation import (
-    EncoderModel,
     Fusion,
     IdModels,
     InteractionTable,
     ItemTable,
-    Protocol,
     RankingEvaluation,
+    RankingProtocol,
     RecommendationData,
     RecommendationRecipe,
     RecommendationTask,
@@ -41,7 +40,6 @@ from hftoolkit.recipe.reinforcement import (
     NatureCnn,
     Network,
     PixelObservations,
-    PolicyEvaluation,
     QLearning,
     ReinforcementRecipe,
     Sarsa,
@@ -50,9 +48,7 @@ from hftoolkit.recipe.reinforcement import (
 from hftoolkit.recipe.sections import (
     FREE_TO_CHANGE,
     Classification,
-    ClassificationEvaluation,
     ClassifierHub,
-    Data,
     Evaluation,
     FullTuning,
     Hub,
@@ -66,22 +62,17 @@ from hftoolkit.recipe.sections import (
     Tuning,
     check_repository,
 )
-from hftoolkit.recipe.text_classification import TextClassification, TextColumns, TextData, TextModel, TextRecipe
+from hftoolkit.recipe.text_classification import TextClassification, TextData, TextRecipe
 
 __all__ = [
     "ALL_RECIPES",
     "FREE_TO_CHANGE",
-    "RECIPES",
     "Algorithm",
-    "AnyFineTuning",
     "AnyRecipe",
     "Augmentation",
     "Classification",
-    "ClassificationEvaluation",
     "ClassifierHub",
-    "Data",
     "Dqn",
-    "EncoderModel",
     "Environment",
     "Evaluation",
     "FullTuning",
@@ -105,22 +96,18 @@ __all__ = [
     "Network",
     "PixelObservations",
     "Pixels",
-    "PolicyEvaluation",
-    "Protocol",
     "QLearning",
     "RankingEvaluation",
+    "RankingProtocol",
     "Recipe",
     "RecommendationData",
     "RecommendationRecipe",
     "RecommendationTask",
     "ReinforcementRecipe",
     "Sarsa",
-    "ShippedRecipe",
     "Split",
     "TextClassification",
-    "TextColumns",
     "TextData",
-    "TextModel",
     "TextRecipe",
     "TimmEncoder",
     "Train",

@@ -16,7 +16,7 @@ from hftoolkit.recipe.sections import (
     Sha256,
     Train,
     Tuning,
-    refuse_late_layers,
+    check_unfreezing,
 )
 from hftoolkit.recipe.text_classification import ColumnNames
 
@@ -155,7 +155,7 @@ class UserTable(Source):
     numbers: Names = Field((), description="Columns of numbers; five groups of equal size are made of each.")
 
 
-class Protocol(Section):
+class RankingProtocol(Section):
     """What is held out. All models are fitted on the training interactions alone."""
 
     protocol: Literal["leave-one-out", "time", "random", "cold-items"] = Field(
@@ -182,7 +182,7 @@ class RecommendationData(Section):
     items: ItemTable = Field(description="The catalogue, with texts.")
     users: UserTable | None = Field(None, description="Groups of users, for the part 'groups'.")
     license: str | None = Field(None, min_length=1, description="Licence of the data, for the model card.")
-    split: Protocol = Field(default_factory=Protocol, description="What is held out.")
+    split: RankingProtocol = Field(default_factory=RankingProtocol, description="What is held out.")
     on_bad_rows: Literal["error", "skip"] = Field(
         "error", description="Rows without an id, a time or an item of the catalogue stop the run, or are left out."
     )
@@ -289,7 +289,7 @@ class RecommendationRecipe(Section):
 
     @model_validator(mode="after")
     def _all_layers_join(self) -> Self:
-        refuse_late_layers(self.tuning, self.train)
+        check_unfreezing(self.tuning, self.train)
         return self
 
     @model_validator(mode="after")

@@ -214,7 +214,7 @@ class Train(Section):
     checkpoint_every: int | None = Field(
         None,
         ge=1,
-        description="Optimizer steps between saves of the state that --resume goes on from. Default: about a minute, "
+        description="Optimizer steps between saves of the state that --resume continues from. Default: about a minute, "
         "longer where a save takes over 0.6 seconds. Evaluations and interrupts save it too.",
     )
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = Field(
@@ -231,7 +231,7 @@ class Train(Section):
         return self
 
 
-def refuse_late_layers(tuning: Tuning, train: Train) -> None:
+def check_unfreezing(tuning: Tuning, train: Train) -> None:
     """Raise ValueError if gradual unfreezing would end after the training."""
     if isinstance(tuning, FullTuning) and tuning.unfreeze_epochs >= train.epochs:
         raise ValueError(
@@ -310,7 +310,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _all_layers_join(self) -> Self:
-        refuse_late_layers(self.tuning, self.train)
+        check_unfreezing(self.tuning, self.train)
         return self
 
     @model_validator(mode="after")

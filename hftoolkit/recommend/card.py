@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from hftoolkit.data.sources.resolve import public_address
+from hftoolkit.data.sources.address import public_address
 from hftoolkit.hub.card import licence, recipe_section, write_folder_card
 from hftoolkit.recipe import RecommendationRecipe
 from hftoolkit.runs.directory import RunDir
@@ -78,7 +78,7 @@ vectors = tower.encode(["Toy Story (1995). Animation, Children's, Comedy"])  # l
 _RECOMMENDER_USE = """import numpy as np
 from pathlib import Path
 
-from hftoolkit.recommend.histories import Histories
+from hftoolkit.recommend.interactions import Interactions
 from hftoolkit.recommend.scorers import Queries
 from hftoolkit.recommend.recommender import Recommender
 
@@ -88,6 +88,6 @@ history = [recommender.catalogue.ids.index(item) for item in chosen]
 allowed = np.ones((1, len(recommender.catalogue)), dtype=bool)
 allowed[0, history] = False
 groups = np.zeros((1, recommender.num_groups), dtype=np.float32)  # of the user, where they are known
-scores = recommender.scores(Queries(Histories.of([history]), groups), allowed)
+scores = recommender.scores(Queries(Interactions.of([history]), groups), allowed)
 best = np.where(allowed, scores, -np.inf)[0].argsort()[::-1][:10]
 print([recommender.catalogue.titles[item] for item in best])"""

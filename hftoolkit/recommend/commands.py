@@ -11,13 +11,14 @@ import numpy as np
 from hftoolkit.contracts import Emit, InferenceProgress, Message, Table
 from hftoolkit.errors import EnvironmentFault, RecipeError
 from hftoolkit.hub.push import publish
-from hftoolkit.hub.repository import announce
+from hftoolkit.hub.repository import check_push_access
 from hftoolkit.metrics.bootstrap import mean_intervals
 from hftoolkit.recipe import RecommendationRecipe
 from hftoolkit.recommend.card import write_recommender_card
 from hftoolkit.recommend.export import TowerFiles, TowerGate, export_recommender
-from hftoolkit.recommend.fusion import allowed_items
-from hftoolkit.recommend.job import Job, load_splits, prepare
+from hftoolkit.recommend.fusion import ScorerFusion, ablations
+from hftoolkit.recommend.fusion_weights import allowed_items
+from hftoolkit.recommend.job import RecommendationJob, load_splits, prepare
 from hftoolkit.recommend.predictor import (
     RecommendationPredictor,
     Recommended,
@@ -28,14 +29,14 @@ from hftoolkit.recommend.predictor import (
 from hftoolkit.recommend.protocols import RecommendationSplits
 from hftoolkit.recommend.ranking import NOBODY, RankedLists, blocks, mean_values, summarize_lists
 from hftoolkit.recommend.recommender import KnownUsers, Recommender
-from hftoolkit.recommend.scorers import Part, Queries, TextVectors
-from hftoolkit.recommend.second_stage import SecondStage, ablations
+from hftoolkit.recommend.scorers import Queries, Scorer, TextVectors
 from hftoolkit.recommend.tower import ItemTower, load_text_encoder, save_encoder
 from hftoolkit.runs.checkpoint import prune
-from hftoolkit.runs.directory import RunDir, recorded, write_json
+from hftoolkit.runs.directory import RunDir, write_json
+from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
 from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
-from hftoolkit.runs.report import gains_table, results_table
-from hftoolkit.runs.resume import check_unchanged, new_run_or_old, write_origin
+from hftoolkit.runs.resume import check_unchanged, open_run, write_manifest
+from hftoolkit.runs.tables import gains_table, results_table
 from hftoolkit.train.devices import join_processes
 from hftoolkit.train.distributed.collectives import num_processes
 from hftoolkit.train.loop import fit, one_step
@@ -87,49 +88,49 @@ def finetune(
         name: run name, used when ``run_dir`` is None.
         run_dir: exactly where the run goes, or is.
         emit: gets everything a user or a log wants to see.
-        resume: go on with the run of that name or directory, from its newest checkpoint.
+        resume: resume the run of that name or directory, from its newest checkpoint.
 
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
-    _refuse_several_processes()
-    run = new_run_or_old(recipe, name, run_dir, resume=resume)
-    listen = run.recording(emit)
-    with recorded(run):
-        write_origin(recipe, run, listen)
-        announce(recipe.hub, create=True, emit=listen)
+    _check_single_process()
+    run = open_run(recipe, name, run_dir, resume=resume)
+    listen = with_recording(run, emit)
+    with run_lifecycle(run):
+        write_manifest(recipe, run, listen)
+        check_push_access(recipe.hub, create=True, emit=listen)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.splits.summary, "the data")
         check_unchanged(run.backbone, job.weights.origin, "the pretrained weights")
         fitted, text = _train(job, run, listen)
-        stage = SecondStage(job.splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
-        recommender = stage.fuse(job.summed(text))
+        fusion = ScorerFusion(job.splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
+        recommender = fusion.fit(job.summed(text))
         gate = _export(job, recommender, text, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same vectors"))
-        ours = stage.rank(recommender, "test")
-        results = measure(job, stage, recommender, {**job.parts, "text": text}, ours)
+        ours = fusion.rank(recommender, "test")
+        results = measure(job, fusion, recommender, {**job.scorers, "text": text}, ours)
         results |= {"train": fitted.facts("users"), "gate": gate}
         write_json(run.results, results)
         KnownUsers(job.splits.user_ids, job.splits.everything, job.splits.groups).save(run.users)
         _report(job.splits, run, ours, results, listen)
         write_recommender_card(run, recipe, results, job.splits.summary, job.weights.hub_id)
-        prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
+        prune(run.checkpoints, keep=1)  # which a larger train.epochs extends
     publish(recipe.hub, run, emit=listen)
     return run.root
 
 
-def _refuse_several_processes() -> None:
+def _check_single_process() -> None:
     join_processes()
     if num_processes() > 1:
         raise EnvironmentFault("recommendation trains in one process; start it without a launcher")
 
 
-def rehearse(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) -> float:
+def dry_run(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
-    _refuse_several_processes()
+    _check_single_process()
     if run_dir is not None:
-        RunDir.refuse_taken(run_dir)
-    announce(recipe.hub, create=False, emit=emit)
+        RunDir.check_free(run_dir)
+    check_push_access(recipe.hub, create=False, emit=emit)
     job = prepare(recipe, emit)
     with job.pooling():
         return one_step(
@@ -142,23 +143,28 @@ def rehearse(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) 
 
 
 def measure(
-    job: Job, stage: SecondStage, recommender: Recommender, parts: Mapping[str, Part], ours: RankedLists
+    job: RecommendationJob,
+    fusion: ScorerFusion,
+    recommender: Recommender,
+    scorers: Mapping[str, Scorer],
+    ours: RankedLists,
 ) -> dict[str, Any]:
-    """Return the test metrics of the sum, of each part alone and of other sums, with intervals and paired leads.
+    """Return the test metrics of the sum, of each scorer alone and of other sums, with intervals and paired leads.
 
     Args:
         job: gives recipe and data.
         stage: fuses and ranks.
         recommender: the sum.
-        parts: to compare it with; but for ``text``, none of them knows of the tuned tower.
+        scorers: to compare it with; but for ``text``, none of them knows of the tuned tower.
         ours: the lists of the sum on the test split.
     """
     recipe = job.recipe
-    others = {name: job.task.rank(part, "test") for name, part in parts.items()} if recipe.evaluation.baselines else {}
+    others = {}
     if recipe.evaluation.baselines:
+        others = {name: job.task.rank(scorer, "test") for name, scorer in scorers.items()}
         for name, members in ablations(recipe.fusion.parts):
-            others[name] = stage.rank(stage.fuse({member: parts[member] for member in members}), "test")
-    out_of_fold = stage.out_of_fold(recommender.parts)
+            others[name] = fusion.rank(fusion.fit({member: scorers[member] for member in members}), "test")
+    out_of_fold = fusion.out_of_fold(recommender.scorers)
     pairs = [("text", "frozen-text"), ("text", "popularity")]
     gains = {f"{a} over {b}": _leads(recipe, others[a], others[b]) for a, b in pairs if a in others and b in others}
     return {
@@ -168,10 +174,10 @@ def measure(
         "test": _measured(recipe, job.splits, ours, "test"),
         "validation": {
             "sum, out of fold": {"metrics": mean_values(out_of_fold.values)},
-            "text": {"metrics": mean_values(job.task.rank(parts["text"], "validation").values)},
+            "text": {"metrics": mean_values(job.task.rank(scorers["text"], "validation").values)},
         },
         "chosen": {name: dict(choice) for name, choice in job.chosen.items()},
-        "weights": dict(zip(recommender.parts, map(float, recommender.weights), strict=True)),
+        "weights": dict(zip(recommender.scorers, map(float, recommender.weights), strict=True)),
         "baselines": {
             name: _measured(recipe, job.splits, lists, "test") | {"difference": _leads(recipe, ours, lists)}
             for name, lists in others.items()
@@ -192,9 +198,9 @@ def evaluate(folder: Path, *, split: str, emit: Emit) -> dict[str, Any]:
     splits = load_splits(recipe, emit)
     if split not in splits.cases:
         raise RecipeError(f"--split {split}: a recommender is measured on {' or '.join(splits.cases)}")
-    predictor.refuse_changed(splits.summary["fingerprint"])
-    stage = SecondStage(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
-    results = {"test": _measured(recipe, splits, stage.rank(predictor.recommender, split), split)}
+    predictor.check_same_data(splits.summary["fingerprint"])
+    fusion = ScorerFusion(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
+    results = {"test": _measured(recipe, splits, fusion.rank(predictor.recommender, split), split)}
     emit(replace(results_table(results | {"cutoff": recipe.evaluation.cutoff}, HEADLINE), title=f"{folder} on {split}"))
     return results["test"]
 
@@ -287,7 +293,7 @@ def _leads(recipe: RecommendationRecipe, ours: RankedLists, theirs: RankedLists)
     return {metric: (means[metric], *intervals[metric]) for metric in COMPARED if metric in intervals}
 
 
-def _train(job: Job, run: RunDir, emit: Emit) -> tuple[Fitted, TextVectors]:
+def _train(job: RecommendationJob, run: RunDir, emit: Emit) -> tuple[Fitted, TextVectors]:
     """Run the loop, after which the tower of the job has the best weights; return also its vectors in fp32."""
     with job.pooling():
         fitted = fit(
@@ -300,10 +306,10 @@ def _train(job: Job, run: RunDir, emit: Emit) -> tuple[Fitted, TextVectors]:
             emit=emit,
         )
         emit(Message("best weights loaded; encoding all items in fp32, and weighing the parts on validation"))
-        return fitted, job.task.text_part(job.tuned.model, job.infer, full_precision=True)
+        return fitted, job.task.text_scorer(job.tuned.model, job.infer, full_precision=True)
 
 
-def _export(job: Job, recommender: Recommender, text: TextVectors, run: RunDir) -> dict[str, Any]:
+def _export(job: RecommendationJob, recommender: Recommender, text: TextVectors, run: RunDir) -> dict[str, Any]:
     tower = job.tuned.model
     assert isinstance(tower, ItemTower)
     cases = job.splits.cases["test"]

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import Ridge
 
-from hftoolkit.recommend.histories import Histories
+from hftoolkit.recommend.interactions import Interactions
 
 LANDMARKS = 2_000  # known items that all are compared with: 16 KB for each item
 ATTRIBUTES_WEIGHT = 0.5  # mean squared length of the attributes of an item; that of its text is 1
@@ -61,7 +61,9 @@ def fill_in_factors(
     return filled_ID
 
 
-def solve_factors(histories: Histories, others_ID: np.ndarray, regularization: float, confidence: float) -> np.ndarray:
+def solve_factors(
+    histories: Interactions, others_ID: np.ndarray, regularization: float, confidence: float
+) -> np.ndarray:
     """Return the factors, (B, D) float32, that fit 1 for what is in a history and 0 for the rest, given the others'.
 
     What is in a history weighs ``1 + confidence * weight``, the rest 1.

@@ -1,102 +1,89 @@
-"""The second stage: a weighted sum of what several parts say, learned on targets that no part was fitted on.
+"""Score fusion: a weighted sum of scorers, its weights fitted on validation, and how well sums rank."""
 
-Shape suffixes: B users, I items, P parts.
-"""
-
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 
-from hftoolkit.recommend.histories import Cases
-from hftoolkit.seeding import numpy_generator
-
-MAX_CELLS = 60_000_000  # users x items x parts that are held while weights are learned: 240 MB; else users are sampled
-ROUNDING = np.float32(1e-6)  # a deviation as small as this, relative to the mean, is none
+from hftoolkit.recipe import Fusion, RankingEvaluation
+from hftoolkit.recommend.fusion_weights import (
+    FusionExamples,
+    allowed_items,
+    fit_weights,
+    fold_of_users,
+    sample_users,
+    target_shares,
+)
+from hftoolkit.recommend.interactions import Cases
+from hftoolkit.recommend.protocols import RecommendationSplits
+from hftoolkit.recommend.ranking import RankedLists, rank
+from hftoolkit.recommend.recommender import Recommender
+from hftoolkit.recommend.scorers import Queries, Scorer
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
-    """Standardized scores of users whose targets are known.
+class ScorerFusion:
+    """Fits and measures sums of scorers on the splits of one log."""
 
-    Attributes:
-        users: (B,) places among the cases.
-        features: (B, I, P) float32, standardized scores of each part.
-        allowed: (B, I) bool, what may be recommended.
-        targets: (B, I) float32, one over the number of targets at each of them; rows sum to 1.
-    """
+    splits: RecommendationSplits
+    section: Fusion
+    evaluation: RankingEvaluation
+    seed: int
 
-    users: np.ndarray
-    features: np.ndarray
-    allowed: np.ndarray
-    targets: np.ndarray
+    def fit(self, scorers: Mapping[str, Scorer]) -> Recommender:
+        """Return the sum of these scorers whose weights suit the validation targets best."""
+        unweighted = Recommender(self.splits.catalogue, scorers, np.ones(len(scorers), dtype=np.float32))
+        weights = fit_weights(self._examples(unweighted), self.section.regularization)
+        return Recommender(self.splits.catalogue, scorers, weights)
 
+    def out_of_fold(self, scorers: Mapping[str, Scorer]) -> RankedLists:
+        """Rank validation, each user by weights that were learned from the users of the other folds."""
+        unweighted = Recommender(self.splits.catalogue, scorers, np.ones(len(scorers), dtype=np.float32))
+        examples = self._examples(unweighted)
+        cases = self.splits.cases["validation"]
+        fold = fold_of_users(len(cases), self.section.folds, self.seed)
+        weights = np.stack(
+            [
+                fit_weights(_some(examples, fold[examples.users] != each), self.section.regularization)
+                for each in range(self.section.folds)
+            ]
+        )
 
-def standardize(scores_BI: np.ndarray, allowed_BI: np.ndarray) -> np.ndarray:
-    """Return scores with mean 0 and deviation 1 over the allowed items of each user, and 0 elsewhere, (B, I) float32.
+        def scores(users: np.ndarray) -> np.ndarray:
+            features = unweighted.features(Queries.of(cases, users, self.splits.groups), allowed_items(cases, users))
+            result: np.ndarray = np.einsum("bip,bp->bi", features, weights[fold[users]])
+            return result
 
-    Where all items of a user have the same score, they become 0.
-    """
-    count_B1 = np.maximum(allowed_BI.sum(axis=1, keepdims=True), 1).astype(np.float32)
-    centred_BI = np.where(allowed_BI, scores_BI, np.float32(0))
-    mean_B1 = centred_BI.sum(axis=1, keepdims=True) / count_B1
-    centred_BI -= mean_B1
-    centred_BI *= allowed_BI
-    deviation_B1 = np.sqrt(np.einsum("bi,bi->b", centred_BI, centred_BI)[:, None] / count_B1)
-    rounding_B1 = ROUNDING * (1 + np.abs(mean_B1))
-    centred_BI /= np.where(deviation_B1 > rounding_B1, deviation_B1, np.float32(np.inf))
-    return centred_BI
+        return self._rank(cases, scores)
 
+    def rank(self, recommender: Recommender, split: str) -> RankedLists:
+        """Rank all candidates of a split."""
+        cases = self.splits.cases[split]
+        return self._rank(
+            cases,
+            lambda users: recommender.scores(Queries.of(cases, users, self.splits.groups), allowed_items(cases, users)),
+        )
 
-def allowed_items(cases: Cases, users: np.ndarray) -> np.ndarray:
-    """Return which items may be recommended to some of the users, (b, I) bool."""
-    allowed = np.tile(cases.candidates, (len(users), 1))
-    histories = cases.histories.select(users)
-    allowed[histories.rows, histories.items] = False
-    return allowed
+    def _rank(self, cases: Cases, scores: Callable[[np.ndarray], np.ndarray]) -> RankedLists:
+        return rank(cases, scores, cutoff=self.evaluation.cutoff, block_users=self.evaluation.block_users)
 
-
-def target_shares(cases: Cases, users: np.ndarray) -> np.ndarray:
-    """Return one over the number of targets at each target of some of the users, (b, I) float32."""
-    targets = cases.targets.select(users)
-    shares = np.zeros((len(users), len(cases.candidates)), dtype=np.float32)
-    shares[targets.rows, targets.items] = np.repeat(1 / np.maximum(targets.lengths, 1), targets.lengths)
-    return shares
-
-
-def sample_users(cases: Cases, parts: int, seed: int) -> np.ndarray:
-    """Return the places of the users that weights are learned from, ascending: all, or as many as memory allows."""
-    most = max(1, MAX_CELLS // (len(cases.candidates) * parts))
-    order = numpy_generator("fusion", seed).permutation(len(cases))
-    return np.sort(order[:most])
+    def _examples(self, unweighted: Recommender) -> FusionExamples:
+        cases = self.splits.cases["validation"]
+        users = sample_users(cases, len(unweighted.scorers), self.seed)
+        allowed = allowed_items(cases, users)
+        features = unweighted.features(Queries.of(cases, users, self.splits.groups), allowed)
+        return FusionExamples(users, features, allowed, target_shares(cases, users))
 
 
-def fold_of_users(count: int, folds: int, seed: int) -> np.ndarray:
-    """Return a fold for each user, (count,), of equal sizes."""
-    return numpy_generator("folds", seed).permutation(count) % folds
+def _some(examples: FusionExamples, chosen: np.ndarray) -> FusionExamples:
+    return FusionExamples(
+        examples.users[chosen], examples.features[chosen], examples.allowed[chosen], examples.targets[chosen]
+    )
 
 
-def fit_weights(examples: Examples, regularization: float) -> np.ndarray:
-    """Return the weights, (P,), under which a softmax over the allowed items gives the targets the most likelihood.
-
-    Args:
-        examples: of B users.
-        regularization: ridge, in users: 1 counts as much as one user does.
-    """
-    B, _, P = examples.features.shape
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        logits_BI = np.where(examples.allowed, examples.features @ weights.astype(np.float32), -np.inf)
-        logits_BI -= logits_BI.max(axis=1, keepdims=True)
-        exponentials_BI = np.exp(logits_BI)
-        totals_B1 = exponentials_BI.sum(axis=1, keepdims=True)
-        wanted_BI = examples.targets > 0
-        picked = (logits_BI - np.log(totals_B1))[wanted_BI]
-        surplus_BI = exponentials_BI / totals_B1 - examples.targets
-        value = -(picked * examples.targets[wanted_BI]).sum() + regularization * (weights**2).sum() / 2
-        slopes_BP = np.matmul(surplus_BI[:, None, :], examples.features)[:, 0]
-        gradient = slopes_BP.sum(axis=0, dtype=np.float64) + regularization * weights
-        return float(value) / B, gradient / B
-
-    weights: np.ndarray = minimize(loss, np.zeros(P), jac=True, method="L-BFGS-B").x
-    return weights.astype(np.float32)
+def ablations(scorers: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield a name and the scorers of each sum that tells what one kind of scorer adds."""
+    ids = tuple(name for name in scorers if name not in ("text", "frozen-text"))
+    if "text" in scorers and ids:
+        yield "sum without text", ids
+        yield "sum with frozen text", ("frozen-text", *ids)

@@ -17,17 +17,17 @@ from hftoolkit.recommend.scorers import Queries, TextVectors, user_means
 HNSW_NEIGHBORS = 32  # of each entry of an approximate index
 
 
-def index_queries(part: TextVectors, queries: Queries) -> np.ndarray:
+def index_queries(scorer: TextVectors, queries: Queries) -> np.ndarray:
     """Return what to search an index for, (B, D + 1) float32."""
-    users_BD = user_means(queries.histories, part.recency or None, part.num_items) @ part.vectors
+    users_BD = user_means(queries.histories, scorer.recency or None, scorer.num_items) @ scorer.vectors
     return np.concatenate([users_BD, np.ones((len(users_BD), 1))], axis=1).astype(np.float32)
 
 
-def write_index(part: TextVectors, ids: Sequence[str], path: Path, *, exact: bool = False) -> None:
+def write_index(scorer: TextVectors, ids: Sequence[str], path: Path, *, exact: bool = False) -> None:
     """Write an index of all items, and beside it ``PATH.json`` with their ids, by place.
 
     Args:
-        part: I items.
+        scorer: I items.
         ids: of the items.
         path: usually ends with .faiss.
         exact: compare each query with all entries, instead of walking a graph of neighbours (HNSW).
@@ -39,7 +39,9 @@ def write_index(part: TextVectors, ids: Sequence[str], path: Path, *, exact: boo
         import faiss
     except ImportError as error:
         raise EnvironmentFault("an index of items needs faiss: pip install 'hftoolkit[faiss]'") from error
-    entries_IE = np.concatenate([part.vectors / part.temperature, part.biases[:, None]], axis=1).astype(np.float32)
+    entries_IE = np.concatenate([scorer.vectors / scorer.temperature, scorer.biases[:, None]], axis=1).astype(
+        np.float32
+    )
     width = entries_IE.shape[1]
     metric: Any = faiss.METRIC_INNER_PRODUCT
     index = faiss.IndexFlat(width, metric) if exact else faiss.IndexHNSWFlat(width, HNSW_NEIGHBORS, metric)

@@ -17,35 +17,26 @@ from hftoolkit.models.pretrained import Weights
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import IdModels, LinearProbe, RecommendationRecipe
 from hftoolkit.recommend.factors import item_features, similarities
+from hftoolkit.recommend.fitting import ITEM_SQUARED, TrainingLog, alternatives, filled_in, fit_choices, fit_scorer
 from hftoolkit.recommend.protocols import RecommendationSplits, load_recommendation_splits
 from hftoolkit.recommend.ranking import mean_values
-from hftoolkit.recommend.scorers import (
-    ITEM_SQUARED,
-    Factors,
-    Part,
-    TextVectors,
-    TrainingLog,
-    alternatives,
-    filled_in,
-    fit_choices,
-    fit_part,
-)
+from hftoolkit.recommend.scorers import Factors, Scorer, TextVectors
 from hftoolkit.recommend.task import RecommendationTower
 from hftoolkit.recommend.tower import ItemTower, TowerShape, load_text_encoder, put_on_top
 from hftoolkit.train.devices import describe_device, make_accelerator
 from hftoolkit.train.inference import Inference
 
-TEXT_PARTS = ("text", "frozen-text")
+TEXT_SCORERS = ("text", "frozen-text")
 BASELINES = ("popularity", "recent-popularity", "item-knn", "ease", "slit", "ials")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RecommendationJob:
     """Everything a recipe names, loaded and checked.
 
     Attributes:
         log: what models of ids were fitted on.
-        parts: what needs no training of the tower, by name: models of ids, and ``frozen-text``.
+        scorers: what needs no training of the tower, by name: models of ids, and ``frozen-text``.
         pooled: (I, H) what the encoder gave for each item before training.
         chosen: settings of those that were chosen on validation, by name.
         pooler: of the encoder, unused, but kept for the saved model.
@@ -60,7 +51,7 @@ class Job:
     infer: Inference
     weights: Weights
     log: TrainingLog
-    parts: Mapping[str, Part]
+    scorers: Mapping[str, Scorer]
     pooled: torch.Tensor
     chosen: Mapping[str, Mapping[str, float | None]]
 
@@ -70,16 +61,16 @@ class Job:
             return self.task.cached_pooling(self.pooled)
         return nullcontext()
 
-    def summed(self, text: TextVectors) -> dict[str, Part]:
-        """Return the parts of the sum, by name, given what the tuned tower makes of the texts."""
-        parts: dict[str, Part] = {**self.parts, "text": text}
-        ials = parts.get("ials")
+    def summed(self, text: TextVectors) -> dict[str, Scorer]:
+        """Return the scorers of the sum, by name, given what the tuned tower makes of the texts."""
+        scorers: dict[str, Scorer] = {**self.scorers, "text": text}
+        ials = scorers.get("ials")
         if isinstance(ials, Factors):
-            parts["ials"] = filled_in(ials, _with_texts(self.log, text.vectors), self.recipe.id_models)
-        return {name: parts[name] for name in self.recipe.fusion.parts}
+            scorers["ials"] = filled_in(ials, _with_texts(self.log, text.vectors), self.recipe.id_models)
+        return {name: scorers[name] for name in self.recipe.fusion.parts}
 
 
-def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
+def prepare(recipe: RecommendationRecipe, emit: Emit) -> RecommendationJob:
     """Fetch, load and check everything, and fit what needs no training of the tower.
 
     Raises:
@@ -104,19 +95,21 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> Job:
     center = pooled[task.trained_items].mean(dim=0)
     frozen = ItemTower(encoder.model, plain, recipe.train.seed, center)
     with torch.inference_mode():
-        text = task.part_of(frozen.head(pooled).numpy())
+        text = task.scorer_of(frozen.head(pooled).numpy())
     groups = splits.groups[splits.train_users]
     catalogue = len(splits.catalogue)
     log = TrainingLog(splits.train, groups, splits.train_items, catalogue, attributes=splits.attributes)
-    parts, chosen = _fit_parts(recipe, task, log, text.vectors, emit)
-    parts["frozen-text"] = text
+    scorers, chosen = _fit_scorers(recipe, task, log, text.vectors, emit)
+    scorers["frozen-text"] = text
     tuned = apply_tuning(encoder, recipe.tuning)
     shape = TowerShape(recipe.model.dimensions, recipe.model.item_bias)
     tower = ItemTower(tuned.model, shape, recipe.train.seed, center if recipe.model.center else None)
     tuned = put_on_top(tuned, tower, head_scale=recipe.tuning.head_learning_rate_scale)
     emit(trainable_table(tuned.model))
     emit(Message(f"{describe_device(accelerator)}, attention {kernel}"))
-    return Job(recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, log, parts, pooled, chosen)
+    return RecommendationJob(
+        recipe, splits, task, tuned, encoder.tokenizer, pooler, infer, weights, log, scorers, pooled, chosen
+    )
 
 
 def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplits:
@@ -135,11 +128,11 @@ def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplit
     return splits
 
 
-def _fit_parts(
+def _fit_scorers(
     recipe: RecommendationRecipe, task: RecommendationTower, log: TrainingLog, texts: np.ndarray, emit: Emit
-) -> tuple[dict[str, Part], dict[str, dict[str, float | None]]]:
+) -> tuple[dict[str, Scorer], dict[str, dict[str, float | None]]]:
     """Fit the models of ids that the sum adds up, and those it is compared with; return also what was chosen."""
-    wanted: list[str] = [name for name in recipe.fusion.parts if name not in TEXT_PARTS]
+    wanted: list[str] = [name for name in recipe.fusion.parts if name not in TEXT_SCORERS]
     if recipe.evaluation.baselines:
         wanted += [name for name in BASELINES if name not in wanted]
         too_large = [name for name in wanted if name in ITEM_SQUARED and name not in recipe.fusion.parts]
@@ -148,17 +141,17 @@ def _fit_parts(
             emit(Message(f"no baselines {', '.join(too_large)}: the catalogue is above id_models.max_items", "warning"))
     if "ials" in wanted:
         log = _with_texts(log, texts)
-    parts: dict[str, Part] = {}
+    scorers: dict[str, Scorer] = {}
     chosen: dict[str, dict[str, float | None]] = {}
     for name in wanted:
         choices = list(alternatives(name, recipe.id_models))
         if len(choices) == 1:
-            parts[name] = fit_part(name, log, recipe.id_models)
+            scorers[name] = fit_scorer(name, log, recipe.id_models)
         else:
-            parts[name], chosen[name] = best_choice(name, log, choices, task, recipe.evaluation.best_by)
+            scorers[name], chosen[name] = best_choice(name, log, choices, task, recipe.evaluation.best_by)
             listed = ", ".join(f"{knob} {'null' if value is None else value}" for knob, value in chosen[name].items())
             emit(Message(f"{name}: {listed}, the best of {len(choices)} choices on validation"))
-    return parts, chosen
+    return scorers, chosen
 
 
 def _with_texts(log: TrainingLog, texts: np.ndarray) -> TrainingLog:
@@ -175,13 +168,13 @@ def best_choice(
     choices: Sequence[tuple[dict[str, float | None], IdModels]],
     task: RecommendationTower,
     metric: str,
-) -> tuple[Part, dict[str, float | None]]:
-    """Return the part that ranks validation best by ``metric``, the first of equal ones, and its settings."""
-    best: tuple[float, Part, dict[str, float | None]] | None = None
-    for choice, part in fit_choices(name, log, choices):
-        value = mean_values(task.rank(part, "validation").values)[metric]
+) -> tuple[Scorer, dict[str, float | None]]:
+    """Return the scorer that ranks validation best by ``metric``, the first of equal ones, and its settings."""
+    best: tuple[float, Scorer, dict[str, float | None]] | None = None
+    for choice, scorer in fit_choices(name, log, choices):
+        value = mean_values(task.rank(scorer, "validation").values)[metric]
         if best is None or value > best[0]:
-            best = value, part, choice
+            best = value, scorer, choice
     assert best is not None
     return best[1:]
 

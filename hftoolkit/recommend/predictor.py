@@ -12,15 +12,15 @@ from hftoolkit.data.labels import canonical_value
 from hftoolkit.data.tables import read_table
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import RecommendationRecipe, is_reinforcement_recipe, load_recipe
-from hftoolkit.recommend.histories import Histories
 from hftoolkit.recommend.index import index_queries, write_index
-from hftoolkit.recommend.interactions import Catalogue, read_catalogue, read_log
+from hftoolkit.recommend.interactions import Interactions
+from hftoolkit.recommend.log import Catalogue, read_catalogue, read_log
 from hftoolkit.recommend.ranking import NOBODY, blocks, tie_order, top_items
 from hftoolkit.recommend.recommender import KnownUsers, Recommender
 from hftoolkit.recommend.scorers import Queries, TextVectors
 from hftoolkit.recommend.tower import load_tower
 from hftoolkit.runs.directory import RunDir
-from hftoolkit.runs.resume import open_finished, refuse_changed
+from hftoolkit.runs.resume import check_same_data, open_finished
 from hftoolkit.tasks.shared.text_inputs import encode_texts, pad_tokens
 
 BATCH_SIZE = 64
@@ -35,7 +35,7 @@ class Recommended:
         item: its id.
         title: what a person reads of it.
         score: comparable within one list.
-        parts: what each part adds to the score, by name; they sum to it.
+        parts: what each scorer adds to the score, by name; they sum to it.
         because: the items of the history that add most, and how much each does; empty unless asked for.
     """
 
@@ -64,9 +64,9 @@ class RecommendationPredictor:
         """
         return cls(run, recipe, Recommender.load(run.recommender), KnownUsers.load(run.users))
 
-    def refuse_changed(self, fingerprint: str) -> None:
+    def check_same_data(self, fingerprint: str) -> None:
         """Raise DataError if the splits of the recipe are no longer those of the run."""
-        refuse_changed(self.run, self.recipe.data.interactions.source, fingerprint)
+        check_same_data(self.run, self.recipe.data.interactions.source, fingerprint)
 
     def with_new_items(self, table: Path) -> Self:
         """Return a predictor that recommends the items of a table as well, by their texts alone.
@@ -99,7 +99,7 @@ class RecommendationPredictor:
         if unknown:
             raise DataError(f"{len(unknown)} items of the history are not known: {', '.join(unknown[:5])}")
         groups = np.zeros((1, self.known.groups.shape[1]), dtype=np.float32)
-        return Queries(Histories.of([[place[name] for name in names]]), groups)
+        return Queries(Interactions.of([[place[name] for name in names]]), groups)
 
     def recommend(
         self,
@@ -132,10 +132,10 @@ class RecommendationPredictor:
         ]
 
     def export_index(self, path: Path | str, *, exact: bool = False) -> None:
-        """Write the item vectors as a faiss index, which holds what the part ``text`` scores; see ``index_queries``.
+        """Write the item vectors as a faiss index, which holds what the scorer ``text`` gives; see ``index_queries``.
 
         Raises:
-            DataError: no part of the run reads texts.
+            DataError: no scorer of the run reads texts.
             EnvironmentFault: faiss is not installed, or the files cannot be written.
         """
         write_index(self._text(), self.recommender.catalogue.ids, Path(path), exact=exact)
@@ -144,7 +144,7 @@ class RecommendationPredictor:
         """Return what to search such an index for, (B, D + 1), from ``user`` or ``history``; then leave out the seen.
 
         Raises:
-            DataError: no part of the run reads texts.
+            DataError: no scorer of the run reads texts.
         """
         return index_queries(self._text(), queries)
 
@@ -166,13 +166,13 @@ class RecommendationPredictor:
         counts = np.bincount(log.users, minlength=len(log.user_ids))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         groups = np.zeros((len(counts), self.known.groups.shape[1]), dtype=np.float32)
-        return list(log.user_ids), Queries(Histories(offsets, log.items, log.weights), groups)
+        return list(log.user_ids), Queries(Interactions(offsets, log.items, log.weights), groups)
 
     def _text(self) -> TextVectors:
-        part = self.recommender.parts.get("text")
-        if not isinstance(part, TextVectors):
+        scorer = self.recommender.scorers.get("text")
+        if not isinstance(scorer, TextVectors):
             raise DataError("item vectors come from their texts, and this run has no 'text' in fusion.parts")
-        return part
+        return scorer
 
     def _of_users(self, places: np.ndarray) -> Queries:
         return Queries(self.known.histories.select(places), self.known.groups[places])
@@ -212,7 +212,7 @@ class RecommendationPredictor:
                 for entry in strongest
                 if influences[entry, column] > 0
             )
-            parts = dict(zip(recommender.parts, map(float, added), strict=True))
+            parts = dict(zip(recommender.scorers, map(float, added), strict=True))
             found.append(Recommended(catalogue.ids[place], catalogue.titles[place], float(added.sum()), parts, because))
         return found
 

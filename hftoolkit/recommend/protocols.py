@@ -11,9 +11,9 @@ import numpy as np
 from hftoolkit import seeding
 from hftoolkit.data.tables import read_table
 from hftoolkit.errors import DataError
-from hftoolkit.recipe import Protocol, RecommendationData
-from hftoolkit.recommend.histories import Cases, Histories
-from hftoolkit.recommend.interactions import (
+from hftoolkit.recipe import RankingProtocol, RecommendationData
+from hftoolkit.recommend.interactions import Cases, Interactions
+from hftoolkit.recommend.log import (
     Catalogue,
     Log,
     read_attributes,
@@ -43,11 +43,11 @@ class RecommendationSplits:
 
     catalogue: Catalogue
     user_ids: tuple[str, ...]
-    train: Histories
+    train: Interactions
     train_users: np.ndarray
     train_items: np.ndarray
     cases: Mapping[str, Cases]
-    everything: Histories
+    everything: Interactions
     groups: np.ndarray
     attributes: np.ndarray
     summary: dict[str, Any]
@@ -104,7 +104,7 @@ def load_recommendation_splits(
     )
 
 
-def divide(log: Log, split: Protocol, num_items: int) -> tuple[np.ndarray, dict[str, _Held]]:
+def divide(log: Log, split: RankingProtocol, num_items: int) -> tuple[np.ndarray, dict[str, _Held]]:
     """Return the mask of training interactions, (N,), and what validation and test know and predict.
 
     Raises:
@@ -135,7 +135,7 @@ def _leave_one_out(log: Log, everything: np.ndarray) -> tuple[np.ndarray, dict[s
     return ~enough | (age >= 2), held
 
 
-def _time_windows(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np.ndarray, dict[str, _Held]]:
+def _time_windows(log: Log, split: RankingProtocol, everything: np.ndarray) -> tuple[np.ndarray, dict[str, _Held]]:
     cuts = np.quantile(log.times, [1 - split.validation - split.test, 1 - split.test])
     windows = {"validation": (cuts[0], cuts[1]), "test": (cuts[1], np.inf)}
     held = {}
@@ -148,7 +148,7 @@ def _time_windows(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np
     return log.times < cuts[0], held
 
 
-def _random(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np.ndarray, dict[str, _Held]]:
+def _random(log: Log, split: RankingProtocol, everything: np.ndarray) -> tuple[np.ndarray, dict[str, _Held]]:
     generator = seeding.numpy_generator("interactions", split.seed)
     _, count = _ages(log)
     order = np.lexsort((generator.random(len(log)), log.users))
@@ -166,7 +166,7 @@ def _random(log: Log, split: Protocol, everything: np.ndarray) -> tuple[np.ndarr
     }
 
 
-def _cold_items(log: Log, split: Protocol, num_items: int) -> tuple[np.ndarray, dict[str, _Held]]:
+def _cold_items(log: Log, split: RankingProtocol, num_items: int) -> tuple[np.ndarray, dict[str, _Held]]:
     """Hide items; those of test are ``default_rng(seed).choice(I, n, replace=False)``, as published figures have it."""
     sizes = {
         name: max(1, round(share * num_items))
@@ -190,15 +190,15 @@ def _ages(log: Log) -> tuple[np.ndarray, np.ndarray]:
     return stop - 1 - np.arange(len(log)), stop - start
 
 
-def _by_user(log: Log, mask: np.ndarray) -> tuple[np.ndarray, Histories]:
+def _by_user(log: Log, mask: np.ndarray) -> tuple[np.ndarray, Interactions]:
     users, counts = np.unique(log.users[mask], return_counts=True)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return users, Histories(offsets, log.items[mask], log.weights[mask])
+    return users, Interactions(offsets, log.items[mask], log.weights[mask])
 
 
-def _of_all_users(log: Log) -> Histories:
+def _of_all_users(log: Log) -> Interactions:
     counts = np.bincount(log.users, minlength=len(log.user_ids))
-    return Histories(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), log.items, log.weights)
+    return Interactions(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), log.items, log.weights)
 
 
 def _cases(log: Log, train: np.ndarray, held: _Held) -> Cases:
@@ -217,7 +217,7 @@ def _cases(log: Log, train: np.ndarray, held: _Held) -> Cases:
 def _summary(
     log: Log,
     catalogue: Catalogue,
-    split: Protocol,
+    split: RankingProtocol,
     train: np.ndarray,
     held: Mapping[str, _Held],
     cases: Mapping[str, Cases],

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from hftoolkit import seeding
-from hftoolkit.recommend.histories import Cases, Histories
+from hftoolkit.recommend.interactions import Cases, Interactions
 
 NOBODY = -1  # a place of a list that no item could fill
 BUCKETS = ("head", "middle", "tail")
 PER_USER = ("hr", "recall", "ndcg", "mrr", "map")
 
-Values = dict[str, np.ndarray]  # metric -> (B,), nan for users without targets
+UserMetrics = dict[str, np.ndarray]  # metric -> (B,), nan for users without targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class RankedLists:
     """
 
     items_BK: np.ndarray
-    values: Values
+    values: UserMetrics
     found_T: np.ndarray
 
 
@@ -41,7 +41,7 @@ def tie_order(num_items: int) -> np.ndarray:
     return seeding.numpy_generator("ties").permutation(num_items)
 
 
-def mask_unwanted(scores_BI: np.ndarray, histories: Histories, candidates_I: np.ndarray) -> None:
+def mask_unwanted(scores_BI: np.ndarray, histories: Interactions, candidates_I: np.ndarray) -> None:
     """Set the scores of items in the history, and of those that are no candidates, to ``-inf``, in place."""
     scores_BI[histories.rows, histories.items] = -np.inf
     scores_BI[:, ~candidates_I] = -np.inf
@@ -97,7 +97,7 @@ def rank(cases: Cases, scores: Callable[[np.ndarray], np.ndarray], *, cutoff: in
     return RankedLists(items_BK, user_metrics(items_BK, cases.targets), found_targets(items_BK, cases.targets))
 
 
-def user_metrics(items_BK: np.ndarray, targets: Histories) -> Values:
+def user_metrics(items_BK: np.ndarray, targets: Interactions) -> UserMetrics:
     """Return the metrics of each list, (B,), nan for users without targets.
 
     ``hr`` is 1 if any target is listed; ``recall`` the share of the targets; ``ndcg`` with gain 1 for each target, over
@@ -123,7 +123,7 @@ def user_metrics(items_BK: np.ndarray, targets: Histories) -> Values:
     return {name: np.where(has_any_B, value_B, np.nan) for name, value_B in values.items()}
 
 
-def found_targets(items_BK: np.ndarray, targets: Histories) -> np.ndarray:
+def found_targets(items_BK: np.ndarray, targets: Interactions) -> np.ndarray:
     """Return whether each target is in the list of its user, (T,) bool."""
     listed = items_BK[targets.rows] == targets.items[:, None]
     found: np.ndarray = listed.any(axis=1)
@@ -173,7 +173,7 @@ def mean_values(values: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: _mean(each) for name, each in values.items()}
 
 
-def _is_target(items_BK: np.ndarray, targets: Histories) -> np.ndarray:
+def _is_target(items_BK: np.ndarray, targets: Interactions) -> np.ndarray:
     """Return whether each listed item is a target of its user, (B, K) bool."""
     span = max(int(items_BK.max(initial=0)), int(targets.items.max(initial=0))) + 2
     listed = np.arange(len(items_BK))[:, None] * span + items_BK + 1  # NOBODY becomes 0, which is no target

@@ -1,6 +1,6 @@
-"""Recommendations from a history: the parts, the weights of their sum, and the catalogue; saved as plain files.
+"""Recommendations from a history: the scorers, the weights of their sum, and the catalogue; saved as plain files.
 
-Shape suffixes: B users, I items, L entries of a history, P parts.
+Shape suffixes: B users, I items, L entries of a history, P scorers.
 """
 
 import json
@@ -14,17 +14,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hftoolkit.errors import DataError
-from hftoolkit.recommend.fusion import standardize
-from hftoolkit.recommend.histories import Histories
-from hftoolkit.recommend.interactions import Catalogue
+from hftoolkit.recommend.fusion_weights import standardize
+from hftoolkit.recommend.interactions import Interactions
+from hftoolkit.recommend.log import Catalogue
 from hftoolkit.recommend.scorers import (
     AttributeOdds,
     Factors,
     FixedScores,
     GroupLifts,
     ItemToItem,
-    Part,
     Queries,
+    Scorer,
     TextVectors,
 )
 
@@ -42,53 +42,53 @@ class Recommender:
 
     Attributes:
         catalogue: I items, new ones at the end.
-        parts: what gives scores, by name.
-        weights: (P,) of the parts, in their order, on standardized scores.
+        scorers: what gives scores, by name.
+        weights: (P,) of the scorers, in their order, on standardized scores.
         text_bias: (D,) what gives the bias of a text from its vector; None where texts have no bias.
     """
 
     catalogue: Catalogue
-    parts: Mapping[str, Part]
+    scorers: Mapping[str, Scorer]
     weights: np.ndarray
     text_bias: np.ndarray | None = None
 
     @property
     def num_groups(self) -> int:
-        """How many groups of users the parts know."""
-        groups = self.parts.get("groups")
+        """How many groups of users the scorers know."""
+        groups = self.scorers.get("groups")
         return len(groups.lifts) if isinstance(groups, GroupLifts) else 0
 
     def scores(self, queries: Queries, allowed_BI: np.ndarray) -> np.ndarray:
-        """Return the weighted sum of the standardized scores of all parts, (B, I)."""
+        """Return the weighted sum of the standardized scores of all scorers, (B, I)."""
         result: np.ndarray = self.features(queries, allowed_BI) @ self.weights
         return result
 
     def features(self, queries: Queries, allowed_BI: np.ndarray) -> np.ndarray:
-        """Return the standardized scores of each part, (B, I, P). What a part does not know is 0, its mean."""
-        features_BIP = np.zeros((*allowed_BI.shape, len(self.parts)), dtype=np.float32)
-        for place, part in enumerate(self.parts.values()):
-            known = part.num_items
-            scores_BI = part.scores(_known_to(part, queries))
+        """Return the standardized scores of each scorer, (B, I, P). What a scorer does not know is 0, its mean."""
+        features_BIP = np.zeros((*allowed_BI.shape, len(self.scorers)), dtype=np.float32)
+        for place, scorer in enumerate(self.scorers.values()):
+            known = scorer.num_items
+            scores_BI = scorer.scores(_known_to(scorer, queries))
             features_BIP[:, :known, place] = standardize(scores_BI, allowed_BI[:, :known])
         return features_BIP
 
     def influences(self, queries: Queries, allowed_I: np.ndarray, places: Sequence[int]) -> np.ndarray:
         """Return what each entry of one history adds to the scores of some items, (L, len(places)).
 
-        Parts whose scores are no sum over the history, such as popularity or iALS, add nothing here.
+        Scorers whose scores are no sum over the history, such as popularity or iALS, add nothing here.
         """
         chosen, wanted = queries.histories.items, np.asarray(places, dtype=np.int64)
         total = np.zeros((len(chosen), len(wanted)))
-        for weight, part in zip(self.weights, self.parts.values(), strict=True):
-            shares_LI = part.by_entry(_known_to(part, queries))
+        for weight, scorer in zip(self.weights, self.scorers.values(), strict=True):
+            shares_LI = scorer.by_entry(_known_to(scorer, queries))
             if shares_LI is None:
                 continue
-            inside_LI = shares_LI[:, allowed_I[: part.num_items]]
+            inside_LI = shares_LI[:, allowed_I[: scorer.num_items]]
             deviation = float(inside_LI.sum(axis=0).std())
             if deviation > 0:
-                columns = np.flatnonzero(wanted < part.num_items)
+                columns = np.flatnonzero(wanted < scorer.num_items)
                 centred = shares_LI[:, wanted[columns]] - inside_LI.mean(axis=1, keepdims=True)
-                total[np.ix_(chosen < part.num_items, columns)] += weight * centred / deviation
+                total[np.ix_(chosen < scorer.num_items, columns)] += weight * centred / deviation
         return total
 
     def with_new_items(self, catalogue: Catalogue, outputs: np.ndarray) -> Self:
@@ -99,12 +99,12 @@ class Recommender:
             outputs: (N, D + 1) what the tower gives for them.
 
         Raises:
-            DataError: an id is known already, or no part reads texts.
+            DataError: an id is known already, or no scorer reads texts.
         """
         repeated = sorted(set(catalogue.ids) & set(self.catalogue.ids))
         if repeated:
             raise DataError(f"{len(repeated)} new items are known already: {', '.join(repeated[:5])}; leave them out")
-        text = self.parts.get("text")
+        text = self.scorers.get("text")
         if not isinstance(text, TextVectors):
             raise DataError("new items are known by their texts, and this run has no 'text' in fusion.parts")
         longer = replace(
@@ -114,7 +114,7 @@ class Recommender:
         )
         old = self.catalogue
         joined = Catalogue(old.ids + catalogue.ids, old.texts + catalogue.texts, old.titles + catalogue.titles)
-        return replace(self, catalogue=joined, parts=dict(self.parts) | {"text": longer})
+        return replace(self, catalogue=joined, scorers=dict(self.scorers) | {"text": longer})
 
     def save(self, directory: Path) -> None:
         """Write ``recommender.json`` and ``recommender.safetensors``."""
@@ -122,11 +122,11 @@ class Recommender:
         if self.text_bias is not None:
             arrays["text_bias"] = self.text_bias
         described: dict[str, Any] = {}
-        for name, part in self.parts.items():
-            settings = {field.name: getattr(part, field.name) for field in fields(part)}  # type: ignore[arg-type]
+        for name, scorer in self.scorers.items():
+            settings = {field.name: getattr(scorer, field.name) for field in fields(scorer)}  # type: ignore[arg-type]
             arrays |= {f"{name}/{key}": value for key, value in settings.items() if isinstance(value, np.ndarray)}
             numbers = {key: value for key, value in settings.items() if not isinstance(value, np.ndarray)}
-            described[name] = {"kind": type(part).__name__, **numbers}
+            described[name] = {"kind": type(scorer).__name__, **numbers}
         content = {
             "format": FORMAT,
             "parts": described,
@@ -148,22 +148,22 @@ class Recommender:
             if content["format"] != FORMAT:
                 raise DataError(f"{directory} has format {content['format']}, and this version reads {FORMAT}")
             arrays = load_file(directory / ARRAYS)
-            parts = {name: _part(name, described, arrays) for name, described in content["parts"].items()}
+            scorers = {name: _scorer(name, described, arrays) for name, described in content["parts"].items()}
             items = {key: tuple(values) for key, values in content["items"].items()}
-            return cls(Catalogue(**items), parts, arrays["weights"], arrays.get("text_bias"))
+            return cls(Catalogue(**items), scorers, arrays["weights"], arrays.get("text_bias"))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise DataError(f"cannot read the recommender in {directory}: {error}") from error
 
 
-def _known_to(part: Part, queries: Queries) -> Queries:
-    return replace(queries, histories=queries.histories.within(part.num_items))
+def _known_to(scorer: Scorer, queries: Queries) -> Queries:
+    return replace(queries, histories=queries.histories.within(scorer.num_items))
 
 
-def _part(name: str, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Part:
+def _scorer(name: str, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Scorer:
     numbers = {key: value for key, value in described.items() if key != "kind"}
     own = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
-    part: Part = KINDS[described["kind"]](**numbers, **own)
-    return part
+    scorer: Scorer = KINDS[described["kind"]](**numbers, **own)
+    return scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class KnownUsers:
     """
 
     ids: tuple[str, ...]
-    histories: Histories
+    histories: Interactions
     groups: np.ndarray
 
     def save(self, directory: Path) -> None:
@@ -202,7 +202,7 @@ class KnownUsers:
         try:
             arrays = load_file(directory / HISTORIES)
             ids = tuple(json.loads((directory / USERS).read_text(encoding="utf-8")))
-            histories = Histories(arrays["offsets"], arrays["items"], arrays["weights"])
+            histories = Interactions(arrays["offsets"], arrays["items"], arrays["weights"])
             return cls(ids, histories, arrays["groups"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise DataError(f"cannot read the users in {directory}: {error}") from error

@@ -15,7 +15,7 @@ from torch import nn
 from hftoolkit.contracts import Batch, Examples, Infer, Metrics, StepOutput, Tensors
 from hftoolkit.errors import RecipeError
 from hftoolkit.recipe import RankingEvaluation, RecommendationTask
-from hftoolkit.recommend.histories import Histories
+from hftoolkit.recommend.interactions import Interactions
 from hftoolkit.recommend.losses import (
     StepItems,
     draw_evenly,
@@ -28,7 +28,7 @@ from hftoolkit.recommend.losses import (
 )
 from hftoolkit.recommend.protocols import RecommendationSplits
 from hftoolkit.recommend.ranking import PER_USER, RankedLists, mean_values, rank
-from hftoolkit.recommend.scorers import Part, Queries, TextVectors
+from hftoolkit.recommend.scorers import Queries, Scorer, TextVectors
 from hftoolkit.recommend.tower import ItemTower
 from hftoolkit.tasks.shared.class_head import to_rows
 from hftoolkit.tasks.shared.text_inputs import encode_texts, pad_tokens
@@ -136,14 +136,14 @@ class RecommendationTower:
 
     def evaluate(self, model: nn.Module, infer: Infer) -> Metrics:
         """Return the metrics of the tower alone on validation, in the precision of the run."""
-        return mean_values(self.rank(self.text_part(model, infer), "validation").values)
+        return mean_values(self.rank(self.text_scorer(model, infer), "validation").values)
 
-    def text_part(self, model: nn.Module, infer: Infer, *, full_precision: bool = False) -> TextVectors:
-        """Return the vectors of all items as a part."""
-        return self.part_of(np.stack(infer(model, self._items, full_precision=full_precision)))
+    def text_scorer(self, model: nn.Module, infer: Infer, *, full_precision: bool = False) -> TextVectors:
+        """Return the vectors of all items as a scorer."""
+        return self.scorer_of(np.stack(infer(model, self._items, full_precision=full_precision)))
 
-    def part_of(self, outputs: np.ndarray) -> TextVectors:
-        """Return what a tower gives for all items, (I, D + 1), as a part."""
+    def scorer_of(self, outputs: np.ndarray) -> TextVectors:
+        """Return what a tower gives for all items, (I, D + 1), as a scorer."""
         return TextVectors(
             vectors=np.ascontiguousarray(outputs[:, :-1]),
             biases=np.ascontiguousarray(outputs[:, -1]),
@@ -160,12 +160,12 @@ class RecommendationTower:
         """The items that occur in training, (N,)."""
         return self._trained_items
 
-    def rank(self, part: Part, split: str) -> RankedLists:
-        """Rank all candidates of a split by one part."""
+    def rank(self, scorer: Scorer, split: str) -> RankedLists:
+        """Rank all candidates of a split by one scorer."""
         cases = self.splits.cases[split]
         return rank(
             cases,
-            lambda users: part.scores(Queries.of(cases, users, self.splits.groups)),
+            lambda users: scorer.scores(Queries.of(cases, users, self.splits.groups)),
             cutoff=self._evaluation.cutoff,
             block_users=self._evaluation.block_users,
         )
@@ -214,7 +214,7 @@ class RecommendationTower:
         return {"latest": history[:, -1], "history": history, "weights": weights}
 
 
-def pad_histories(histories: Histories) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_histories(histories: Interactions) -> tuple[torch.Tensor, torch.Tensor]:
     """Return items and weights, (B, L), aligned at the right; -1 and 0 where a history is shorter than the longest."""
     longest = int(histories.lengths.max())
     items = np.full((len(histories), longest), PADDING, dtype=np.int64)

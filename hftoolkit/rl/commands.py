@@ -15,7 +15,7 @@ import torch
 from hftoolkit.contracts import Emit, Message, Table
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.hub.push import publish
-from hftoolkit.hub.repository import announce
+from hftoolkit.hub.repository import check_push_access
 from hftoolkit.metrics.returns import return_intervals, return_metrics, seed_metrics
 from hftoolkit.recipe import Dqn, MlpNetwork, ReinforcementRecipe, is_reinforcement_recipe, load_reinforcement_recipe
 from hftoolkit.rl.artifact import check_saved, load_policy, save_policy
@@ -26,9 +26,11 @@ from hftoolkit.rl.evaluation import Episodes, Policy, RandomPolicy, evaluate_pol
 from hftoolkit.rl.tabular import TabularAgent
 from hftoolkit.rl.training import Training
 from hftoolkit.rl.video import check_video, record_video, show
-from hftoolkit.runs.directory import RunDir, read_json, recorded, write_json
-from hftoolkit.runs.report import return_text, write_learning_curve_png
-from hftoolkit.runs.resume import new_run_or_old, write_origin
+from hftoolkit.runs.directory import RunDir, read_json, write_json
+from hftoolkit.runs.figures import write_learning_curve_png
+from hftoolkit.runs.lifecycle import run_lifecycle, truncate_log, with_recording
+from hftoolkit.runs.resume import open_run, write_manifest
+from hftoolkit.runs.tables import return_text
 
 Agent = DqnAgent | TabularAgent
 
@@ -62,7 +64,7 @@ def train(
             "hub.repo holds one policy; leave out the section hub, and push the seed of your choice later"
         )
     _prepare(recipe, allow_code=allow_code)
-    run = new_run_or_old(recipe, name, run_dir, resume=resume)
+    run = open_run(recipe, name, run_dir, resume=resume)
     if resume:
         _refuse_another_count(run, seeds)
     if seeds == 1:
@@ -72,11 +74,11 @@ def train(
     return run.root
 
 
-def rehearse(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bool, emit: Emit) -> float:
+def dry_run(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bool, emit: Emit) -> float:
     """Make the agent, act, update once and play one evaluation episode; write nothing; return that episode's return."""
     if run_dir is not None:
-        RunDir.refuse_taken(run_dir)
-    announce(recipe.hub, create=False, emit=emit)
+        RunDir.check_free(run_dir)
+    check_push_access(recipe.hub, create=False, emit=emit)
     _prepare(recipe, allow_code=allow_code)
     with _agent(recipe) as agent:
         agent.advance()
@@ -120,10 +122,10 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
 
 def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     """Train one agent in a run directory, from where it was left."""
-    listen = run.recording(emit)
-    with recorded(run):
-        write_origin(recipe, run, listen)
-        announce(recipe.hub, create=True, emit=listen)
+    listen = with_recording(run, emit)
+    with run_lifecycle(run):
+        write_manifest(recipe, run, listen)
+        check_push_access(recipe.hub, create=True, emit=listen)
         with _agent(recipe) as agent:
             _learn_and_measure(recipe, agent, run, listen)
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # the replay memory is large, and nothing goes on from here
@@ -142,7 +144,7 @@ def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, l
         emit=listen,
     )
     training.resume()
-    run.forget_after(agent.step)
+    truncate_log(run, agent.step)
     training.run()
     played = _play(recipe, agent, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
     results = _results(recipe, agent, training, played)
@@ -156,9 +158,9 @@ def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, l
 
 def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emit) -> None:
     """Train one agent after the other, and report over all."""
-    listen = run.recording(emit)
-    with recorded(run):
-        write_origin(recipe, run, listen)
+    listen = with_recording(run, emit)
+    with run_lifecycle(run):
+        write_manifest(recipe, run, listen)
         found: dict[str, dict[str, Any]] = {}
         for number in range(recipe.train.seed, recipe.train.seed + seeds):
             one = run.seed(number)
@@ -298,7 +300,7 @@ def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]
     if not is_reinforcement_recipe(run.recipe):
         raise DataError(f"{folder} is no reinforcement-learning run; type: hftoolkit evaluate {folder}")
     recipe = load_reinforcement_recipe(run.recipe)
-    run.refuse_unfinished()
+    run.check_finished()
     _prepare(recipe, allow_code=allow_code)
     return recipe, load_policy(run.model)
 

@@ -1,1 +1,1 @@
-"""The run directory: file names, lifecycle, checkpoints, resume, tables and pictures."""
+"""The run directory: file names, lifecycle, checkpoints, resume, tables and figures."""

@@ -1,5 +1,4 @@
-"""What a run goes on from, on disk: written beside, hashed, then named, so that a kill or a full disk costs nothing
-that was there before.
+"""Checkpoints: written beside, hashed, then named, so that a kill or a full disk costs nothing that was there before.
 
 ``step-N`` is a state: all that decides what comes after step N. ``best-N`` holds the best weights so far, which states
 name. Of a fine-tuned model only what training changes is kept; the rest is in the backbone.
@@ -115,7 +114,7 @@ def newest_state(parent: Path, warn: Callable[[str], None]) -> State | None:
             continue
         if damaged:
             reasons = "; ".join(map(str, damaged.values()))
-            warn(f"{reasons}. Removed; going on from {path.name}, the one before")
+            warn(f"{reasons}. Removed; resuming from {path.name}, the one before")
             _remove(damaged)
         return state
     if damaged:
@@ -188,7 +187,7 @@ def _write(parent: Path, name: str, tensors: Mapping[str, torch.Tensor], facts: 
         shutil.rmtree(part, ignore_errors=True)
         raise EnvironmentFault(
             f"cannot write the checkpoint {parent / name}: {error}; free some space, and the same command with "
-            "--resume goes on from the last one"
+            "--resume continues from the last one"
         ) from error
     return target
 

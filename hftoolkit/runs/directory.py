@@ -1,29 +1,21 @@
-"""The run directory: sole owner of its file names, written before the model exists.
+"""The run directory: paths of all its files, and how a run is created, opened and found again.
 
 runs/NAME/  recipe.yaml environment.json backbone.json data.json labels.json metrics.jsonl train.log status.json
             results.json  checkpoints/step-000500/  checkpoints/best-000500/  model/  model/adapter/  model/recommender/
             users/  report/  predictions/  seeds/seed-0/  .lock  .upload/
 """
 
-import errno
-import fcntl
 import json
-import math
 import os
 import re
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Event, Message, StepDone, Table
-from hftoolkit.errors import DataError, EnvironmentFault, Interrupted, RecipeError
+from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +37,7 @@ class RunDir:
         try:
             if exact is None:
                 return cls(_first_free(Path("runs"), recipe_name))
-            cls.refuse_taken(exact)
+            cls.check_free(exact)
             _discard_failed_start(exact)
             exact.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -53,7 +45,7 @@ class RunDir:
         return cls(exact)
 
     @classmethod
-    def refuse_taken(cls, exact: Path) -> None:
+    def check_free(cls, exact: Path) -> None:
         """Raise RecipeError if ``create`` would refuse this directory."""
         taken = exact.exists() and (not exact.is_dir() or any(exact.iterdir()))
         if taken and not cls(exact)._is_failed_start():
@@ -188,7 +180,7 @@ class RunDir:
         """Return whether the run ended well."""
         return self.status.is_file() and read_json(self.status).get("state") == "done"
 
-    def refuse_unfinished(self) -> None:
+    def check_finished(self) -> None:
         """Raise DataError unless the run ended well and has a model of its own."""
         if seeds := sorted(self.seeds.glob("*")):
             raise DataError(f"{self.root} holds several seeds; name one of them, for example {seeds[0]}")
@@ -196,24 +188,6 @@ class RunDir:
         if status.get("state") != "done":
             why = f" ({status['reason']})" if status.get("reason") else ""
             raise DataError(f"the run {self.root} is {status.get('state')}{why}; name one that is done")
-
-    def forget_after(self, step: int) -> None:
-        """Drop from ``metrics.jsonl`` what a run that resumes at ``step`` will do again."""
-        if not self.metrics.is_file():
-            return
-        # A line without its end was cut off by a kill.
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_text(self.metrics, "".join(kept))
-
-    def recording(self, emit: Emit) -> Emit:
-        """Return a function that passes an event on and records it."""
-
-        def listen(event: Event) -> None:
-            emit(event)
-            self.record(event)
-
-        return listen
 
     def _is_failed_start(self) -> bool:
         """Return whether a run failed here before its first step, so that there is nothing to lose."""
@@ -223,22 +197,6 @@ class RunDir:
         with suppress(DataError):
             return read_json(self.status).get("state") == "failed"
         return False
-
-    def write_status(self, state: str, **details: str | int | None) -> None:
-        """Record ``running``, ``done``, ``interrupted`` or ``failed``, with the time in UTC."""
-        write_json(self.status, {"state": state, "time": _now(), **details})
-
-    def record(self, event: Event) -> None:
-        """Append an event to ``metrics.jsonl`` (numbers) and ``train.log`` (sentences and tables)."""
-        match event:
-            case StepDone() | Evaluated() | AgentProgress():
-                kind = {StepDone: "step", Evaluated: "evaluation", AgentProgress: "progress"}[type(event)]
-                _append(self.metrics, json.dumps({"event": kind, **_finite(asdict(event))}, allow_nan=False))
-            case Message(text, level):
-                _append(self.log, f"{_now()} {level}: {text}")
-            case Table(title, columns, rows):
-                lines = [title, " | ".join(columns), *(" | ".join(row) for row in rows)]
-                _append(self.log, "\n  ".join(lines))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -299,102 +257,3 @@ def _discard_failed_start(root: Path) -> None:
         shutil.rmtree(aside)
     else:  # between the look and the move, another process began a run here
         aside.rename(root)
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put null for what JSON has no number for, such as the gradient norm of a step that fp16 skipped."""
-    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
-
-
-def _append(path: Path, line: str) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise EnvironmentFault(f"cannot write {path}: {error.strerror}") from error
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def recorded(run: RunDir) -> Iterator[None]:
-    """Keep others out of the run and its status.json true, whatever ends the work inside.
-
-    System errors get their place in the exception tree.
-
-    Raises:
-        EnvironmentFault: another process works on the run.
-    """
-    with _locked(run):
-        run.write_status("running")
-        try:
-            with _termination_raises(run):
-                yield
-        except BaseException as error:
-            known = _known(error, run)
-            state = "interrupted" if isinstance(known, Interrupted) else "failed"
-            with suppress(EnvironmentFault):  # of a full disk; what went wrong first is what the user is told
-                run.write_status(state, exit_code=getattr(known, "exit_code", 1), reason=str(known))
-            if known is error:
-                raise
-            raise known from error
-        run.write_status("done", exit_code=0)
-
-
-@contextmanager
-def _locked(run: RunDir) -> Iterator[None]:
-    """Hold the lock of the run, which the system takes back from a process that dies.
-
-    A record lock, because processes that are forked to read data would inherit one of ``flock``, and outlive this one.
-    """
-    try:
-        file = run.lock.open("a+")
-    except OSError as error:
-        raise EnvironmentFault(f"cannot write {run.lock}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise EnvironmentFault(
-                f"another process ({file.read().strip() or 'unknown'}) is at work on {run.root}; "
-                "wait until it has ended, or stop it"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()}\n")
-        file.flush()
-        yield
-
-
-def _known(error: BaseException, run: RunDir) -> BaseException:
-    match error:
-        case KeyboardInterrupt():
-            return Interrupted(_what_remains("interrupted", run), signal.SIGINT)
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            where = error.filename or run.root
-            return EnvironmentFault(f"the disk is full ({where}); free some space, and go on with --resume")
-        case OSError(errno=errno.EACCES | errno.EROFS):
-            return EnvironmentFault(f"no permission to write {error.filename or run.root}")
-        case _:
-            return error
-
-
-def _what_remains(how: str, run: RunDir) -> str:
-    return f"{how}; what was written is in {run.root}, and the same command with --resume goes on from there"
-
-
-@contextmanager
-def _termination_raises(run: RunDir) -> Iterator[None]:
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Interrupted(_what_remains("terminated", run), number)
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

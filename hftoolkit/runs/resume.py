@@ -1,4 +1,4 @@
-"""Which run goes on, and whether it is still the same one."""
+"""Resume a run: find it, and check that recipe, data and packages are those it began with."""
 
 import json
 from collections.abc import Mapping
@@ -22,19 +22,19 @@ from hftoolkit.runs.directory import RunDir, read_json, write_json, write_text
 from hftoolkit.runs.versions import describe_environment
 
 
-def new_run_or_old(recipe: AnyRecipe, name: str, exact: Path | None, *, resume: bool) -> RunDir:
-    """Return a new run directory, or that of the run that goes on, see ``run_to_resume``."""
+def open_run(recipe: AnyRecipe, name: str, exact: Path | None, *, resume: bool) -> RunDir:
+    """Return a new run directory, or with ``resume`` that of an earlier run, see ``run_to_resume``."""
     return run_to_resume(recipe, name, exact) if resume else RunDir.create(name, exact)
 
 
 def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
-    """Return the run that goes on: ``exact``, or the newest of that name, those that are not done first.
+    """Return the run to resume: ``exact``, or the newest of that name, those that are not done first.
 
-    A finished fine-tuning goes on when the recipe has more epochs than before, and nothing else differs.
+    A finished fine-tuning is extended when the recipe has more epochs than before, and nothing else differs.
 
     Raises:
         RecipeError: there is no such run, it is done, or its recipe is another one.
-        DataError: it is done, and the state that it could go on from was removed.
+        DataError: it is done, and the state that it could be resumed from was removed.
     """
     run = RunDir.to_resume(name, exact)
     learns_by_acting = isinstance(recipe, ReinforcementRecipe)
@@ -57,15 +57,15 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
     return run
 
 
-def write_origin(recipe: AnyRecipe, run: RunDir, emit: Emit) -> None:
-    """Write what a run comes from, before there is anything else; tell a run that goes on what is missing or new."""
+def write_manifest(recipe: AnyRecipe, run: RunDir, emit: Emit) -> None:
+    """Write recipe.yaml and environment.json before anything else; warn if a resumed run finds other packages."""
     write_text(run.recipe, dump_recipe(recipe))
     environment = describe_environment()
     if run.environment.is_file():
         before, now = read_json(run.environment)["packages"], environment["packages"]
         changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
         if changed:
-            text = f"packages changed since the run began, so it may not go on to the last bit: {', '.join(changed)}"
+            text = f"packages changed since the run began, so results may differ in the last bit: {', '.join(changed)}"
             emit(Message(text, "warning"))
         if not has_states(run.checkpoints) and not run.seeds.is_dir():
             emit(Message("the run has no checkpoint yet; it begins at its first step"))
@@ -80,8 +80,8 @@ def check_unchanged(path: Path, content: Mapping[str, Any], what: str) -> None:
     """
     if path.is_file() and read_json(path) != json.loads(json.dumps(content)):
         raise DataError(
-            f"{what} changed since the run began (see {path}), and a run does not go on with others; bring back those "
-            "of before, or leave out --resume to start another run"
+            f"{what} changed since the run began (see {path}), and a run resumes only with the same ones; bring back "
+            "those of before, or leave out --resume to start another run"
         )
     write_json(path, content)
 
@@ -94,7 +94,7 @@ def _is_longer(before: AnyRecipe, recipe: AnyRecipe) -> bool:
     return not differences(before, recipe, ignored=(*FREE_TO_CHANGE, "train.epochs"))
 
 
-def refuse_changed(run: RunDir, source: str, fingerprint: str) -> None:
+def check_same_data(run: RunDir, source: str, fingerprint: str) -> None:
     """Raise DataError if ``source`` no longer gives the splits that the run was trained on."""
     trained_on = read_json(run.data)["fingerprint"]
     if fingerprint != trained_on:
@@ -113,5 +113,5 @@ def open_finished(path: Path) -> RunDir:
     run = RunDir.open(path)
     if is_reinforcement_recipe(run.recipe):
         raise DataError(f"{path} is a reinforcement-learning run; type: hftoolkit rl evaluate {path}")
-    run.refuse_unfinished()
+    run.check_finished()
     return run

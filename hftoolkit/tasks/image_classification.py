@@ -42,7 +42,7 @@ from hftoolkit.models.image_backbones import (
 from hftoolkit.models.preprocessing import Preprocessing, normalize
 from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe import ImageRecipe
-from hftoolkit.runs.report import overlay, worst_first, write_image_grid
+from hftoolkit.runs.figures import overlay, worst_first, write_image_grid
 from hftoolkit.tasks.shared.augmentation import Augment
 from hftoolkit.tasks.shared.baselines import majority, pixel_logreg
 from hftoolkit.tasks.shared.class_head import (

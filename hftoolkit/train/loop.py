@@ -26,6 +26,7 @@ from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.runs.checkpoint import Checkpoint
 from hftoolkit.runs.directory import RunDir
+from hftoolkit.runs.lifecycle import truncate_log
 from hftoolkit.seeding import seed_torch
 from hftoolkit.train.batches import Feed, StepData, evaluation_steps
 from hftoolkit.train.devices import (
@@ -206,7 +207,7 @@ class _Loop:
             for message in self.progress.go_on_as(fresh, self.total_steps):
                 self.emit(message)
         if is_main():
-            run.forget_after(self.progress.step)
+            truncate_log(run, self.progress.step)
         if restored is None and self.train.micro_batch_size == "auto":
             self.measure_micro_batch()
 

@@ -14,7 +14,7 @@ from hftoolkit.data.image.cache import StoredImage
 from hftoolkit.data.image.pixel_tables import read_pixel_table
 from hftoolkit.data.labels import natural_key
 from hftoolkit.data.reading import read_each_split
-from hftoolkit.data.tables import Table, files_named, read_table, require_columns
+from hftoolkit.data.tables import DataTable, files_named, read_table, require_columns
 from hftoolkit.data.text_rows import BadRow, BadRows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import ImageColumns, ImageData, Pixels
@@ -43,7 +43,7 @@ class ImageTable:
         warnings: what a reader should know of how they were found.
     """
 
-    table: Table
+    table: DataTable
     label: str
     images: list[StoredImage]
     bad: BadRows
@@ -66,7 +66,7 @@ def read_image_tables(path: Path, data: ImageData) -> dict[str, ImageTable]:
         pixels = data.pixels
         return read_each_split(data.split, lambda split: _read_pixels(path, pixels, split, labelled=True))
     if data.columns is not None:
-        _refuse_images_beside_tables(path)
+        _check_no_images(path)
         columns = data.columns
         return read_each_split(
             data.split, lambda split: _read_images_of_table(path, columns, split, data.subset, labelled=True)
@@ -80,7 +80,7 @@ def read_image_tables(path: Path, data: ImageData) -> dict[str, ImageTable]:
         if value is not None:
             raise DataError(f"{key} is for tables, and {path.name} is read as class folders; drop it")
     files = _files_below(path)
-    _refuse_other_layouts(path, files, data)
+    _check_class_folders(path, files, data)
     return read_each_split(data.split, lambda split: _read_folder(path, files, split))
 
 
@@ -146,7 +146,7 @@ def _named(images: Sequence[Path], root: Path) -> list[StoredImage]:
     return [StoredImage(image.relative_to(root).as_posix(), image) for image in images]
 
 
-def _refuse_other_layouts(root: Path, files: _Files, data: ImageData) -> None:
+def _check_class_folders(root: Path, files: _Files, data: ImageData) -> None:
     """Raise DataError unless there are class folders, and split folders just when the recipe names splits."""
     if not files.images:
         if any(ending in files.others for ending in (".csv", ".tsv", ".parquet", ".arrow", ".jsonl", ".json", ".gz")):
@@ -189,7 +189,7 @@ def _read_folder(root: Path, files: _Files, split: str | None) -> ImageTable:
         _no_images(base)
     parts = [image.relative_to(base).parts for image in chosen]
     labels = [place[0] if len(place) > 1 else None for place in parts]
-    table = Table({FOLDER_LABEL: labels}, len(chosen), files=(f"{base.name}/",))
+    table = DataTable({FOLDER_LABEL: labels}, len(chosen), files=(f"{base.name}/",))
     warnings = []
     if files.others:
         counts = ", ".join(f"{ending} {count}" for ending, count in files.others.most_common(5))
@@ -197,7 +197,7 @@ def _read_folder(root: Path, files: _Files, split: str | None) -> ImageTable:
     return ImageTable(table, FOLDER_LABEL, _named(chosen, root), {}, warnings)
 
 
-def _refuse_images_beside_tables(path: Path) -> None:
+def _check_no_images(path: Path) -> None:
     if path.is_dir() and (files := _files_below(path)).images:
         tables = sorted(str(place) for place in path.iterdir() if ending_of(place))
         named = f"the table itself, like {tables[0]}" if tables else "a table"
@@ -255,7 +255,7 @@ def _read_pixels(path: Path, pixels: Pixels, split: str | None, *, labelled: boo
     columns: dict[str, list[Any]] = {PIXEL_LABEL: rows.labels or [None] * len(rows.images)}
     images = [StoredImage(f"row {number}", image) for number, image in enumerate(rows.images, start=1)]
     name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-    return ImageTable(Table(columns, len(images), files=(name,)), PIXEL_LABEL, images, {}, rows.warnings)
+    return ImageTable(DataTable(columns, len(images), files=(name,)), PIXEL_LABEL, images, {}, rows.warnings)
 
 
 def _pixel_file(path: Path, split: str | None) -> Path:

@@ -12,12 +12,12 @@ from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplic
 from hftoolkit.data.image.sources import ImageTable, read_image_tables
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.reading import (
+    check_disjoint_groups,
+    check_not_empty,
+    check_two_classes,
     places_by_split,
     reading,
     reading_warnings,
-    refuse_no_rows,
-    refuse_one_class,
-    refuse_shared_groups,
 )
 from hftoolkit.data.summary import summarize
 from hftoolkit.data.text_rows import (
@@ -25,10 +25,10 @@ from hftoolkit.data.text_rows import (
     BadRows,
     CleanRows,
     ParsedRows,
+    check_bad_rows,
     encode_rows,
     find_labels,
     read_groups,
-    refuse_bad_rows,
     single_values,
 )
 from hftoolkit.recipe import ImageClassification, ImageData, Split
@@ -98,7 +98,7 @@ def load_image_splits(
     """
     sources = read_image_tables(path, data)
     rows, cached, offsets = _usable(sources, data, task.labels, geometry, labels)
-    refuse_shared_groups(rows)
+    check_disjoint_groups(rows)
     return _divide(rows, sources, cached, offsets, data)
 
 
@@ -114,7 +114,7 @@ def load_labelled_images(
     data = data.model_copy(update={"split": Split()})
     sources = read_image_tables(path, data)
     rows, cached, _ = _usable(sources, data, None, geometry, labels)
-    refuse_no_rows(rows, {name: source.table for name, source in sources.items()})
+    check_not_empty(rows, {name: source.table for name, source in sources.items()})
     return FittedImages(cached.path, rows["train"].row_numbers - 1), rows["train"].targets
 
 
@@ -138,7 +138,7 @@ def _usable(
         labels = find_labels(parsed.values(), [first.label], multi_label=False, mapping=mapping, table=first.table)
     encoded = {name: encode_rows(rows, labels) for name, rows in parsed.items()}
     bad = {sources[name].table.source: _with_names(bad_rows, sources[name]) for name, (_, bad_rows) in encoded.items()}
-    refuse_bad_rows(bad, labels, data.on_bad_rows)
+    check_bad_rows(bad, labels, data.on_bad_rows)
     return {name: kept for name, (kept, _) in encoded.items()}, cached, offsets
 
 
@@ -167,7 +167,7 @@ def _divide(
     data: ImageData,
 ) -> ImageSplits:
     tables = {name: source.table for name, source in sources.items()}
-    refuse_no_rows(rows, tables)
+    check_not_empty(rows, tables)
     labels = rows["train"].labels
     names, targets, row_numbers, places = {}, {}, {}, {}
     for name, (source, chosen) in places_by_split(rows, data.split).items():
@@ -175,7 +175,7 @@ def _divide(
         targets[name] = rows[source].targets[chosen]
         row_numbers[name] = rows[source].row_numbers[chosen]
         places[name] = row_numbers[name] - 1 + offsets[source]
-    refuse_one_class(targets["train"], labels, f"check {_label_key(data)} and task.labels")
+    check_two_classes(targets["train"], labels, f"check {_label_key(data)} and task.labels")
     hashes = {name: [cached.sha256[place] or "" for place in found] for name, found in places.items()}
     summary = summarize(hashes, targets, row_numbers, labels, "image")
     near = near_duplicates(cached, places)

@@ -104,9 +104,9 @@ def _check(draft: "_Draft", kind: type[R]) -> R:
     try:
         recipe = kind.model_validate(draft.data)
     except ValidationError as error:
-        told = {problem.path for _, problem in draft.problems}
+        reported = {problem.path for _, problem in draft.problems}
         problems, num_more = explain(error.errors(include_url=False), kind, MAX_PROBLEMS_SHOWN)
-        unsaid = [problem for problem in problems if problem.path not in told]
+        unsaid = [problem for problem in problems if problem.path not in reported]
         raise RecipeError(draft.report(unsaid, num_more)) from error
     if draft.problems:
         raise RecipeError(draft.report([]))

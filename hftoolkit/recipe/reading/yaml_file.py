@@ -190,14 +190,14 @@ class _Reader:
         if isinstance(event, AliasEvent):
             self.fail(line, path, f"the alias *{event.anchor} is refused; write the value out")
         assert isinstance(event, ScalarEvent | CollectionStartEvent)
-        self._refuse_properties(event, event.tag, path)
+        self._check_properties(event, event.tag, path)
         if isinstance(event, ScalarEvent):
             return self._scalar(event, path)
         if len(path) >= MAX_DEPTH:
             self.fail(line, path[:4], f"this is nested deeper than {MAX_DEPTH} levels")
         return self._mapping(path) if isinstance(event, MappingStartEvent) else self._sequence(path)
 
-    def _refuse_properties(self, event: NodeEvent, tag: str | None, path: KeyPath) -> None:
+    def _check_properties(self, event: NodeEvent, tag: str | None, path: KeyPath) -> None:
         if event.anchor is not None:
             self.fail(
                 _line(event), path, f"the anchor &{event.anchor} is refused; write the value out where it is used"

@@ -19,7 +19,8 @@ from hftoolkit.metrics.probabilities import fit_temperature, to_decisions, to_pr
 from hftoolkit.metrics.statistics import RowStatistics, measure
 from hftoolkit.models.backbones import divide_logits
 from hftoolkit.recipe import Classification
-from hftoolkit.runs.report import confusion_table, per_class_table, write_confusion_png, write_reliability_png
+from hftoolkit.runs.figures import write_confusion_png, write_reliability_png
+from hftoolkit.runs.tables import confusion_table, per_class_table
 from hftoolkit.tasks.shared.losses import ClassificationLoss, build_loss, sampling_weights
 
 HEADLINE = {"accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE"}

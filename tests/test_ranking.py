@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hftoolkit.metrics.bootstrap import mean_intervals
+from hftoolkit.metrics.statistics import mean_intervals
 from hftoolkit.recommend.interactions import Cases, Interactions
 from hftoolkit.recommend.ranking import (
     found_targets,

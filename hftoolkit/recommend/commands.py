@@ -12,7 +12,7 @@ from hftoolkit.contracts import Emit, InferenceProgress, Message, Table
 from hftoolkit.errors import EnvironmentFault, RecipeError
 from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import check_push_access
-from hftoolkit.metrics.bootstrap import mean_intervals
+from hftoolkit.metrics.statistics import mean_intervals
 from hftoolkit.recipe import RecommendationRecipe
 from hftoolkit.recommend.card import write_recommender_card
 from hftoolkit.recommend.export import TowerFiles, TowerGate, export_recommender

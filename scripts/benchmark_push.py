@@ -32,7 +32,7 @@ PUSHING, TOKEN = "hub={repo: ada/best, push_every: 1}", "hf_benchmark"
 
 def main() -> None:
     """Run both sides in turn and print the ratio of each round."""
-    from loopback_hub import Account, LoopbackHub
+    from doubles.loopback_hub import Account, LoopbackHub
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1800)

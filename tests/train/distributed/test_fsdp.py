@@ -47,7 +47,7 @@ from hftoolkit.train.distributed.fsdp import Sharding
 from hftoolkit.train.loop import one_step
 from hftoolkit.train.weights import Weights
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 FILE = ROOT / "docs" / "accelerate" / "fsdp2-8-gpus.yaml"
 AT_ONCE, IN_TWO = Sharding(by_blocks=False), Sharding(by_blocks=True, block_classes=("Linear",))
 TOLD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}

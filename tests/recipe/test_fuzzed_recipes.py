@@ -25,7 +25,7 @@ from hftoolkit.recipe import load_recipe
 from hftoolkit.recommend import commands as run_recommend
 from hftoolkit.rl import commands as run_rl
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
 LIMIT_SECONDS = 5.0  # of processor time, which a busy machine does not change
 SAMPLE, MANY = 200, 3000

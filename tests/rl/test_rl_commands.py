@@ -323,7 +323,7 @@ def test_an_unknown_environment_is_refused_before_a_run_begins(folder: Path, tmp
 
 
 def test_code_of_others_runs_only_where_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(Path(__file__).parent)
+    monkeypatch.chdir(Path(__file__).parents[1] / "doubles")
     monkeypatch.delitem(gymnasium.registry, "GridRoad-v0", raising=False)  # other tests may have imported it
     monkeypatch.delitem(sys.modules, "grid_road", raising=False)
     recipe = tmp_path / "road.yaml"

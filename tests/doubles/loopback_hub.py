@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from conftest import Ended
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 300
 FAST = """
 import time

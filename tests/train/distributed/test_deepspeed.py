@@ -39,7 +39,7 @@ from hftoolkit.train.distributed.collectives import process_index
 from hftoolkit.train.distributed.zero import Zero, ZeroOptimizer
 from hftoolkit.train.state import Snapshots
 
-FILE = Path(__file__).resolve().parent.parent / "docs" / "accelerate" / "zero-8-gpus.yaml"
+FILE = Path(__file__).resolve().parents[3] / "docs" / "accelerate" / "zero-8-gpus.yaml"
 TOLD = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 stages = pytest.mark.parametrize("stage", [1, 2])
 

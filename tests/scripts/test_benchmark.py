@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import read_json
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark_trainer.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_trainer.py"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from hftoolkit.train.devices import sharding_of_accelerate, zero_of_accelerate
 from hftoolkit.train.distributed.fsdp import Sharding
 from hftoolkit.train.distributed.zero import Zero
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = {
     "8-gpus": (8, 1),
     "2-machines-of-8-gpus": (16, 2),

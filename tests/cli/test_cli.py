@@ -28,7 +28,7 @@ from hftoolkit.contracts import Event, InferenceProgress, Message, Table
 from hftoolkit.recipe import load_recipe
 from hftoolkit.runs import checkpoint, resume
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 HELP_CPU_SECONDS = 0.6  # the promise is 0.3 on a quiet machine
 PATIENCE_SECONDS = 120
 

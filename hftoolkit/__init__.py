@@ -1,23 +1,50 @@
-"""Fine-tune pretrained backbones from one recipe file and ship models that plain libraries load."""
+"""Fine-tune pretrained backbones from one recipe file and ship models that plain libraries load.
 
+Public are ``load``, ``finetune``, ``Run`` and ``errors``; see docs/api.md.
+"""
+
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hftoolkit.commands.predict import Predictor
-    from hftoolkit.recommend.predictor import RecommendationPredictor
+    from hftoolkit.cli.api import Run
 
 __version__ = version("hftoolkit")
+__all__ = ["__version__", "finetune", "load"]
 
 
-def load(run: str | Path) -> "Predictor | RecommendationPredictor":
-    """Return a predictor for a finished run directory.
+def load(source: str | Path) -> Any:
+    """Return the predictor, recommender or policy of a finished run, of its ``model/`` folder, or of a Hub repository.
 
     Raises:
-        DataError: the directory holds no finished model.
+        DataError: there is no finished model of hftoolkit.
+        EnvironmentFault: the Hub cannot be reached, or refuses.
     """
-    from hftoolkit.commands.predict import load_predictor
-    from hftoolkit.recommend.predictor import is_recommender, load_recommender
+    from hftoolkit.commands.load import load
 
-    return load_recommender(Path(run)) if is_recommender(Path(run)) else load_predictor(Path(run))
+    return load(source)
+
+
+def finetune(
+    recipe: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+) -> "Run":
+    """Do what ``hftoolkit finetune RECIPE --set KEY=VALUE`` does, with the same messages; return the finished run.
+
+    Args:
+        recipe: a recipe file.
+        changes: ``{"train.epochs": 2}``.
+        run_dir: exactly where the run goes, or is. Default: runs/RECIPE, then runs/RECIPE-2, ...
+        resume: resume the unfinished run of that recipe, or in that directory.
+
+    Raises:
+        HFToolkitError: see ``hftoolkit.errors``.
+    """
+    from hftoolkit.cli.api import finetune
+
+    return finetune(Path(recipe), changes or {}, run_dir=None if run_dir is None else Path(run_dir), resume=resume)

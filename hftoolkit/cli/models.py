@@ -2,14 +2,20 @@
 
 import shlex
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, check_not_both, is_rank_zero
+from hftoolkit.cli.options import (
+    Overrides,
+    RecipeFile,
+    RunDirectory,
+    RunFolder,
+    commands_of,
+    commands_of_run,
+    is_rank_zero,
+)
 from hftoolkit.errors import DataError, RecipeError
 
 
@@ -30,36 +36,26 @@ def finetune(
     ] = False,
 ) -> None:
     """Fine-tune a model: train, export, check and measure it."""
-    from hftoolkit.recipe import RecommendationRecipe, load_recipe
+    from hftoolkit.recipe import load_recipe
 
     parsed = load_recipe(recipe, set_ or [])
     check_not_both(dry_run, resume)
     from hftoolkit.cli.render import render_events
 
-    work: Callable[..., Path | None]
-    if isinstance(parsed, RecommendationRecipe):
-        from hftoolkit.recommend import commands as run_recommend
-
-        check, work = partial(run_recommend.dry_run, parsed), partial(run_recommend.finetune, parsed)
-        usage = "recommend {} --user ID"
-    else:
-        from hftoolkit.commands import finetune as run
-
-        check, work = partial(run.dry_run, parsed), partial(run.finetune, parsed)
-        usage = "predict {} INPUT"
+    commands = commands_of(parsed)
     with render_events() as emit:
         if dry_run:
-            loss = check(run_dir=run_dir, emit=emit)
+            loss = commands.dry_run(parsed, run_dir=run_dir, emit=emit)
             if is_rank_zero():
                 typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
             return
-        where = work(name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
+        where = commands.finetune(parsed, name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
     if where is None:  # rank zero prints the result
         return
     typer.echo(f"\nmodel     {where / 'model'}\nresults   {where / 'results.json'}")
     if (where / "report").is_dir():
         typer.echo(f"report    {where / 'report'}")
-    typer.echo(f"use it    hftoolkit {usage.format(shlex.quote(str(where)))}")
+    typer.echo(f"use it    hftoolkit {parsed.usage.format(shlex.quote(str(where)))}")
 
 
 def evaluate(
@@ -74,17 +70,9 @@ def evaluate(
     if split is not None and data is not None:
         raise RecipeError("--data measures all rows of a table and --split some rows of the run's own; leave out one")
     from hftoolkit.cli.render import render_events
-    from hftoolkit.commands import evaluate as run
-    from hftoolkit.recommend import commands as run_recommend
-    from hftoolkit.recommend.predictor import is_recommender
 
     with render_events() as emit:
-        if not is_recommender(run_folder):
-            run.evaluate(run_folder, split=split or "test", source=data, emit=emit)
-        elif data is None:
-            run_recommend.evaluate(run_folder, split=split or "test", emit=emit)
-        else:
-            raise RecipeError("--data is for classifiers; a recommender is measured on the splits of its own log")
+        commands_of_run(run_folder).evaluate(run_folder, split=split or "test", source=data, emit=emit)
 
 
 def predict(
@@ -115,18 +103,11 @@ def predict(
     A recommender reads a table of interactions, and writes the best items for each of its users.
     """
     from hftoolkit.cli.render import render_events
-    from hftoolkit.commands import predict as run
-    from hftoolkit.recommend import commands as run_recommend
-    from hftoolkit.recommend.predictor import is_recommender
 
-    work: Callable[..., str]
-    if is_recommender(run_folder):
-        work = partial(run_recommend.predict, top_k=top_k or 10)
-    else:
-        lines = _read_lines() if input_ == "-" else None  # before there are bars, which would cover what is typed
-        work = partial(run.predict, lines=lines, top_k=top_k)
+    commands = commands_of_run(run_folder)
+    lines = _read_lines() if input_ == "-" else None  # before there are bars, which would cover what is typed
     with render_events(stderr=True) as emit:
-        text = work(run_folder, Path(input_), output=output, emit=emit)
+        text = commands.predict(run_folder, Path(input_), lines=lines, output=output, top_k=top_k, emit=emit)
     if text:
         typer.echo(text, nl=False)
 

@@ -1,8 +1,9 @@
 """Options and checks that several commands share."""
 
 import os
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -18,6 +19,23 @@ RunDirectory = Annotated[
     typer.Option("--run-dir", help="Where the run goes, exactly. Default: runs/RECIPE, then runs/RECIPE-2, ..."),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def commands_of(recipe: Any) -> Any:
+    """Return the module with the commands for a recipe; the recipe's class names it."""
+    return import_module(recipe.commands)
+
+
+def commands_of_run(folder: Path) -> Any:
+    """Return the module with the commands for a finished run of ``finetune``.
+
+    Raises:
+        DataError: there is none, it did not finish, or it is one of reinforcement learning.
+    """
+    from hftoolkit.recipe import load_recipe
+    from hftoolkit.runs.resume import open_finished
+
+    return commands_of(load_recipe(open_finished(folder).recipe))
 
 
 def check_not_both(dry_run: bool, resume: bool) -> None:

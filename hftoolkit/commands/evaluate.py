@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hftoolkit.commands.predict import load_predictor
+from hftoolkit.commands.predict import load_run
 from hftoolkit.commands.results import measured, result_tables
 from hftoolkit.contracts import Emit
 from hftoolkit.metrics.statistics import resample
@@ -16,7 +16,7 @@ def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit) -> dic
         DataError: the run has no model, its data changed since, or the other source does not fit.
         RecipeError: there is no such split.
     """
-    predictor = load_predictor(folder, emit)
+    predictor = load_run(folder, emit)
     recipe, rows = predictor.recipe, predictor.labelled(split, source)
     outputs = predictor.outputs(rows)
     statistics = predictor.task.score(outputs, rows)

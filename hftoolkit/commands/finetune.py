@@ -11,8 +11,9 @@ from hftoolkit.commands.results import measure_outputs, result_tables, write_tes
 from hftoolkit.commands.setup import Setup, join, prepare
 from hftoolkit.contracts import Calibrates, Draws, Emit, Event, HasBaselines, Message
 from hftoolkit.export.gate import GateReport, export_model
+from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.background import BackgroundPushes
-from hftoolkit.hub.card import write_card
+from hftoolkit.hub.card import public_recipe, write_card
 from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import check_push_access
 from hftoolkit.models.backbones import head_names
@@ -63,6 +64,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
         share("prepared")
         trained = _train(setup, run, sharding, pushes.listen)
         gate = _export(setup, run)
+        Manifest(public_recipe(recipe), setup.dataset.schema.to_json()).write(run.model)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
         results = _results(setup, trained, gate)
         write_json(run.results, results)

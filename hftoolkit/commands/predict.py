@@ -7,9 +7,10 @@ from typing import Any
 from hftoolkit.contracts import Emit, Inputs, Ranks, Unusable
 from hftoolkit.data.sources.resolve import resolve_data
 from hftoolkit.errors import DataError, RecipeError
+from hftoolkit.export.manifest import Manifest
 from hftoolkit.models.backbones import head_names
 from hftoolkit.models.pretrained import Weights
-from hftoolkit.recipe import Recipe, RecommendationRecipe, load_recipe
+from hftoolkit.recipe import Recipe, load_recipe
 from hftoolkit.runs.directory import RunDir, read_json
 from hftoolkit.runs.prediction_tables import check_output, write_or_format
 from hftoolkit.runs.resume import check_same_data, open_finished
@@ -25,7 +26,7 @@ def predict(
     """Predict what is at ``source``, or ``lines``; write ``output``, or return the CSV text if it is None."""
     if output is not None:
         check_output(output, source)
-    predictor = load_predictor(folder, emit)
+    predictor = load_run(folder, emit)
     inputs = predictor.task.inputs(source if lines is None else lines)
     answers = predictor.answers(inputs)
     columns = {"row": list(range(1, len(answers) + 1)), **inputs.columns}
@@ -33,21 +34,29 @@ def predict(
 
 
 class Predictor:
-    """The model of a run, ready to predict. Make one with ``hftoolkit.load(run)``."""
+    """A trained model, ready to predict. Make one with ``hftoolkit.load``."""
 
-    def __init__(self, run: RunDir, recipe: Recipe, emit: Emit) -> None:
-        """Load ``model/`` and check that it has the outputs that the run was trained for.
+    def __init__(self, folder: Path, manifest: Manifest, emit: Emit, run: RunDir | None = None) -> None:
+        """Load a model and check that it has the outputs that it was trained for.
+
+        Args:
+            folder: of the model.
+            manifest: what it was trained with.
+            emit: is told how far predictions are.
+            run: that the model is of; None for a model alone.
 
         Raises:
             DataError: it has others.
         """
+        recipe = manifest.recipe
+        assert isinstance(recipe, Recipe)
         self.recipe = recipe
         self._run = run
         kind = task_of(recipe)
-        self._schema = kind.schema_from_json(read_json(run.labels))
-        self._weights = Weights(recipe.model, saved=run.model)
+        self._schema = kind.schema_from_json(manifest.schema)
+        self._weights = Weights(recipe.model, saved=folder)
         base = kind.load(recipe, self._schema, self._weights)
-        self._schema.check_names(head_names(base.model), str(run.model))
+        self._schema.check_names(head_names(base.model), str(folder))
         self.task = kind.build(recipe, self._schema, base, None)
         self._model = base.model
         self._infer = Inference(self.task, make_accelerator("fp32"), emit)
@@ -77,7 +86,8 @@ class Predictor:
             found = iter(self.task.answers(self.outputs(usable), usable) if usable else ())
             answers += [self.task.no_answer if isinstance(row, Unusable) else next(found) for row in rows]
         if bad and not inputs.skip_unusable:
-            raise DataError(f"{inputs.describe(bad)} in {self._run.recipe}")
+            where = self._run.recipe if self._run else "the recipe"
+            raise DataError(f"{inputs.describe(bad)} in {where}")
         return answers
 
     def outputs(self, rows: Sequence[Any]) -> list[Any]:
@@ -99,21 +109,24 @@ class Predictor:
         dataset = kind.read(recipe, path, self._weights, self._schema, lambda _: None)
         if split not in dataset.splits:
             raise RecipeError(f"--split {split}: the splits of this run are {', '.join(dataset.splits)}")
+        assert self._run is not None, "the splits of a run are those that it wrote down"
         check_same_data(self._run, recipe.data.source, dataset.summary["fingerprint"])
         return dataset.splits[split]
 
 
-def load_predictor(path: Path, emit: Emit = lambda _: None) -> Predictor:
+def load_run(path: Path, emit: Emit = lambda _: None) -> Predictor:
     """Return the predictor of a run directory, which tells ``emit`` how far it is.
 
     Raises:
-        DataError: there is no run, it did not finish, it holds another model than its labels, or it recommends.
+        DataError: there is no run, it did not finish, or it holds another model than its labels.
     """
     run = open_finished(path)
-    recipe = load_recipe(run.recipe)
-    if isinstance(recipe, RecommendationRecipe):
-        raise DataError(f"{path} is a recommender; type: hftoolkit recommend {path} --user ID")
-    return Predictor(run, recipe, emit)
+    return load_model(run.model, Manifest(load_recipe(run.recipe), read_json(run.labels)), emit, run)
+
+
+def load_model(folder: Path, manifest: Manifest, emit: Emit, run: RunDir | None = None) -> Predictor:
+    """Return the predictor of a model folder, see ``Predictor``."""
+    return Predictor(folder, manifest, emit, run)
 
 
 def _answer_columns(predictor: Predictor, answers: list[Any], top_k: int | None) -> dict[str, list[Any]]:

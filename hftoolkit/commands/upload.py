@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from hftoolkit.errors import DataError, EnvironmentFault, HFToolkitError
+from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.background import LINKED
-from hftoolkit.hub.card import write_unfinished_card
+from hftoolkit.hub.card import public_recipe, write_unfinished_card
 from hftoolkit.hub.push import push_unfinished
 from hftoolkit.models.lora import is_lora, merge
 from hftoolkit.models.pretrained import Weights
@@ -64,6 +65,7 @@ def push_best(run: RunDir) -> None:
     try:
         folder.mkdir()
         task.save(model.eval(), folder)
+        Manifest(public_recipe(recipe), schema.to_json()).write(folder)
         write_unfinished_card(folder, recipe, task, read_json(run.data), weights.hub_id, best)
         push_unfinished(folder, recipe.hub, step=best.step, emit=lambda _: None)
     except OSError as error:

@@ -26,7 +26,7 @@ def write_card(
         data: the content of data.json.
         base: Hub id of the pretrained weights, if they have one.
     """
-    recipe, words = _public(recipe), task.card(results)
+    recipe, words = public_recipe(recipe), task.card(results)
     metadata = ModelCardData(
         model_name=_dataset_name(recipe.data.source),
         base_model=base,
@@ -46,7 +46,7 @@ def write_unfinished_card(
     folder: Path, recipe: Recipe, task: Task, data: Mapping[str, Any], base: str | None, best: Checkpoint
 ) -> None:
     """Write the card of the best model so far into its folder; arguments as those of ``write_card``."""
-    recipe, metric = _public(recipe), recipe.evaluation.best_by
+    recipe, metric = public_recipe(recipe), recipe.evaluation.best_by
     metadata = ModelCardData(
         base_model=base,
         library_name="transformers",
@@ -69,8 +69,8 @@ def write_folder_card(folder: Path, metadata: ModelCardData, sections: Sequence[
     (folder / "README.md").write_text(str(ModelCard(text)), encoding="utf-8")
 
 
-def _public(recipe: Recipe) -> Recipe:
-    """The recipe without folders of this machine."""
+def public_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe without folders of this machine."""
     data = recipe.data.model_copy(update={"source": public_address(recipe.data.source)})
     backbone = recipe.model.backbone
     model = recipe.model.model_copy(update={"backbone": backbone and public_address(backbone)})

@@ -21,7 +21,7 @@ from hftoolkit.contracts import Emit, Message
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, with_retries
 from hftoolkit.hub.repository import ready_repository, visibility
-from hftoolkit.recipe import Hub, RecommendationRecipe, check_repository, is_reinforcement_recipe, load_recipe
+from hftoolkit.recipe import Hub, check_repository
 from hftoolkit.runs.directory import RunDir
 
 CARD = "README.md"
@@ -74,7 +74,7 @@ def push(folder: Path, repository: str, *, private: bool, emit: Emit) -> str:
         commit = _send(run.model, repository, private=private, title="Push with hftoolkit", emit=emit)
     address = f"{constants.ENDPOINT}/{repository}"
     emit(Message(f"hub       {address} ({visibility(private)}, commit {commit[:12]})"))
-    emit(Message(f"load it   {_how_to_load(run, repository)}"))
+    emit(Message(f'load it   hftoolkit.load("{repository}")'))
     return address
 
 
@@ -217,13 +217,3 @@ def _quieten() -> None:
         disable_progress_bars()
     if not logger.isEnabledFor(logging.INFO):
         set_verbosity_error()
-
-
-def _how_to_load(run: RunDir, repository: str) -> str:
-    if is_reinforcement_recipe(run.recipe):
-        return f'huggingface_hub.snapshot_download("{repository}"), then as in its README.md'
-    recipe = load_recipe(run.recipe)
-    if isinstance(recipe, RecommendationRecipe):
-        return f'sentence_transformers.SentenceTransformer("{repository}")'
-    kind = recipe.task.kind
-    return f'transformers.pipeline("{kind}", model="{repository}")'

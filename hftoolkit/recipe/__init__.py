@@ -15,10 +15,13 @@ from hftoolkit.recipe.reading.load import (
     dump_recipe,
     is_reinforcement_recipe,
     json_schema,
+    load_any_recipe,
     load_recipe,
     load_reinforcement_recipe,
+    parse_any_recipe,
 )
 from hftoolkit.recipe.reading.shipped import copy_recipe, list_recipes, read_recipe_text
+from hftoolkit.recipe.reading.yaml_file import write_value
 from hftoolkit.recipe.recommendation import (
     Fusion,
     IdModels,
@@ -120,7 +123,10 @@ __all__ = [
     "is_reinforcement_recipe",
     "json_schema",
     "list_recipes",
+    "load_any_recipe",
     "load_recipe",
     "load_reinforcement_recipe",
+    "parse_any_recipe",
     "read_recipe_text",
+    "write_value",
 ]

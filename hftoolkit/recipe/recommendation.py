@@ -1,6 +1,6 @@
 """What recommendation recipes have of their own."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -270,6 +270,9 @@ class RankingEvaluation(Evaluation):
 
 class RecommendationRecipe(Section):
     """Fine-tuning of an item tower on behaviour, with models of ids beside it."""
+
+    commands: ClassVar[str] = "hftoolkit.recommend.commands"
+    usage: ClassVar[str] = "recommend {} --user ID"
 
     task: RecommendationTask = Field(description="What to learn.")
     data: RecommendationData = Field(description="What to learn it from.")

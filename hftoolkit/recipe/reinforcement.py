@@ -1,6 +1,6 @@
 """What reinforcement-learning recipes have: an environment and an algorithm instead of data and a model."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -208,6 +208,9 @@ class PolicyEvaluation(Section):
 
 class ReinforcementRecipe(Section):
     """One agent, or several that differ in their seed, complete."""
+
+    commands: ClassVar[str] = "hftoolkit.rl.commands"
+    usage: ClassVar[str] = "rl play {}"
 
     environment: Environment = Field(description="Where the agent acts.")
     algorithm: Algorithm = Field(description="How it learns.")

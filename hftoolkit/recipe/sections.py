@@ -299,6 +299,8 @@ class Recipe(Section):
     """One fine-tuning run, complete. Each kind of task has its own."""
 
     implementation: ClassVar[str]  # "module:class" of the kind's ``contracts.Task``
+    commands: ClassVar[str] = "hftoolkit.commands.tasks"  # module with what the command line calls
+    usage: ClassVar[str] = "predict {} INPUT"  # of a finished run
 
     task: Task = Field(description="What to learn.")
     data: Data = Field(description="What to learn it from.")

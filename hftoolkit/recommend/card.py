@@ -48,13 +48,13 @@ def write_recommender_card(
         f"## Limits\n\n- {data['ties']['interactions']:.0%} of the interactions share their time with the one before; "
         "the order of the file decided between them.\n- Lists favour what was popular in the training log. New items "
         "are known by their texts alone.\n- Histories of users are personal data and not part of this folder.",
-        recipe_section(_public_tables(recipe)),
+        recipe_section(public_tables(recipe)),
     )
     write_folder_card(run.model, metadata, sections)
 
 
-def _public_tables(recipe: RecommendationRecipe) -> RecommendationRecipe:
-    """The recipe without folders of this machine."""
+def public_tables(recipe: RecommendationRecipe) -> RecommendationRecipe:
+    """Return the recipe without folders of this machine."""
     data = recipe.data
     public = {
         name: table.model_copy(update={"source": public_address(table.source)})
@@ -75,19 +75,9 @@ _TOWER_USE = """from sentence_transformers import SentenceTransformer
 tower = SentenceTransformer("path/or/repository")
 vectors = tower.encode(["Toy Story (1995). Animation, Children's, Comedy"])  # length 1; compare by dot product"""
 
-_RECOMMENDER_USE = """import numpy as np
-from pathlib import Path
+_RECOMMENDER_USE = """import hftoolkit
 
-from hftoolkit.recommend.interactions import Interactions
-from hftoolkit.recommend.scorers import Queries
-from hftoolkit.recommend.recommender import Recommender
-
-recommender = Recommender.load(Path("path/recommender"))
-chosen = recommender.catalogue.ids[:3]  # by a user, oldest first
-history = [recommender.catalogue.ids.index(item) for item in chosen]
-allowed = np.ones((1, len(recommender.catalogue)), dtype=bool)
-allowed[0, history] = False
-groups = np.zeros((1, recommender.num_groups), dtype=np.float32)  # of the user, where they are known
-scores = recommender.scores(Queries(Interactions.of([history]), groups), allowed)
-best = np.where(allowed, scores, -np.inf)[0].argsort()[::-1][:10]
-print([recommender.catalogue.titles[item] for item in best])"""
+recommender = hftoolkit.load("path/or/repository")
+chosen = recommender.items[:3]  # ids of items that a user chose, oldest first
+for found in recommender.recommend(recommender.history(chosen), top_k=10)[0]:
+    print(found.title, found.score)"""

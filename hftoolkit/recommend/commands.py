@@ -10,11 +10,12 @@ import numpy as np
 
 from hftoolkit.contracts import Emit, InferenceProgress, Message, Table
 from hftoolkit.errors import EnvironmentFault, RecipeError
+from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import check_push_access
 from hftoolkit.metrics.statistics import mean_intervals
 from hftoolkit.recipe import RecommendationRecipe
-from hftoolkit.recommend.card import write_recommender_card
+from hftoolkit.recommend.card import public_tables, write_recommender_card
 from hftoolkit.recommend.export import TowerFiles, TowerGate, export_recommender
 from hftoolkit.recommend.fusion import ScorerFusion, ablations
 from hftoolkit.recommend.fusion_weights import allowed_items
@@ -43,6 +44,7 @@ from hftoolkit.train.loop import fit, one_step
 from hftoolkit.train.state import Fitted
 
 GATE_USERS = 8
+DEFAULT_TOP_K = 10
 COMPARED = ("hr", "ndcg")  # metrics with a paired lead
 HEADLINE = {"hr": "HR", "recall": "recall", "ndcg": "NDCG", "coverage": "coverage"}
 
@@ -106,6 +108,7 @@ def finetune(
         fusion = ScorerFusion(job.splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
         recommender = fusion.fit(job.summed(text))
         gate = _export(job, recommender, text, run)
+        Manifest(public_tables(recipe)).write(run.model)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same vectors"))
         ours = fusion.rank(recommender, "test")
         results = measure(job, fusion, recommender, {**job.scorers, "text": text}, ours)
@@ -186,13 +189,26 @@ def measure(
     }
 
 
-def evaluate(folder: Path, *, split: str, emit: Emit) -> dict[str, Any]:
+def load_run(folder: Path, emit: Emit = lambda _: None) -> RecommendationPredictor:
+    """Return the recommender of a run directory."""
+    return load_recommender(folder)
+
+
+def load_model(folder: Path, manifest: Manifest, emit: Emit) -> RecommendationPredictor:
+    """Return the recommender of a model folder, which knows no users."""
+    assert isinstance(manifest.recipe, RecommendationRecipe)
+    return RecommendationPredictor.of_model(folder, manifest.recipe)
+
+
+def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit) -> dict[str, Any]:
     """Measure the saved recommender of a run again, on one of its splits.
 
     Raises:
         DataError: the run has no model, or its data changed since.
-        RecipeError: there is no such split.
+        RecipeError: there is no such split, or another source was named.
     """
+    if source is not None:
+        raise RecipeError("--data is for classifiers; a recommender is measured on the splits of its own log")
     predictor = load_recommender(folder)
     recipe = predictor.recipe
     splits = load_splits(recipe, emit)
@@ -205,8 +221,12 @@ def evaluate(folder: Path, *, split: str, emit: Emit) -> dict[str, Any]:
     return results["test"]
 
 
-def predict(folder: Path, source: Path, *, output: Path | None, top_k: int, emit: Emit) -> str:
+def predict(
+    folder: Path, source: Path, *, lines: list[str] | None, output: Path | None, top_k: int | None, emit: Emit
+) -> str:
     """Recommend to each user of a table of interactions, from the history that it gives them."""
+    if lines is not None:
+        raise RecipeError("a recommender reads a table of interactions, and no standard input; name a file")
     if output is not None:
         check_output(output, source)
     predictor = load_recommender(folder)
@@ -214,7 +234,7 @@ def predict(folder: Path, source: Path, *, output: Path | None, top_k: int, emit
     lists: list[list[Recommended]] = []
     for places in blocks(len(users), predictor.recipe.evaluation.block_users):
         some = Queries(queries.histories.select(places), queries.groups[places])
-        lists += predictor.recommend(some, top_k=top_k)
+        lists += predictor.recommend(some, top_k=top_k or DEFAULT_TOP_K)
         emit(InferenceProgress(len(lists), len(users)))
     return write_or_format(list_columns(users, lists), output)
 

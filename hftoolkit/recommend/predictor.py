@@ -11,7 +11,7 @@ import torch
 from hftoolkit.data.labels import canonical_value
 from hftoolkit.data.tables import read_table
 from hftoolkit.errors import DataError, RecipeError
-from hftoolkit.recipe import RecommendationRecipe, is_reinforcement_recipe, load_recipe
+from hftoolkit.recipe import RecommendationRecipe, load_recipe
 from hftoolkit.recommend.index import index_queries, write_index
 from hftoolkit.recommend.interactions import Interactions
 from hftoolkit.recommend.log import Catalogue, read_catalogue, read_log
@@ -50,10 +50,11 @@ class Recommended:
 class RecommendationPredictor:
     """The recommender of a run. Make one with ``hftoolkit.load(run)``."""
 
-    run: RunDir
+    model: Path
     recipe: RecommendationRecipe
     recommender: Recommender
     known: KnownUsers
+    run: RunDir | None = None
 
     @classmethod
     def open(cls, run: RunDir, recipe: RecommendationRecipe) -> Self:
@@ -62,10 +63,26 @@ class RecommendationPredictor:
         Raises:
             DataError: something is missing or damaged.
         """
-        return cls(run, recipe, Recommender.load(run.recommender), KnownUsers.load(run.users))
+        return cls(run.model, recipe, Recommender.load(run.recommender), KnownUsers.load(run.users), run)
+
+    @classmethod
+    def of_model(cls, folder: Path, recipe: RecommendationRecipe) -> Self:
+        """Load a model folder alone, as it is on the Hub: it knows no users, whose histories are personal data.
+
+        Raises:
+            DataError: something is missing or damaged.
+        """
+        recommender = Recommender.load(folder / RunDir(folder.parent).recommender.name)
+        return cls(folder, recipe, recommender, KnownUsers.nobody(recommender.num_groups))
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """The ids of all items, in the order of the catalogue."""
+        return tuple(self.recommender.catalogue.ids)
 
     def check_same_data(self, fingerprint: str) -> None:
         """Raise DataError if the splits of the recipe are no longer those of the run."""
+        assert self.run is not None, "the splits of a run are those that it wrote down"
         check_same_data(self.run, self.recipe.data.interactions.source, fingerprint)
 
     def with_new_items(self, table: Path) -> Self:
@@ -84,7 +101,9 @@ class RecommendationPredictor:
             DataError: the log does not have that user.
         """
         if name not in self.known.ids:
-            raise DataError(f"there is no user {name!r} in the log of {self.run.root}; use --history for a new one")
+            raise DataError(
+                f"there is no user {name!r} in the log of {self.run.root if self.run else self.model}; use --history for a new one"
+            )
         return self._of_users(np.array([self.known.ids.index(name)]))
 
     def history(self, items: Sequence[Any]) -> Queries:
@@ -219,7 +238,7 @@ class RecommendationPredictor:
     def _encode(self, catalogue: Catalogue) -> np.ndarray:
         """Return the vector and the bias of each new item, (N, D + 1)."""
         bias = self.recommender.text_bias
-        tower, tokenizer = load_tower(self.run.model, None if bias is None else torch.from_numpy(bias))
+        tower, tokenizer = load_tower(self.model, None if bias is None else torch.from_numpy(bias))
         token_ids, _ = encode_texts(tokenizer, catalogue.texts)
         outputs = []
         with torch.inference_mode():
@@ -267,13 +286,3 @@ def load_recommender(path: Path) -> RecommendationPredictor:
     if not isinstance(recipe, RecommendationRecipe):
         raise DataError(f"{path} is a run of {recipe.task.kind}, which recommends nothing; use hftoolkit predict")
     return RecommendationPredictor.open(run, recipe)
-
-
-def is_recommender(path: Path) -> bool:
-    """Return whether a run directory is that of a recommender; a folder that is no run is not."""
-    recipe = RunDir(path).recipe
-    return (
-        recipe.is_file()
-        and not is_reinforcement_recipe(recipe)
-        and isinstance(load_recipe(recipe), RecommendationRecipe)
-    )

@@ -180,6 +180,11 @@ class KnownUsers:
     histories: Interactions
     groups: np.ndarray
 
+    @classmethod
+    def nobody(cls, num_groups: int) -> Self:
+        """Return what is known where there is no log."""
+        return cls((), Interactions.of([]), np.zeros((0, num_groups), dtype=np.float32))
+
     def save(self, directory: Path) -> None:
         """Write ``users.json`` and ``histories.safetensors``."""
         directory.mkdir(parents=True, exist_ok=True)

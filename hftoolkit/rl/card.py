@@ -109,10 +109,8 @@ _ACTIONS = """values = values[:-1]  # the last one is the state value, which cha
 """
 
 _OTHER_USE = """```python
-from pathlib import Path
+import hftoolkit
 
-from hftoolkit.rl.artifact import load_policy
-
-policy = load_policy(Path("path/of/this/folder"))
+policy = hftoolkit.load("path/or/repository")
 actions = policy.act(observations, None)  # (N, ...) -> (N,)
 ```"""

@@ -14,6 +14,7 @@ import torch
 
 from hftoolkit.contracts import Emit, Message, Table
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import check_push_access
 from hftoolkit.metrics.returns import return_intervals, return_metrics, seed_metrics
@@ -151,6 +152,7 @@ def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, l
     write_json(run.results, results)
     save_policy(run.model, agent, recipe)
     check_saved(run.model, agent)
+    Manifest(recipe).write(run.model)
     _draw_curves(recipe, run, {str(recipe.train.seed): results})
     write_policy_card(run, recipe, results)
     listen(_results_table(results))
@@ -293,6 +295,22 @@ def _cell(measured: dict[str, Any], metric: str) -> str:
         return value
     low, high = map(return_text, measured["intervals"][metric])
     return f"{value} [{low}, {high}]"
+
+
+def load_run(folder: Path, emit: Emit = lambda _: None) -> Policy:
+    """Return the greedy policy of a finished run; its environment is not made.
+
+    Raises:
+        DataError: the run did not finish, or its policy cannot be read.
+    """
+    run = RunDir.open(folder)
+    run.check_finished()
+    return load_policy(run.model)
+
+
+def load_model(folder: Path, manifest: Manifest, emit: Emit) -> Policy:
+    """Return the greedy policy of a model folder."""
+    return load_policy(folder)
 
 
 def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]:

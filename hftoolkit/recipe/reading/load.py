@@ -20,6 +20,7 @@ from hftoolkit.recipe.reading.yaml_file import (
     dotted,
     read_scalar,
     read_value,
+    read_yaml,
     read_yaml_file,
     write_value,
     write_yaml,
@@ -66,6 +67,21 @@ def load_reinforcement_recipe(path: Path, overrides: Sequence[str] = ()) -> Rein
     if not _is_reinforcement_learning(document) and document.data.keys() & {"task", "data", "model"}:
         raise RecipeError(f"{path} is no reinforcement-learning recipe; type: hftoolkit finetune {path}")
     return _check(_draft(path, document, overrides), ReinforcementRecipe)
+
+
+def load_any_recipe(path: Path) -> AnyRecipe:
+    """Return the recipe of a file, of whatever kind."""
+    return _any(_read(path), path)
+
+
+def parse_any_recipe(text: str, origin: Path) -> AnyRecipe:
+    """Return the recipe in a text, of whatever kind; ``origin`` is named in errors."""
+    return _any(read_yaml(text, str(origin)), origin)
+
+
+def _any(document: Document, path: Path) -> AnyRecipe:
+    draft = _draft(path, document, ())
+    return _check(draft, ReinforcementRecipe if _is_reinforcement_learning(document) else _kind(draft))
 
 
 def is_reinforcement_recipe(path: Path) -> bool:

@@ -1,0 +1,60 @@
+"""The command line in Python: ``hftoolkit.finetune`` and the run that it returns."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hftoolkit.cli.options import commands_of
+from hftoolkit.recipe import load_recipe, write_value
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        root: its directory.
+    """
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """The folder that plain libraries load."""
+        return self.root / "model"
+
+    @property
+    def report(self) -> Path:
+        """The folder of pictures."""
+        return self.root / "report"
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """The content of results.json: metrics with intervals, baselines, facts of the training."""
+        content: dict[str, Any] = json.loads((self.root / "results.json").read_text(encoding="utf-8"))
+        return content
+
+    @cached_property
+    def predictor(self) -> Any:
+        """What ``hftoolkit.load`` gives for the run."""
+        from hftoolkit.commands.load import load
+
+        return load(self.root)
+
+    def predict(self, rows: Any) -> Any:
+        """Return the answer for each row, see ``Predictor.predict``."""
+        return self.predictor.predict(rows)
+
+
+def finetune(recipe: Path, changes: Mapping[str, Any], *, run_dir: Path | None, resume: bool) -> Run:
+    """Train, export, check and measure a model; arguments and errors are those of ``hftoolkit.finetune``."""
+    from hftoolkit.cli.render import render_events
+
+    parsed = load_recipe(recipe, [f"{key}={write_value(value)}" for key, value in changes.items()])
+    with render_events() as emit:
+        where = commands_of(parsed).finetune(parsed, name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
+    assert where is not None, "several processes are started by a launcher, with the command line"
+    return Run(where)

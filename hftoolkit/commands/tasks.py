@@ -1,0 +1,7 @@
+"""What the command line calls for every kind of task; other wings have a module of the same functions."""
+
+from hftoolkit.commands.evaluate import evaluate
+from hftoolkit.commands.finetune import dry_run, finetune
+from hftoolkit.commands.predict import load_model, load_run, predict
+
+__all__ = ["dry_run", "evaluate", "finetune", "load_model", "load_run", "predict"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from doubles.paths import ROOT
 from hftoolkit.recipe import ALL_RECIPES, is_reinforcement_recipe, load_recipe, load_reinforcement_recipe
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hftoolkit"
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import CLASSES, RECIPE, Ended, hft, review_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import hftoolkit
+from doubles.commands import Ended, hft
+from doubles.reviews import CLASSES, RECIPE, review_rows
 from hftoolkit.cli import render
 from hftoolkit.commands import finetune as run
 from hftoolkit.errors import DataError

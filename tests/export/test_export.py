@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import RECIPE, review_rows
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from doubles.reviews import RECIPE, review_rows
 from hftoolkit.commands import finetune as commands
 from hftoolkit.commands.job import Job, prepare, train
 from hftoolkit.errors import ArtifactError

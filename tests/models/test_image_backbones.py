@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import CLASSES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -31,6 +30,7 @@ from transformers import (
     pipeline,
 )
 
+from doubles.reviews import CLASSES
 from hftoolkit.data.image.cache import Geometry, fit
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import divide_logits, enable_gradient_checkpointing, is_under

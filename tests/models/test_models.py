@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import CLASSES, VOCABULARY
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -26,6 +25,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from doubles.bert import VOCABULARY
+from doubles.reviews import CLASSES
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import (
     Backbone,

@@ -11,9 +11,16 @@ from types import SimpleNamespace
 import huggingface_hub.constants
 import pytest
 import torch
-from conftest import hft, read_json, refused
-from test_launch_files import launched_with
-from test_processes import (
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import hftoolkit
+from doubles.commands import hft, read_json, refused
+from doubles.launch import launched_with
+from doubles.paths import ROOT
+from doubles.pictures import RECIPE, write_pictures
+from doubles.processes import (
     Group,
     ShortMemory,
     attempt_in,
@@ -24,14 +31,7 @@ from test_processes import (
     together,
     trained,
 )
-from test_resume import Attempt, stop_after
-from test_trainer import ToyTask, assert_close, assert_same, flat, toy_model
-from test_vision import RECIPE, write_pictures
-from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
-import hftoolkit
+from doubles.toy_training import Attempt, ToyTask, assert_close, assert_same, flat, stop_after, toy_model
 from hftoolkit.commands.job import join, prepare, train
 from hftoolkit.contracts import Message
 from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
@@ -46,14 +46,13 @@ from hftoolkit.train.distributed.fsdp import Sharding
 from hftoolkit.train.loop import one_step
 from hftoolkit.train.weights import Weights
 
-ROOT = Path(__file__).resolve().parents[3]
 FILE = ROOT / "docs" / "accelerate" / "fsdp2-8-gpus.yaml"
 AT_ONCE, IN_TWO = Sharding(by_blocks=False), Sharding(by_blocks=True, block_classes=("Linear",))
 TOLD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
 
 def dividing(function, *arguments, sharding=IN_TWO):
-    """Call a function of these tests or of ``test_processes``, whose attempts then divide their models."""
+    """Call a function of these tests or of ``doubles.processes``, whose attempts then divide their models."""
     Attempt.sharding = sharding
     return function(*arguments)
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import CLASSES
 from transformers import BertConfig, BertForSequenceClassification
 
+from doubles.reviews import CLASSES
 from hftoolkit.models.backbones import load_text_classifier
 from hftoolkit.models.tuning import apply_tuning
 from hftoolkit.recipe import LoraTuning

@@ -101,23 +101,18 @@ def compare(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
 
 def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> None:
     """Print the ratio of rates (median over rounds) and, for whole recipes, both macro-F1."""
-    ours, theirs = results["hftoolkit"], results["trainer"]
-    ratios = [a["rate"] / b["rate"] for a, b in zip(ours, theirs, strict=True)]
+    pairs = list(zip(results["hftoolkit"], results["trainer"], strict=True))
+    ratios = [a["rate"] / b["rate"] for a, b in pairs]
     print(f"hftoolkit over HF Trainer: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
     if not with_quality:
         return
-    from hftoolkit.metrics.bootstrap import paired_difference
+    from hftoolkit.metrics.classification import classification_statistics
+    from hftoolkit.metrics.statistics import paired_lead, resample
 
-    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        difference, low, high = paired_difference(
-            a["probabilities"],
-            b["probabilities"],
-            np.array(a["targets"]),
-            a["names"],
-            metric="macro_f1",
-            samples=2000,
-            seed=0,
-        )
+    for number, (a, b) in enumerate(pairs):
+        both = [classification_statistics(side["probabilities"], np.array(a["targets"]), a["names"]) for side in (a, b)]
+        ours, theirs = (resample(each, samples=2000, seed=0) for each in both)
+        difference, low, high = paired_lead(ours, theirs, "macro_f1")
         for name, result in (("hftoolkit", a), ("HF Trainer", b)):
             print(f"seed {number} {name:<10} accuracy {result['accuracy']:.4f} macro-F1 {result['macro_f1']:.4f}")
         print(
@@ -125,20 +120,18 @@ def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> N
         )
 
 
-def load_texts(recipe: Any, examples: int | None) -> tuple[Any, Any]:
-    """Return the splits of a text recipe (each cut to ``examples``) and its weights."""
-    from hftoolkit.data.sources.resolve import resolve_data, resolve_model
-    from hftoolkit.data.texts import load_text_splits
+def load_rows(recipe: Any, examples: int | None) -> tuple[Any, Any]:
+    """Return the weights of a recipe, and its data set, each split cut to ``examples``."""
+    from hftoolkit.commands.setup import read_data
 
-    table = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
-    splits = load_text_splits(table.path, recipe.data, recipe.task)
+    weights, dataset = read_data(recipe, lambda event: None)
     if examples:
-        parts = {
-            field: {name: rows[:examples] for name, rows in getattr(splits, field).items()}
-            for field in ("texts", "targets", "row_numbers")
-        }
-        splits = replace(splits, **parts)
-    return splits, resolve_model(recipe.model.backbone, sha256=recipe.model.sha256)
+        dataset = replace(
+            dataset,
+            splits={name: rows[:examples] for name, rows in dataset.splits.items()},
+            row_numbers={name: numbers[:examples] for name, numbers in dataset.row_numbers.items()},
+        )
+    return weights, dataset
 
 
 def load(options: argparse.Namespace) -> Any:
@@ -165,8 +158,9 @@ def write(
 
 def run_hftoolkit(options: argparse.Namespace) -> None:
     """Train as ``finetune`` does and predict the test split."""
-    from hftoolkit.commands.job import join, prepare, prepare_texts, train
-    from hftoolkit.recipe import TextRecipe
+    from hftoolkit.commands.finetune import fit_setup
+    from hftoolkit.commands.setup import build, join
+    from hftoolkit.metrics.probabilities import to_probabilities
     from hftoolkit.runs.directory import RunDir
     from hftoolkit.train.distributed.collectives import is_main, leave, share
 
@@ -174,21 +168,22 @@ def run_hftoolkit(options: argparse.Namespace) -> None:
     sharding = join(recipe)
     if not is_main():
         share("prepared")  # the caches are filled
-    if isinstance(recipe, TextRecipe):
-        job = prepare_texts(recipe, *load_texts(recipe, options.examples), emit=lambda event: None)
-    else:
-        job = prepare(recipe, lambda event: None)
+    setup = build(recipe, *load_rows(recipe, options.examples), lambda event: None)
     if is_main():
         share("prepared")
     with tempfile.TemporaryDirectory() as folder:
-        fitted = train(recipe, job, RunDir(Path(folder)), emit=lambda event: None, sharding=sharding)
-    probabilities = None if options.rates_only else job.probabilities("test")
+        fitted = fit_setup(setup, RunDir(Path(folder)), sharding, lambda event: None)
+    probabilities = None
+    if not options.rates_only:
+        outputs = setup.learner.outputs(setup.tuned.model, setup.infer, "test", full_precision=True)
+        probabilities = to_probabilities(np.stack(outputs), multi_label=False)
     leave()
     if not is_main():
         return
     rate = fitted.facts("examples")["examples_per_second"]
-    memory = fitted.peak_memory_bytes
-    write(options.output, rate, memory, job.task.targets["test"], job.task.labels.names, probabilities)
+    memory, test = fitted.peak_memory_bytes, setup.dataset.splits["test"]
+    targets = np.stack([row.target for row in test])
+    write(options.output, rate, memory, targets, setup.dataset.schema.names, probabilities)
 
 
 def run_trainer(options: argparse.Namespace) -> None:
@@ -197,12 +192,11 @@ def run_trainer(options: argparse.Namespace) -> None:
     from scipy.special import softmax
     from transformers import Trainer, TrainingArguments, set_seed
 
-    from hftoolkit.recipe import TextRecipe
     from hftoolkit.train.devices import choose_precision, peak_memory_bytes
 
     recipe = load(options)
     set_seed(options.seed)
-    parts = text_parts if isinstance(recipe, TextRecipe) else image_parts
+    parts = text_parts if recipe.task.kind == "text-classification" else image_parts
     model, datasets, targets, names, extra, arguments = parts(recipe, options.examples)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = options.trainer_precision or choose_precision("auto", torch.device(device))
@@ -243,18 +237,20 @@ def text_parts(recipe: Any, examples: int | None) -> tuple[Any, ...]:
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-    splits, weights = load_texts(recipe, examples)
-    names = splits.labels.names
+    weights, dataset = load_rows(recipe, examples)
+    names = dataset.schema.names
     tokenizer = AutoTokenizer.from_pretrained(weights.path)
     model = AutoModelForSequenceClassification.from_pretrained(weights.path, num_labels=len(names), dtype=torch.float32)
 
     def encode(split: str) -> Dataset:
-        encoded = tokenizer(splits.texts[split], truncation=True, max_length=recipe.model.max_length)
-        return Dataset.from_dict(dict(encoded) | {"labels": splits.targets[split].tolist()})
+        rows = dataset.splits[split]
+        encoded = tokenizer([row.text for row in rows], truncation=True, max_length=recipe.model.max_length)
+        return Dataset.from_dict(dict(encoded) | {"labels": [int(row.target) for row in rows]})
 
     extra = {"processing_class": tokenizer, "data_collator": DataCollatorWithPadding(tokenizer)}
     datasets = {split: encode(split) for split in ("train", "test")}
-    return model, datasets, splits.targets["test"], names, extra, {"train_sampling_strategy": "group_by_length"}
+    targets = np.stack([row.target for row in dataset.splits["test"]])
+    return model, datasets, targets, names, extra, {"train_sampling_strategy": "group_by_length"}
 
 
 def image_parts(recipe: Any, _: int | None) -> tuple[Any, ...]:
@@ -262,6 +258,7 @@ def image_parts(recipe: Any, _: int | None) -> tuple[Any, ...]:
     import torch
     from torchvision.transforms import v2
 
+    from hftoolkit.contracts import HeadSpec
     from hftoolkit.data.image.cache import decode
     from hftoolkit.data.image.sources import open_images
     from hftoolkit.data.image.splits import load_image_splits
@@ -271,9 +268,9 @@ def image_parts(recipe: Any, _: int | None) -> tuple[Any, ...]:
     source = resolve_data(recipe.data.source, sha256=recipe.data.sha256).path
     weights = resolve_model(recipe.model.backbone, sha256=recipe.model.sha256).path if recipe.model.pretrained else None
     knobs = {name: getattr(recipe.model, name) for name in ("architecture", "image_size", "dropout", "drop_path")}
-    size = load_image_classifier(weights, ("a", "b"), seed=0, **knobs).preprocessing
+    size = load_image_classifier(weights, HeadSpec(("a", "b")), seed=0, **knobs).preprocessing
     splits = load_image_splits(source, recipe.data, recipe.task, size.geometry)
-    backbone = load_image_classifier(weights, splits.labels.names, seed=recipe.train.seed, **knobs)
+    backbone = load_image_classifier(weights, HeadSpec(splits.labels.names), seed=recipe.train.seed, **knobs)
     stored = open_images(source, recipe.data.columns, recipe.data.pixels)
     moved = (
         [v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1))] if recipe.augmentation.preset == "light" else []

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from doubles.paths import ROOT
 from hftoolkit.recipe import ALL_RECIPES, is_reinforcement_recipe, load_recipe, load_reinforcement_recipe
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hftoolkit"
+TESTS = ROOT / "tests"
+DOUBLES = TESTS / "doubles"
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
@@ -118,6 +120,36 @@ def test_recipes_are_shipped() -> None:
         "q-learning",
         "sarsa",
     }
+
+
+def test_the_folders_of_tests_are_those_of_the_package() -> None:
+    tests = sorted(TESTS.rglob("test_*.py"))
+    assert len(tests) > 50
+    assert len({file.name for file in tests}) == len(tests)  # pytest imports them by their names alone
+    folders = {file.parent.relative_to(TESTS) for file in tests} - {Path("scripts")}  # which mirrors scripts/
+    assert not [folder for folder in folders if not (PACKAGE / folder / "__init__.py").is_file()]
+    packages = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    assert packages == {folder.parts[0] for folder in folders if folder.parts}
+
+
+def test_what_tests_share_is_in_doubles_and_no_test_module_imports_another() -> None:
+    files = sorted(TESTS.rglob("*.py"))
+    own = {file.stem for file in files if file.parent != DOUBLES}
+    assert len(own) > 50
+    assert not [name for name in own if not name.startswith("test_") and name != "conftest"]
+    borrowed = {(file.stem, name) for file in files for name in own.intersection(names_imported(file))}
+    assert borrowed <= {("test_deepspeed", "test_fsdp")}  # which goes with DeepSpeed
+
+
+def names_imported(file: Path) -> set[str]:
+    """Return every part of the names in the import statements of a file, those inside of functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {part for name in names for part in name.split(".")}
 
 
 def test_importing_the_command_line_does_not_import_torch() -> None:

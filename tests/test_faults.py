@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import hft, read_json, refused, review_rows
-from recommend_tables import RECIPE as RECOMMENDER
-from recommend_tables import write_world
 from safetensors.torch import load_file
-from test_vision import write_pictures
+
+from doubles.commands import hft, read_json, refused
+from doubles.pictures import write_pictures
+from doubles.recommend_tables import RECIPE as RECOMMENDER
+from doubles.recommend_tables import write_world
+from doubles.reviews import review_rows
 
 PATIENCE_SECONDS = 120
 STOP_SECONDS = 30  # between a signal and the end

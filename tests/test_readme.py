@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from doubles.paths import ROOT
 from hftoolkit import cli
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def hftoolkit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RECIPE, hft, read_json, refused, review_rows
-from recommend_tables import RECIPE as RECOMMENDER
-from recommend_tables import write_world
-from test_push import PICTURE_RECIPE, POLICY_RECIPE
-from test_vision import write_pictures
 
+from doubles.commands import hft, read_json, refused
+from doubles.paths import ROOT
+from doubles.pictures import PICTURE_RECIPE, write_pictures
+from doubles.pushes import POLICY_RECIPE
+from doubles.recommend_tables import RECIPE as RECOMMENDER
+from doubles.recommend_tables import write_world
+from doubles.reviews import RECIPE, review_rows
 from hftoolkit.export import gate as export
 
-ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 600
 # Runs commands one after the other, and writes down every socket that goes further than this machine, and stops it.
 WATCHED = """

@@ -12,6 +12,7 @@ from hftoolkit.cli.options import (
     RecipeFile,
     RunDirectory,
     RunFolder,
+    check_not_both,
     commands_of,
     commands_of_run,
     is_rank_zero,

@@ -118,18 +118,7 @@ def _help(recipe: Recipe, run: RunDir, sharding: Division | None) -> None:
 
 def _train(setup: Setup, run: RunDir, sharding: Division | None, emit: Emit) -> _Trained:
     """Do what takes all processes: train, calibrate, predict the test split."""
-    recipe, model = setup.recipe, setup.tuned.model
-    with setup.probe(emit):
-        fitted = fit(
-            setup.learner,
-            setup.tuned,
-            train=recipe.train,
-            evaluation=recipe.evaluation,
-            accelerator=setup.infer.accelerator,
-            run=run,
-            emit=emit,
-            sharding=sharding,
-        )
+    model, fitted = setup.tuned.model, fit_setup(setup, run, sharding, emit)
     emit(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
     calibration: dict[str, Any] = {}
     if isinstance(setup.task, Calibrates):
@@ -138,6 +127,21 @@ def _train(setup: Setup, run: RunDir, sharding: Division | None, emit: Emit) -> 
     test = setup.learner.outputs(model, setup.infer, "test", full_precision=True)
     leave()
     return _Trained(fitted, calibration, test)
+
+
+def fit_setup(setup: Setup, run: RunDir, sharding: Division | None, emit: Emit) -> Fitted:
+    """Run the loop; the model then has the best weights."""
+    with setup.probe(emit):
+        return fit(
+            setup.learner,
+            setup.tuned,
+            train=setup.recipe.train,
+            evaluation=setup.recipe.evaluation,
+            accelerator=setup.infer.accelerator,
+            run=run,
+            emit=emit,
+            sharding=sharding,
+        )
 
 
 def _keep_silent(event: Event) -> None:

@@ -79,12 +79,22 @@ def prepare(recipe: Recipe, emit: Emit) -> Setup:
     Raises:
         RecipeError, DataError, EnvironmentFault: what is wrong, before anything was trained.
     """
-    kind = task_of(recipe)
+    return build(recipe, *read_data(recipe, emit), emit)
+
+
+def read_data(recipe: Recipe, emit: Emit) -> tuple[Weights, Dataset[Any]]:
+    """Fetch and check the data; the weights are fetched when they are first asked for."""
     source = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
     emit(Message(f"data: {describe(source)}"))
     weights = Weights(recipe.model)
-    dataset = kind.read(recipe, source.path, weights, None, emit)
+    dataset = task_of(recipe).read(recipe, source.path, weights, None, emit)
     _describe_data(dataset, emit)
+    return weights, dataset
+
+
+def build(recipe: Recipe, weights: Weights, dataset: Dataset[Any], emit: Emit) -> Setup:
+    """Load the model and put everything on the device."""
+    kind = task_of(recipe)
     emit(Message(f"backbone: {weights.describe()}"))
     base: Backbone = kind.load(recipe, dataset.schema, weights)
     accelerator = make_accelerator(recipe.train.precision, bf16_pays_on_cpus=not is_convolutional(base.model))

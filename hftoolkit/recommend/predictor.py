@@ -101,9 +101,8 @@ class RecommendationPredictor:
             DataError: the log does not have that user.
         """
         if name not in self.known.ids:
-            raise DataError(
-                f"there is no user {name!r} in the log of {self.run.root if self.run else self.model}; use --history for a new one"
-            )
+            where = self.run.root if self.run else self.model
+            raise DataError(f"there is no user {name!r} in the log of {where}; use --history for a new one")
         return self._of_users(np.array([self.known.ids.index(name)]))
 
     def history(self, items: Sequence[Any]) -> Queries:

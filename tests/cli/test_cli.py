@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, RECIPE, Ended, hft, read_json, refused, review_rows
 from safetensors.torch import load_file
 
+from doubles.commands import Ended, hft, read_json, refused
+from doubles.paths import ROOT
+from doubles.reviews import CLASSES, RECIPE, review_rows
 from hftoolkit import __version__, cli
 from hftoolkit.cli import render
 from hftoolkit.cli.render import render_events
@@ -28,7 +30,6 @@ from hftoolkit.contracts import Event, InferenceProgress, Message, Table
 from hftoolkit.recipe import load_recipe
 from hftoolkit.runs import checkpoint, resume
 
-REPOSITORY = Path(__file__).parents[2]
 HELP_CPU_SECONDS = 0.6  # the promise is 0.3 on a quiet machine
 PATIENCE_SECONDS = 120
 
@@ -278,7 +279,8 @@ def test_ctrl_c_is_told_by_commands_that_keep_nothing(command, write_recipe: Wri
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "prepare", interrupt)
-    monkeypatch.setattr(run, "load_predictor", interrupt)
+    monkeypatch.setattr("hftoolkit.commands.evaluate.load_run", interrupt)
+    monkeypatch.setattr("hftoolkit.commands.predict.load_run", interrupt)
     name, *rest = command
     refused(hft(name, write_recipe() if name == "finetune" else tiny_run, *rest), 130, "error: interrupted\n")
 
@@ -436,11 +438,11 @@ def test_doctor_prints_versions_as_json():
 
 def test_recipes_are_listed_shown_and_copied_once(tmp_path: Path):
     listed = hft("recipes", "list").out
-    names = {path.stem for path in (REPOSITORY / "recipes").glob("*.yaml")}
+    names = {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
     assert {"sentiment", "sentiment-lora"} <= names
     assert {line.split()[0] for line in listed.splitlines()} == names
 
-    text = (REPOSITORY / "recipes" / "sentiment.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "recipes" / "sentiment.yaml").read_text(encoding="utf-8")
     assert hft("recipes", "show", "sentiment").out == text
     mine = tmp_path / "mine.yaml"
     assert hft("recipes", "copy", "sentiment", mine) == Ended(0, f"wrote {mine}\n", "")
@@ -459,11 +461,11 @@ def test_the_schema_is_json_and_knows_the_knobs():
 
 def test_recipes_come_with_the_wheel(tmp_path: Path):
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    subprocess.run([*build, "--wheel-dir", tmp_path, REPOSITORY], check=True, capture_output=True)
+    subprocess.run([*build, "--wheel-dir", tmp_path, ROOT], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("hftoolkit-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    names = {path.name for path in (REPOSITORY / "recipes").glob("*.yaml")}
+    names = {path.name for path in (ROOT / "recipes").glob("*.yaml")}
     assert names
     assert {path.name for path in (tmp_path / "site" / "hftoolkit" / "recipes").iterdir()} == names
 

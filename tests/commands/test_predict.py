@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import CLASSES, RECIPE, Ended, hft, review_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import hftoolkit
+from doubles.commands import Ended, hft
+from doubles.reviews import CLASSES, RECIPE, review_rows
 from hftoolkit.cli import render
-from hftoolkit.commands import finetune as run
+from hftoolkit.commands import predict
+from hftoolkit.commands.evaluate import evaluate
 from hftoolkit.errors import DataError
 
 WriteCsv = Callable[..., Path]
@@ -200,12 +202,12 @@ def test_rows_without_text_keep_their_place_when_the_recipe_skips_them(
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_the_work(
-    name, code, fragment, tmp_path: Path, write_csv: WriteCsv, monkeypatch: pytest.MonkeyPatch
+    name, code, fragment, tmp_path: Path, tiny_run: Path, write_csv: WriteCsv, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(run, "load_predictor", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(predict, "load_run", lambda *_: pytest.fail("the model was loaded"))
     source = write_csv([("good",)], header=("text",))
     before = source.read_bytes()
-    refused(hft("predict", tmp_path, source, "--output", tmp_path / name), code, fragment)
+    refused(hft("predict", tiny_run, source, "--output", tmp_path / name), code, fragment)
     assert source.read_bytes() == before
 
 
@@ -241,7 +243,7 @@ def test_a_label_list_that_is_not_the_model_s_is_refused(command: tuple[str, ...
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_evaluate_measures_the_same_again(split: str, tiny_run: Path):
     results = json.loads((tiny_run / "results.json").read_text())
-    measured = run.evaluate(tiny_run, split=split, source=None, emit=lambda _: None)
+    measured = evaluate(tiny_run, split=split, source=None, emit=lambda _: None)
     again, before = measured["metrics"], results[split]["metrics"]
     if split == "validation":  # measured there before the temperature, which changes how sure the model is only
         again, before = ({k: v for k, v in m.items() if k not in ("ece", "loss", "roc_auc")} for m in (again, before))
@@ -269,7 +271,7 @@ def test_evaluate_measures_any_table_with_these_columns(tiny_run: Path, write_cs
     table = write_csv(rows, name="other.csv")
     decided = plain_probabilities(tiny_run / "model", [text for text, _ in rows]).argmax(axis=1)
     accuracy = np.mean([CLASSES[index] == label for index, (_, label) in zip(decided, rows, strict=True)])
-    measured = run.evaluate(tiny_run, split="test", source=str(table), emit=lambda _: None)
+    measured = evaluate(tiny_run, split="test", source=str(table), emit=lambda _: None)
     assert measured["examples"] == 40
     assert measured["metrics"]["accuracy"] == pytest.approx(accuracy)
     assert f"{table}, 40 examples" in hft("evaluate", tiny_run, "--data", table).out
@@ -323,7 +325,7 @@ MIXED = sorted(review_rows(90, seed=3), key=lambda row: len(row[0]))
 def test_multi_label_runs_end_to_end(multi_run: Path, tmp_path: Path):
     assert json.loads((multi_run / "labels.json").read_text())["names"] == list(CLASSES)
     results = json.loads((multi_run / "results.json").read_text())
-    measured = run.evaluate(multi_run, split="test", source=None, emit=lambda _: None)
+    measured = evaluate(multi_run, split="test", source=None, emit=lambda _: None)
     assert measured["metrics"] == pytest.approx(results["test"]["metrics"], abs=1e-6)
 
     source = write_table(tmp_path / "in.csv", {"text": TEXTS})

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conftest import Ended
 
-ROOT = Path(__file__).resolve().parents[2]
+from doubles.commands import Ended
+from doubles.paths import ROOT
+
 PATIENCE_SECONDS = 300
 FAST = """
 import time

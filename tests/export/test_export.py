@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import RECIPE, review_rows
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from doubles.reviews import RECIPE, review_rows
 from hftoolkit.commands import finetune as commands
-from hftoolkit.commands.job import Job, prepare, train
+from hftoolkit.commands.finetune import fit_setup
+from hftoolkit.commands.setup import prepare
 from hftoolkit.errors import ArtifactError
 from hftoolkit.export import gate as export
 from hftoolkit.export.gate import GateReport
@@ -65,10 +66,10 @@ def test_training_goes_on_with_the_position_that_the_head_reads(
     seen: dict[bool, set[int]] = {True: set(), False: set()}
     layer = job.tuned.model.get_submodule("bert.encoder.layer.1.intermediate")
     layer.register_forward_pre_hook(lambda module, inputs: seen[module.training].add(inputs[0].shape[1]))
-    train(recipe, job, RunDir.create("tiny", tmp_path / "run"), emit=lambda event: None)
+    fit_setup(job, RunDir.create("tiny", tmp_path / "run"), None, lambda event: None)
     assert seen[True] == {1}
     seen[False].clear()
-    job.probabilities("validation")
+    job.learner.outputs(job.tuned.model, job.infer, "validation")
     assert min(seen[False]) > 1
 
 
@@ -94,7 +95,7 @@ def test_an_adapter_stands_on_a_hub_id_or_brings_its_base(write_recipe: Callable
 def test_a_head_spoiled_on_disk_fails_the_run_with_exit_6_and_keeps_everything(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = text_classification.save_classifier
+    honest = text_classification.save_text_model
 
     def spoil(model: Any, tokenizer: Any, folder: Path) -> None:
         honest(model, tokenizer, folder)
@@ -102,7 +103,7 @@ def test_a_head_spoiled_on_disk_fails_the_run_with_exit_6_and_keeps_everything(
         weights["classifier.weight"] = weights["classifier.weight"] + 0.01
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(text_classification, "save_classifier", spoil)
+    monkeypatch.setattr(text_classification, "save_text_model", spoil)
     with pytest.raises(ArtifactError, match="saved against reloaded: logits differ by") as caught:
         finetune(write_recipe(60), tmp_path / "run", "train.epochs=1")
     assert caught.value.exit_code == 6
@@ -174,7 +175,7 @@ def test_a_linear_probe_on_cached_features_equals_one_that_runs_the_backbone(
 
     recipe = write_recipe(60, TUNINGS["linear-probe"])
     finetune(recipe, tmp_path / "cached", "train.epochs=2", "train.length_buckets=false")
-    monkeypatch.setattr(Job, "probe", lambda *_: nullcontext())
+    monkeypatch.setattr(Setup, "probe", lambda *_: nullcontext())
     finetune(recipe, tmp_path / "whole", "train.epochs=2", "train.length_buckets=false")
     cached, whole = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("cached", "whole"))
     assert all(np.allclose(cached[name], whole[name], atol=1e-4) for name in cached)

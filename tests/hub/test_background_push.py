@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPE, hft, read_json, refused, review_rows
-from loopback_hub import FAST, Account, Client, LoopbackHub, card_errors
 from safetensors.torch import load, load_file
-from test_push import POLICY_RECIPE, commits, model_files, remote_files
-from test_vision import write_pictures
 
+from doubles.commands import hft, read_json, refused
+from doubles.loopback_hub import FAST, Account, Client, LoopbackHub, card_errors
+from doubles.pictures import write_pictures
+from doubles.pushes import POLICY_RECIPE, commits, model_files, remote_files
+from doubles.reviews import RECIPE, review_rows
 from hftoolkit.commands import upload
 from hftoolkit.contracts import Evaluated, Message, StepDone
 from hftoolkit.errors import DataError, EnvironmentFault

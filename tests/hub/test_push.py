@@ -1,7 +1,6 @@
 """``hftoolkit push`` and ``hub:`` against a Hub on loopback: what arrives, what loads it, and what is refused."""
 
 import csv
-import hashlib
 import json
 import random
 import shutil
@@ -10,35 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RECIPE, hft, read_json, refused, review_rows
 from huggingface_hub import get_session
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from loopback_hub import Account, Client, LoopbackHub, Repository, card_errors, small
 from PIL import Image
-from recommend_tables import RECIPE as RECOMMENDER
-from recommend_tables import write_world
 
+from doubles.commands import hft, read_json, refused
+from doubles.loopback_hub import Account, Client, LoopbackHub, Repository, card_errors, small
+from doubles.pictures import PICTURE_RECIPE
+from doubles.pushes import POLICY_RECIPE, commits, make_run, model_files, remote_files
+from doubles.recommend_tables import RECIPE as RECOMMENDER
+from doubles.recommend_tables import write_world
+from doubles.reviews import RECIPE, review_rows
 from hftoolkit.hub.faults import with_retries
 from hftoolkit.recipe import check_repository
 
 TOKEN = "hf_canary_3f9a51"
-POLICY_RECIPE = """\
-environment: {id: CartPole-v1}
-algorithm: {kind: dqn, network: {encoder: mlp, hidden_sizes: [8]}, learning_starts: 30, batch_size: 8, replay_size: 500}
-train: {steps: 100}
-evaluation: {episodes: 2, curve_points: 0, bootstrap_samples: 100}
-"""
-CARD = "---\nlibrary_name: transformers\ntags:\n- hftoolkit\n- full\n---\n\n# A model\n"
-PICTURE_RECIPE = """\
-task: {{kind: image-classification}}
-data: {{source: {source}}}
-model: {{pretrained: false, architecture: resnet10t, image_size: 32}}
-train: {{epochs: 1, batch_size: 16, precision: fp32}}
-evaluation: {{bootstrap_samples: 100, baselines: false}}
-"""
 
 
 @pytest.fixture
@@ -105,49 +93,6 @@ def recommender_run(tmp_path_factory: pytest.TempPathFactory, lively_backbone: P
     ended = hft("finetune", folder / "r.yaml", "--run-dir", folder / "run", "--set", "train.epochs=1")
     assert ended.code == 0, ended
     return folder / "run"
-
-
-def make_run(folder: Path, seed: int = 0, size: int = 200_000) -> Path:
-    """Write what a push reads of a finished run: the recipe, the state, and a model with two large files."""
-    generator = random.Random(seed)
-    files = {
-        "recipe.yaml": RECIPE.format(table="t.csv", backbone="some/backbone").encode(),
-        "status.json": b'{"state": "done"}',
-        "checkpoints/step-000001/model.safetensors": generator.randbytes(2000),
-        "model/README.md": CARD.encode(),
-        "model/config.json": b'{"seed": %d}' % seed,
-        "model/model.safetensors": generator.randbytes(size),
-        "model/adapter/adapter_config.json": b"{}",
-        "model/adapter/adapter_model.safetensors": generator.randbytes(1000),
-    }
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def model_files(run: Path) -> dict[str, str]:
-    """Return the sha256 of the files of ``model/`` by name."""
-    model = run / "model"
-    files = [path for path in model.rglob("*") if path.is_file()]
-    assert files
-    return {path.relative_to(model).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def remote_files(repository: Repository) -> dict[str, str]:
-    """Return the same of the newest commit, without the Hub's own .gitattributes."""
-    tree = repository.tree()
-    assert tree is not None and ".gitattributes" in tree
-    return {
-        path: blob.sha256 or hashlib.sha256(blob.data or b"").hexdigest()
-        for path, blob in tree.items()
-        if path != ".gitattributes"
-    }
-
-
-def commits(repository: Repository) -> int:
-    """Return how many commits came after the first one, which the Hub makes."""
-    return len(repository.commits) - 1
 
 
 # --- what arrives ---------------------------------------------------------------------------------------------------

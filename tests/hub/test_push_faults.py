@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Ended, refused
-from loopback_hub import Account, Client, LoopbackHub, Repository, small
-from test_push import commits, make_run, model_files, remote_files
+
+from doubles.commands import Ended, refused
+from doubles.loopback_hub import Account, Client, LoopbackHub, Repository, small
+from doubles.pushes import commits, make_run, model_files, remote_files
 
 TOKEN = "hf_canary_77c2e0"
 ID = "ada/reviews"

@@ -2,22 +2,36 @@ import math
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
-import evaluate
 import numpy as np
 import pytest
 from sklearn import metrics as reference
 
 from hftoolkit.errors import DataError, TrainingError
-from hftoolkit.metrics import bootstrap, is_better
-from hftoolkit.metrics.bootstrap import bootstrap_intervals, paired_difference, resample_counts
+from hftoolkit.metrics import statistics
 from hftoolkit.metrics.calibration import expected_calibration_error, reliability
-from hftoolkit.metrics.classification import Accuracy, classification_metrics, confusion_matrix
+from hftoolkit.metrics.classification import classification_metrics, classification_statistics, confusion_matrix
 from hftoolkit.metrics.probabilities import fit_temperature, log_losses, to_decisions, to_probabilities
-from hftoolkit.recipe.sections import TEXT_METRICS
+from hftoolkit.metrics.statistics import intervals, is_better, paired_lead, resample, resample_counts
+from hftoolkit.recipe.sections import ClassificationEvaluation
 
 NAMES = ("bad", "fine", "good", "rare")
 SAMPLES = 12
+
+
+def bootstrap_intervals(
+    probabilities: np.ndarray, targets: np.ndarray, names: Any, *, samples: int, seed: int, multi_label: bool = False
+) -> dict[str, tuple[float, float]]:
+    found = classification_statistics(probabilities, targets, names, multi_label=multi_label)
+    return intervals(resample(found, samples=samples, seed=seed))
+
+
+def paired_difference(
+    ours: np.ndarray, theirs: np.ndarray, targets: np.ndarray, names: Any, *, metric: str, samples: int, seed: int
+) -> tuple[float, float, float]:
+    both = [classification_statistics(each, targets, names) for each in (ours, theirs)]
+    return paired_lead(*(resample(each, samples=samples, seed=seed) for each in both), metric)
 
 
 def make_rows(count: int, seed: int = 0, *, multi_label: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +96,8 @@ def test_metrics_equal_scikit_learn_for_every_small_split(count: int) -> None:
 def test_a_normal_split_has_every_metric_a_recipe_can_name() -> None:
     for multi_label in (False, True):
         metrics = classification_metrics(*make_rows(200, multi_label=multi_label), NAMES, multi_label=multi_label)
-        assert {name for name in metrics if "/" not in name} == set(TEXT_METRICS)
+        selectable = get_args(ClassificationEvaluation.model_fields["best_by"].annotation)
+        assert {name for name in metrics if "/" not in name} == set(selectable)
         assert {name for name in metrics if "/" in name} == {
             f"{k}/{n}" for k in ("f1", "precision", "recall") for n in NAMES
         }
@@ -128,21 +143,13 @@ def test_metrics_open_no_socket_and_write_no_file(monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a socket was opened")
 
-    home, work = tmp_path / "home", tmp_path / "work"
+    work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(home / "metrics"))
     for multi_label in (False, True):
         classification_metrics(*make_rows(20, multi_label=multi_label), NAMES, multi_label=multi_label)
     assert list(tmp_path.rglob("*")) == [work]
-
-
-def test_evaluate_alone_would_have_made_a_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "metrics"))
-    monkeypatch.delattr(Accuracy, "_build_data_dir")
-    Accuracy(keep_in_memory=True)
-    assert (tmp_path / "metrics").is_dir()
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -191,7 +198,7 @@ def test_resamples_draw_every_row_equally_often_and_do_not_depend_on_the_chunk()
 def test_intervals_do_not_depend_on_how_many_resamples_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_rows(30)
     whole = bootstrap_intervals(*rows, NAMES, samples=100, seed=0)
-    monkeypatch.setattr(bootstrap, "_CHUNK_CELLS", 70)
+    monkeypatch.setattr(statistics, "_CHUNK_CELLS", 70)
     parts = bootstrap_intervals(*rows, NAMES, samples=100, seed=0)
     assert parts.keys() == whole.keys()
     assert np.array(list(parts.values())) == pytest.approx(np.array(list(whole.values())), abs=1e-12)
@@ -279,11 +286,13 @@ def test_probabilities_survive_huge_logits() -> None:
 
 
 def test_lower_is_better_for_errors_only_and_a_tie_or_nan_never_is() -> None:
-    assert is_better("macro_f1", 0.6, 0.5)
-    assert is_better("loss", 0.5, 0.6)
-    assert not is_better("ece", 0.6, 0.5)
-    assert not is_better("mcc", 0.5, 0.5)
-    assert not is_better("loss", math.nan, 0.5)
+    lower = ClassificationEvaluation().lower_is_better
+    assert lower == {"ece", "loss"}
+    assert is_better(0.6, 0.5, lower=False)
+    assert is_better(0.5, 0.6, lower=True)
+    assert not is_better(0.6, 0.5, lower=True)
+    assert not is_better(0.5, 0.5, lower=False) and not is_better(0.5, 0.5, lower=True)
+    assert not is_better(math.nan, 0.5, lower=True)
 
 
 def test_confusion_matrix_has_truth_in_rows_and_every_class() -> None:

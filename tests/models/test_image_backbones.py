@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import CLASSES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -31,6 +30,8 @@ from transformers import (
     pipeline,
 )
 
+from doubles.reviews import CLASSES
+from hftoolkit.contracts import HeadSpec
 from hftoolkit.data.image.cache import Geometry, fit
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import divide_logits, enable_gradient_checkpointing, is_under
@@ -133,7 +134,7 @@ def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
 
 def load(path: Path | None, labels: tuple[str, ...] = CLASSES, **changes: Any) -> ImageBackbone:
     options = {"architecture": None, "image_size": SIZE, "dropout": 0.0, "drop_path": 0.0, "seed": 0} | changes
-    return load_image_classifier(path, labels, **options)
+    return load_image_classifier(path, HeadSpec(tuple(labels), "single_label_classification"), **options)
 
 
 def images(size: int = SIZE) -> torch.Tensor:

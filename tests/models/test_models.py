@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import CLASSES, VOCABULARY
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -26,12 +25,15 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from doubles.bert import VOCABULARY
+from doubles.reviews import CLASSES
+from hftoolkit.contracts import HeadSpec
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import (
     Backbone,
     enable_gradient_checkpointing,
     encoder_layers,
-    load_text_classifier,
+    load_text_model,
     parameter_layers,
     set_attention,
 )
@@ -78,8 +80,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def load(path: Path, labels: tuple[str, ...] = CLASSES, **changes: Any) -> Backbone:
-    options = {"multi_label": False, "max_length": 16, "dropout": 0.0, "seed": 0} | changes
-    return load_text_classifier(path, labels, **options)
+    options = {"max_length": 16, "dropout": 0.0, "seed": 0} | changes
+    kind = "multi_label_classification" if options.pop("multi_label", False) else "single_label_classification"
+    return load_text_model(path, "AutoModelForSequenceClassification", HeadSpec(labels, kind), **options)
 
 
 def logits(model: torch.nn.Module) -> np.ndarray:

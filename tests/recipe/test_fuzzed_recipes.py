@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Ended, hft
 
+from doubles.commands import Ended, hft
+from doubles.paths import ROOT
 from hftoolkit import recipe
 from hftoolkit.commands import finetune as run
 from hftoolkit.errors import RecipeError
@@ -25,7 +26,6 @@ from hftoolkit.recipe import load_recipe
 from hftoolkit.recommend import commands as run_recommend
 from hftoolkit.rl import commands as run_rl
 
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
 LIMIT_SECONDS = 5.0  # of processor time, which a busy machine does not change
 SAMPLE, MANY = 200, 3000

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recommend_tables import write_csv
 
+from doubles.recommend_tables import write_csv
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import RecommendationData
 from hftoolkit.recommend.protocols import RecommendationSplits, load_recommendation_splits

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Ended, hft, read_json, refused
-from recommend_tables import NUM_ITEMS, RECIPE, kind_of, write_csv, write_world
 from safetensors.numpy import load_file
 
 import hftoolkit
+from doubles.commands import Ended, hft, read_json, refused
+from doubles.recommend_tables import NUM_ITEMS, RECIPE, kind_of, write_csv, write_world
 from hftoolkit.cli import render
 from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.recipe import load_recipe

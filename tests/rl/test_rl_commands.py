@@ -15,9 +15,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import hft, read_json, refused
 from safetensors.torch import load_file
 
+from doubles.commands import hft, read_json, refused
+from doubles.paths import ROOT
 from hftoolkit.rl import commands as run_rl
 from hftoolkit.rl.artifact import load_policy
 from hftoolkit.rl.dqn import QPolicy
@@ -323,7 +324,7 @@ def test_an_unknown_environment_is_refused_before_a_run_begins(folder: Path, tmp
 
 
 def test_code_of_others_runs_only_where_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(Path(__file__).parents[1] / "doubles")
+    monkeypatch.chdir(ROOT / "tests" / "doubles")
     monkeypatch.delitem(gymnasium.registry, "GridRoad-v0", raising=False)  # other tests may have imported it
     monkeypatch.delitem(sys.modules, "grid_road", raising=False)
     recipe = tmp_path / "road.yaml"

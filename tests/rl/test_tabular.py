@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 import gymnasium
 import numpy as np
 import pytest
-from grid_road import MOVES, ROADS
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
+from doubles.grid_road import MOVES, ROADS
 from hftoolkit.errors import RecipeError
 from hftoolkit.recipe import Environment, QLearning, Sarsa
 from hftoolkit.rl.environments import Environments, Step, make_environment

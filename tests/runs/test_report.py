@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from hftoolkit.runs.figures import overlay, worst_first, write_confusion_png, write_image_grid, write_reliability_png
-from hftoolkit.runs.tables import confusion_table, per_class_table, results_table, write_predictions
+from hftoolkit.runs.prediction_tables import write_csv
+from hftoolkit.runs.tables import confusion_table, per_class_table, results_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -27,8 +28,11 @@ RESULTS = {
 }
 
 
+HEADLINE = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE"}
+
+
 def test_results_table_sets_the_model_beside_its_baselines() -> None:
-    table = results_table(RESULTS)
+    table = results_table(RESULTS, HEADLINE)
     assert "12 rows" in table.title
     assert table.columns == ("model", "accuracy", "macro-F1", "ECE", "lead in macro-F1")
     assert table.rows == (
@@ -38,7 +42,7 @@ def test_results_table_sets_the_model_beside_its_baselines() -> None:
 
 
 def test_results_table_without_baselines_has_one_row() -> None:
-    table = results_table({"test": RESULTS["test"]})
+    table = results_table({"test": RESULTS["test"]}, HEADLINE)
     assert table.columns == ("model", "accuracy", "macro-F1", "ECE")
     assert len(table.rows) == 1
 
@@ -121,23 +125,13 @@ def test_pictures_touch_no_global_state(tmp_path: Path) -> None:
     assert ("matplotlib.pyplot" in sys.modules) == before
 
 
-@pytest.mark.parametrize("with_texts", [True, False])
-def test_predictions_come_back_as_they_went_in(with_texts: bool, tmp_path: Path) -> None:
+def test_a_table_comes_back_as_it_went_in(tmp_path: Path) -> None:
     path = tmp_path / "test.csv"
     texts = ['a "quoted", text\nof two lines', "plain"]
-    write_predictions(
-        path,
-        np.array([3, 8]),
-        {"text": texts} if with_texts else {},
-        labels=["no", "yes"],
-        predicted=["no", "no"],
-        probabilities=np.array([[0.75, 0.25], [2 / 3, 1 / 3]]),
-        names=["no", "yes"],
-    )
+    write_csv({"row": [3, 8], "text": texts, "label": ["no", "yes"], "p(no)": [0.75, 2 / 3]}, path)
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row.pop("text") for row in rows] == texts if with_texts else "text" not in rows[0]
+    assert [row["text"] for row in rows] == texts
     assert [row["row"] for row in rows] == ["3", "8"]
     assert [row["label"] for row in rows] == ["no", "yes"]
-    assert rows[1]["predicted"] == "no"
-    assert (rows[1]["p(no)"], rows[1]["p(yes)"]) == ("0.666667", "0.333333")
+    assert [row["p(no)"] for row in rows] == ["0.750000", "0.666667"]

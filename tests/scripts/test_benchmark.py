@@ -11,9 +11,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import read_json
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_trainer.py"
+from doubles.commands import read_json
+from doubles.paths import ROOT
+
+SCRIPT = ROOT / "scripts" / "benchmark_trainer.py"
 
 
 @pytest.fixture(scope="module")

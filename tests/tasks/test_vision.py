@@ -2,7 +2,6 @@
 
 import csv
 import json
-import random
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -10,40 +9,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import hft
 from PIL import Image
 
 import hftoolkit
-from hftoolkit.commands.predictor import load_predictor
+from doubles.commands import hft
+from doubles.pictures import RECIPE, write_pictures
+from hftoolkit.commands.predict import load_run
 from hftoolkit.contracts import InferenceProgress
 from hftoolkit.errors import DataError
-
-COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
-
-RECIPE = """\
-task: {{kind: image-classification}}
-data: {{source: {source}}}
-model: {{pretrained: false, architecture: {architecture}, image_size: 32}}
-train: {{epochs: 3, batch_size: 16, learning_rate: 3.0e-3, precision: fp32}}
-evaluation: {{bootstrap_samples: 100, best_by: accuracy}}
-"""
-
-
-def picture(colour: tuple[int, int, int], generator: random.Random) -> Image.Image:
-    """A coloured square somewhere on gray noise."""
-    noise = np.array([[generator.randrange(90, 150)] * 3 for _ in range(40 * 36)], dtype=np.uint8).reshape(36, 40, 3)
-    left, top = generator.randrange(20), generator.randrange(16)
-    noise[top : top + 20, left : left + 20] = colour
-    return Image.fromarray(noise)
-
-
-def write_pictures(folder: Path, per_class: int = 30) -> Path:
-    generator = random.Random(5)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir(parents=True)
-        for number in range(per_class):
-            picture(colour, generator).save(folder / name / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +107,10 @@ def test_predict_reads_a_folder_a_pattern_a_file_and_a_table(run, pictures, tmp_
 
 def test_predictions_tell_how_far_they_are(run, pictures):
     told = []
-    predictor = load_predictor(run, told.append)
+    predictor = load_run(run, told.append)
     predictor.predict(sorted(pictures.rglob("*.png")))
-    predictor.probabilities(np.zeros((70, 32, 32, 3), dtype=np.uint8))
+    rows = predictor.task.inputs(list(np.zeros((70, 32, 32, 3), dtype=np.uint8))).read(0, 70)
+    predictor.outputs(rows)
     assert told == [InferenceProgress(*counts) for counts in ((64, 90), (90, 90), (64, 70), (70, 70))]
 
 

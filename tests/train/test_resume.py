@@ -11,13 +11,21 @@ from itertools import islice
 
 import pytest
 import torch
-from test_trainer import Bench, SmallMemory, ToyTask, assert_same, copy_of, differ, flat, toy_model
 
+from doubles.toy_training import (
+    Attempt,
+    SmallMemory,
+    ToyTask,
+    assert_same,
+    copy_of,
+    differ,
+    flat,
+    stop_after,
+    toy_model,
+)
 from hftoolkit.contracts import Evaluated, Message, StepDone
 from hftoolkit.errors import DataError, Interrupted, TrainingError
 from hftoolkit.runs.checkpoint import TENSORS, newest_state, save_state
-from hftoolkit.runs.directory import RunDir
-from hftoolkit.runs.lifecycle import record_event
 from hftoolkit.train import loop as trainer
 from hftoolkit.train.inference import Inference
 
@@ -32,34 +40,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-class Attempt(Bench):
-    """One process that works on a run, and remembers nothing of those before."""
-
-    def __init__(self, folder, task=None, model=None):
-        self.task = task or ToyTask()
-        self.model = model or toy_model()
-        self.run = RunDir(folder)
-        folder.mkdir(exist_ok=True, parents=True)
-        self.events = []
-        self.after = {0: copy_of(self.model)}
-
-    def listen(self, event):
-        super().listen(event)
-        record_event(self.run, event)
-
-
 def fit(attempt, **knobs):
     return attempt.fit(epochs=3, **knobs)
-
-
-def stop_after(step, by=signal.SIGTERM):
-    """Send a signal while the weights of this step are told, which is before its evaluation."""
-
-    def listen(event):
-        if isinstance(event, StepDone) and event.step == step:
-            os.kill(os.getpid(), by)
-
-    return listen
 
 
 def interrupt(attempt, step, **knobs):
@@ -197,11 +179,11 @@ class StopsInEvaluation(ToyTask):
 
     predicted = 0
 
-    def predict_step(self, model, batch):
+    def predict(self, model, batch):
         self.predicted += not model.training
         if self.predicted == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().predict_step(model, batch)
+        return super().predict(model, batch)
 
 
 def test_a_signal_ends_an_evaluation_which_is_then_done_again(tmp_path, monkeypatch):

@@ -4,10 +4,8 @@ import os
 import signal
 import sys
 import threading
-from collections import OrderedDict
 from importlib.machinery import ModuleSpec
-from itertools import chain, count
-from pathlib import Path
+from itertools import count
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -17,129 +15,30 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from hftoolkit.contracts import Datasets, Evaluated, InferenceProgress, Message, Rows, StepDone, StepOutput
+from doubles.toy_training import (
+    EXAMPLES,
+    Bench,
+    SmallMemory,
+    ToyTask,
+    assert_close,
+    assert_same,
+    copy_of,
+    differ,
+    flat,
+    toy_model,
+)
+from hftoolkit.contracts import Evaluated, Examples, InferenceProgress, Message, StepDone
 from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
 from hftoolkit.models.tuning import TunedModel
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.runs.checkpoint import load_weights
-from hftoolkit.runs.directory import RunDir
 from hftoolkit.runs.lifecycle import record_event
 from hftoolkit.train.devices import choose_precision, make_accelerator
 from hftoolkit.train.inference import Inference
-from hftoolkit.train.loop import fit, one_step
+from hftoolkit.train.loop import one_step
 from hftoolkit.train.weights import trained_state
 
 CPU = torch.device("cpu")
-EXAMPLES, FEATURES, CLASSES = 40, 4, 3
-
-
-class ToyTask:
-    """Random vectors with random classes. ``scores`` are told as the metrics of one evaluation after the other.
-
-    ``disturb(number, loss_sum)`` may replace the loss of the ``number``-th micro-step of the run, counted from 1.
-    """
-
-    def __init__(self, scores=(), disturb=None, num_examples=EXAMPLES, lengths=None):
-        generator = np.random.default_rng(7)
-        self.x = torch.tensor(generator.normal(size=(num_examples, FEATURES)), dtype=torch.float32)
-        self.y = torch.tensor(generator.integers(CLASSES, size=num_examples))
-        self.rows = Rows(range(num_examples), lengths, np.arange(num_examples) + 1)
-        self.disturb = disturb or (lambda number, loss_sum: loss_sum)
-        self.scores = iter(scores)
-        self.drawn = []  # indices of each micro-step
-        self.dtypes = []  # of the output of each forward pass
-        self.judged = []  # weights at each evaluation
-
-    def datasets(self):
-        return Datasets({"train": self.rows, "validation": self.rows}, self.collate)
-
-    def collate(self, indices):
-        return {"index": torch.tensor(indices), "x": self.x[indices], "y": self.y[indices]}
-
-    def step(self, model, batch):
-        self.drawn.append(batch["index"].tolist())
-        losses = cross_entropy(self.predict_step(model, batch), batch["y"], reduction="none")
-        return StepOutput(self.disturb(len(self.drawn), losses.sum()), len(losses))
-
-    def predict_step(self, model, batch):
-        logits = model(batch["x"])
-        self.dtypes.append(logits.dtype)
-        return logits
-
-    def metric_names(self, split):
-        return frozenset({"accuracy", "loss"})
-
-    def evaluate(self, model, infer, split):
-        self.judged.append(copy_of(model))
-        logits = infer(model, self.rows)
-        score = next(self.scores, None)
-        accuracy = float((logits.argmax(1) == self.y.numpy()).mean())
-        return {"accuracy": accuracy, "loss": 1 - accuracy} if score is None else {"accuracy": score, "loss": score}
-
-
-class Bench:
-    """A toy task, a model and what the loop said about them."""
-
-    sharding = None  # how FSDP2 divides the model
-
-    def __init__(self, folder: Path, task=None, model=None):
-        self.task = task or ToyTask()
-        self.model = model or toy_model()
-        self.run = RunDir.create("toy", folder)
-        self.events = []
-        self.after = {0: copy_of(self.model)}  # weights after each step
-
-    def fit(self, *, best_by="accuracy", times_per_epoch=1, rate_scales=None, unfreeze_at=None, **train):
-        defaults = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "precision": "fp32"}
-        section = Train.model_validate(defaults | train)
-        evaluation = Evaluation.model_validate({"best_by": best_by, "times_per_epoch": times_per_epoch})
-        self.accelerator = make_accelerator(section.precision)
-        return fit(
-            self.task,
-            TunedModel(self.model, rate_scales or {}, unfreeze_at or {}),
-            train=section,
-            evaluation=evaluation,
-            accelerator=self.accelerator,
-            run=self.run,
-            emit=self.listen,
-            sharding=self.sharding,
-        )
-
-    def listen(self, event):
-        self.events.append(event)
-        if isinstance(event, StepDone):
-            self.after[event.step] = copy_of(self.model)
-
-    def told(self, kind):
-        return [event for event in self.events if isinstance(event, kind)]
-
-    @property
-    def weights(self):
-        return copy_of(self.model)
-
-
-def toy_model(dropout=0.0, batch_norm=False):
-    torch.manual_seed(3)
-    layers = [("body", nn.Linear(FEATURES, 8)), ("activation", nn.Tanh()), ("dropout", nn.Dropout(dropout))]
-    norm = [("norm", nn.BatchNorm1d(8))] if batch_norm else []
-    return nn.Sequential(OrderedDict([*layers, *norm, ("head", nn.Linear(8, CLASSES))]))
-
-
-def copy_of(model):
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
-
-
-def assert_close(left, right):
-    torch.testing.assert_close(dict(left), dict(right), rtol=0, atol=1e-6)
-
-
-def differ(left, right):
-    return any(not torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -168,10 +67,6 @@ def gradients():
     handle = register_optimizer_step_pre_hook(note)
     yield seen
     handle.remove()
-
-
-def flat(batches):
-    return list(chain.from_iterable(batches))
 
 
 def norm_of(gradients):
@@ -592,24 +487,6 @@ def test_gradients_of_a_step_that_ran_out_of_memory_are_dropped(bench):
     assert_close(toy.after[3], plain.after[3])
 
 
-class SmallMemory(ToyTask):
-    """A task that runs out of memory for more than so many rows at a time."""
-
-    def __init__(self, training, predicting=64):
-        super().__init__()
-        self.training, self.predicting = training, predicting
-
-    def step(self, model, batch):
-        if len(batch["x"]) > self.training:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().step(model, batch)
-
-    def predict_step(self, model, batch):
-        if not model.training and len(batch["x"]) > self.predicting:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().predict_step(model, batch)
-
-
 def test_lack_of_memory_is_met_as_often_as_needed_and_is_as_if_the_recipe_had_said_so(bench):
     toy, told = bench(SmallMemory(3)), bench()
     toy.fit()
@@ -621,7 +498,7 @@ def test_lack_of_memory_is_met_as_often_as_needed_and_is_as_if_the_recipe_had_sa
 def test_auto_finds_the_micro_batch_before_the_first_step_and_learns_nothing_from_it(bench):
     lengths = np.arange(EXAMPLES)
     toy, told = bench(SmallMemory(5), toy_model(0.5, batch_norm=True)), bench(model=toy_model(0.5, batch_norm=True))
-    toy.task.rows = Rows(range(EXAMPLES), lengths, np.arange(EXAMPLES) + 1)
+    toy.task.rows = Examples(range(EXAMPLES), lengths, row_numbers=np.arange(EXAMPLES) + 1)
     toy.fit(micro_batch_size="auto", length_buckets=False)
     told.fit(micro_batch_size=4, length_buckets=False)
     assert_same(toy.weights, told.weights)
@@ -813,11 +690,11 @@ def test_inference_returns_rows_in_the_order_of_the_data():
 
     def step(model, batch):
         order.append(batch["index"].tolist())
-        return task.predict_step(model, batch)
+        return task.predict(model, batch)
 
-    result = Inference(task, make_accelerator("fp32"), told.append)(model, task.rows, step=step)
+    result = Inference(task, make_accelerator("fp32"), told.append)(model, task.rows, predict=step)
     np.testing.assert_allclose(result, model(task.x).detach().numpy(), rtol=0, atol=1e-6)
-    assert result.dtype == np.float32
+    assert {row.dtype for row in result} == {np.dtype(np.float32)}
     assert [len(batch) for batch in order] == [64, 64, 22]
     assert told == [InferenceProgress(64, 150), InferenceProgress(128, 150), InferenceProgress(150, 150)]
     drawn = lengths[flat(order)]

@@ -81,7 +81,9 @@ def parse_any_recipe(text: str, origin: Path) -> AnyRecipe:
 
 def _any(document: Document, path: Path) -> AnyRecipe:
     draft = _draft(path, document, ())
-    return _check(draft, ReinforcementRecipe if _is_reinforcement_learning(document) else _kind(draft))
+    if _is_reinforcement_learning(document):
+        return _check(draft, ReinforcementRecipe)
+    return _check(draft, _kind(draft))
 
 
 def is_reinforcement_recipe(path: Path) -> bool:

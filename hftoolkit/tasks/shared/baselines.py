@@ -67,7 +67,8 @@ def tfidf_logreg(
         return majority(train_targets, len(texts), num_classes, multi_label)
     if not multi_label:
         return _fit_predict(*features, train_targets, num_classes=num_classes, seed=seed)
-    columns = [_fit_predict(*features, target_N, num_classes=2, seed=seed)[:, 1] for target_N in train_targets.T]
+    flags_CN = train_targets.T.astype(np.int64)
+    columns = [_fit_predict(*features, flags_N, num_classes=2, seed=seed)[:, 1] for flags_N in flags_CN]
     return np.stack(columns, axis=1)
 
 

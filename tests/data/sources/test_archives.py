@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Ended, hft, refused
 from huggingface_hub import constants
 
+from doubles.commands import Ended, hft, refused
 from hftoolkit.data.sources import wheels as sources
 from hftoolkit.data.sources.resolve import resolve_data
 

@@ -8,10 +8,8 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
-from conftest import hft, read_json, refused
 from test_fsdp import (
     IN_TWO,
     check_two_begin_as_the_main_one_does,
@@ -29,9 +27,11 @@ from test_fsdp import (
     went_on,
     write_image_recipe,
 )
-from test_processes import Group, attempt_in, interrupted, kill_one, slow, together, trained
-from test_trainer import ToyTask, assert_close, assert_same, toy_model
 
+from doubles.commands import hft, read_json, refused
+from doubles.paths import ROOT
+from doubles.processes import Group, attempt_in, interrupted, kill_one, slow, together, trained
+from doubles.toy_training import ToyTask, assert_close, assert_same, toy_model
 from hftoolkit.errors import TrainingError
 from hftoolkit.runs.checkpoint import load_weights, newest_state
 from hftoolkit.train import state as snapshot
@@ -39,7 +39,7 @@ from hftoolkit.train.distributed.collectives import process_index
 from hftoolkit.train.distributed.zero import Zero, ZeroOptimizer
 from hftoolkit.train.state import Snapshots
 
-FILE = Path(__file__).resolve().parents[3] / "docs" / "accelerate" / "zero-8-gpus.yaml"
+FILE = ROOT / "docs" / "accelerate" / "zero-8-gpus.yaml"
 TOLD = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 stages = pytest.mark.parametrize("stage", [1, 2])
 

@@ -11,9 +11,16 @@ from types import SimpleNamespace
 import huggingface_hub.constants
 import pytest
 import torch
-from conftest import hft, read_json, refused
-from test_launch_files import launched_with
-from test_processes import (
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import hftoolkit
+from doubles.commands import hft, read_json, refused
+from doubles.launch import launched_with
+from doubles.paths import ROOT
+from doubles.pictures import RECIPE, write_pictures
+from doubles.processes import (
     Group,
     ShortMemory,
     attempt_in,
@@ -24,15 +31,9 @@ from test_processes import (
     together,
     trained,
 )
-from test_resume import Attempt, stop_after
-from test_trainer import ToyTask, assert_close, assert_same, flat, toy_model
-from test_vision import RECIPE, write_pictures
-from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
-import hftoolkit
-from hftoolkit.commands.job import join, prepare, train
+from doubles.toy_training import Attempt, ToyTask, assert_close, assert_same, flat, stop_after, toy_model
+from hftoolkit.commands.finetune import fit_setup
+from hftoolkit.commands.setup import join, prepare
 from hftoolkit.contracts import Message
 from hftoolkit.errors import EnvironmentFault, Interrupted, RecipeError, TrainingError
 from hftoolkit.models.tuning import TunedModel
@@ -47,14 +48,13 @@ from hftoolkit.train.distributed.fsdp import Sharding
 from hftoolkit.train.loop import one_step
 from hftoolkit.train.weights import Weights
 
-ROOT = Path(__file__).resolve().parents[3]
 FILE = ROOT / "docs" / "accelerate" / "fsdp2-8-gpus.yaml"
 AT_ONCE, IN_TWO = Sharding(by_blocks=False), Sharding(by_blocks=True, block_classes=("Linear",))
 TOLD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
 
 def dividing(function, *arguments, sharding=IN_TWO):
-    """Call a function of these tests or of ``test_processes``, whose attempts then divide their models."""
+    """Call a function of these tests or of ``doubles.processes``, whose attempts then divide their models."""
     Attempt.sharding = sharding
     return function(*arguments)
 
@@ -149,7 +149,7 @@ def feeds(task, section, processes):
         patch.setattr("hftoolkit.train.batches.num_processes", lambda: processes)
         for index in range(processes):
             patch.setattr("hftoolkit.train.batches.process_index", lambda index=index: index)
-            yield Feed(task.datasets(), section, in_lockstep=True)
+            yield Feed(task, section, in_lockstep=True)
 
 
 def parts(folder):
@@ -218,7 +218,7 @@ def test_one_step_of_a_rehearsal_has_the_mean_loss_over_both_shares(tmp_path):
     (first, own), (second, others) = together(tmp_path, rehearsed)
     task = ToyTask()
     with torch.no_grad():
-        expected = float(task.step(toy_model(), task.collate(own + others)).loss_sum) / 16
+        expected = float(task.loss(toy_model(), task.collate(own + others, training=True)).loss_sum) / 16
     assert first == second == pytest.approx(expected, rel=1e-6) and len(own) == len(others) == 8
 
 
@@ -390,7 +390,7 @@ def followed(path, folder, overrides, sharding):
             record_event(run, event)
 
     job = prepare(recipe, listen)
-    train(recipe, job, run, emit=listen, sharding=sharding)
+    fit_setup(job, run, sharding, listen)
     state = {name: tensor.clone() for name, tensor in job.tuned.model.state_dict().items()}
     return state, [event.text for event in events if isinstance(event, Message)]
 

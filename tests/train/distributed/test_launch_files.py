@@ -10,18 +10,18 @@ from unittest import mock
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-from conftest import hft, refused
 from typer.main import get_command
 
+from doubles.commands import hft, refused
+from doubles.launch import launched_with
+from doubles.paths import ROOT
 from hftoolkit.cli import app
 from hftoolkit.train.devices import sharding_of_accelerate, zero_of_accelerate
 from hftoolkit.train.distributed.fsdp import Sharding
 from hftoolkit.train.distributed.zero import Zero
 
-ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = {
     "8-gpus": (8, 1),
     "2-machines-of-8-gpus": (16, 2),
@@ -50,20 +50,6 @@ REFUSED = {
     "clipping": (CLIPPING, "gradient_clipping: 1.0 is not supported; set train.max_gradient_norm in the recipe"),
     "a file of DeepSpeed's": (OTHER_FILE, "deepspeed_config_file: zero.json is not supported; set zero_stage alone"),
 }
-
-
-def launched_with(path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict[str, str]:
-    """Return what accelerate launch tells its processes for a configuration file, on a machine with GPUs."""
-    monkeypatch.setattr("accelerate.commands.launch.torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("accelerate.commands.launch.torch.cuda.device_count", lambda: 8)
-    parser = launch_command_parser()
-    arguments = parser.parse_args(["--config_file", str(path), *more, "-m", "hftoolkit", "finetune", "x.yaml"])
-    arguments, *_ = _validate_launch_command(arguments)
-    with mock.patch.dict(os.environ):
-        if arguments.use_deepspeed:
-            arguments.deepspeed_fields_from_accelerate_config = ""  # as the launcher does
-            return prepare_deepspeed_cmd_env(arguments)[1]
-        return prepare_multi_gpu_env(arguments)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "accelerate").iterdir()), ids=lambda path: path.stem)

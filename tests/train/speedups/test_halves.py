@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import CLASSES
 from transformers import BertConfig, BertForSequenceClassification
 
-from hftoolkit.models.backbones import load_text_classifier
+from doubles.reviews import CLASSES
+from hftoolkit.contracts import HeadSpec
+from hftoolkit.models.backbones import load_text_model
 from hftoolkit.models.tuning import apply_tuning
 from hftoolkit.recipe import LoraTuning
 from hftoolkit.train.speedups.batch_halves import halves_in_threads
@@ -69,7 +70,9 @@ def test_logits_and_gradients_are_those_of_the_whole_batch() -> None:
 
 
 def test_adapters_too(tiny_backbone: Path) -> None:
-    backbone = load_text_classifier(tiny_backbone, CLASSES, multi_label=False, max_length=16, dropout=0.0, seed=3)
+    backbone = load_text_model(
+        tiny_backbone, "AutoModelForSequenceClassification", HeadSpec(CLASSES), max_length=16, dropout=0.0, seed=3
+    )
     model = apply_tuning(backbone, LoraTuning(method="lora", rank=2, dropout=0.0)).model.train()
     few = {name: tensor[:, :5] for name, tensor in texts().items()}
     whole = step(model, few)

@@ -18,6 +18,8 @@ from hftoolkit.commands.predictor import load_predictor
 from hftoolkit.contracts import InferenceProgress
 from hftoolkit.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

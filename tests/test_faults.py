@@ -29,6 +29,8 @@ from doubles.recommend_tables import RECIPE as RECOMMENDER
 from doubles.recommend_tables import write_world
 from doubles.reviews import review_rows
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_SECONDS = 120
 STOP_SECONDS = 30  # between a signal and the end
 

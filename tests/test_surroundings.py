@@ -19,6 +19,8 @@ from doubles.recommend_tables import write_world
 from doubles.reviews import RECIPE, review_rows
 from hftoolkit.export import gate as export
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_SECONDS = 600
 # Runs commands one after the other, and writes down every socket that goes further than this machine, and stops it.
 WATCHED = """

@@ -339,6 +339,7 @@ def wait_for_evaluation(where: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_state_the_best_weights_and_the_logs(stopped_runs, number: int, code: int):
     where, returned, err = stopped_runs[number]
@@ -355,6 +356,7 @@ def test_a_signal_saves_the_state_the_best_weights_and_the_logs(stopped_runs, nu
     assert "classes: bad, fine, good" in (where / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_no_model(stopped_runs):
     where, *_ = stopped_runs[signal.SIGINT]
     refused(hft("predict", where, "-", stdin=b"good\n"), 3, "interrupted", "--resume")

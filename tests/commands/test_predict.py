@@ -322,6 +322,7 @@ def multi_run(tmp_path_factory: pytest.TempPathFactory, lively_backbone: Path) -
 MIXED = sorted(review_rows(90, seed=3), key=lambda row: len(row[0]))
 
 
+@pytest.mark.slow
 def test_multi_label_runs_end_to_end(multi_run: Path, tmp_path: Path):
     assert json.loads((multi_run / "labels.json").read_text())["names"] == list(CLASSES)
     results = json.loads((multi_run / "results.json").read_text())
@@ -337,6 +338,7 @@ def test_multi_label_runs_end_to_end(multi_run: Path, tmp_path: Path):
     assert max(name.count("|") for name in names) > 0, "no text has two labels, so joining them was not tried"
 
 
+@pytest.mark.slow
 def test_multi_label_predictions_hold_the_names(multi_run: Path):
     predictor = hftoolkit.load(multi_run)
     (prediction,) = predictor.predict([f"{TEXTS[0]}"])

@@ -25,6 +25,8 @@ from hftoolkit.recipe import load_recipe
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.tasks import text_classification
 
+pytestmark = pytest.mark.slow
+
 LORA = "tuning: {method: lora, rank: 4, SWITCHES}\n"
 TUNINGS = {
     "full": "",

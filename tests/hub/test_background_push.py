@@ -102,6 +102,7 @@ def text_recipe(folder: Path, backbone: Path, extra: str) -> Path:
 # --- in the background of a run -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_best_adapter_so_far_goes_to_the_hub_merged_and_a_failed_push_is_one_warning(
     client: Client, lively_backbone: Path
 ):
@@ -207,6 +208,7 @@ evaluation: {{best_by: loss, bootstrap_samples: 100, baselines: false}}
     assert remote_files(repository) == model_files(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "resumes"),
     [

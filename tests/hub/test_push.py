@@ -98,6 +98,7 @@ def recommender_run(tmp_path_factory: pytest.TempPathFactory, lively_backbone: P
 # --- what arrives ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_push_makes_a_private_repository_equal_to_the_model_in_one_commit_and_no_second_one(
     client: Client, tmp_path: Path
 ):
@@ -118,6 +119,7 @@ def test_a_push_makes_a_private_repository_equal_to_the_model_in_one_commit_and_
     assert commits(repository) == 1
 
 
+@pytest.mark.slow
 @lfs_only
 def test_nothing_but_the_model_is_sent(client: Client, tmp_path: Path):
     run = make_run(tmp_path / "run")
@@ -135,6 +137,7 @@ def test_nothing_but_the_model_is_sent(client: Client, tmp_path: Path):
     assert set(client.hub.large) == weights
 
 
+@pytest.mark.slow
 @lfs_only
 def test_files_of_an_older_push_go_in_the_same_commit(client: Client, tmp_path: Path):
     run = make_run(tmp_path / "run")
@@ -152,6 +155,7 @@ def test_files_of_an_older_push_go_in_the_same_commit(client: Client, tmp_path: 
 # --- what loads it --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", [pytest.param("lfs", marks=pytest.mark.faults), "xet"], indirect=True)
 def test_plain_libraries_load_what_was_pushed_by_its_id(
     client: Client, lora_run: Path, picture_run: Path, recommender_run: Path, policy_run: Path
@@ -208,6 +212,7 @@ print(json.dumps({{
     assert seen["pipeline"] == ["bad", "fine", "good"] and seen["shades"] == ["dark", "light"]
 
 
+@pytest.mark.slow
 @xet_only
 def test_a_pushed_model_is_a_backbone_again_and_the_recipe_pushes_what_comes_out(client: Client, tiny_run: Path):
     assert client.run("push", tiny_run, "ada/reviews").code == 0
@@ -236,6 +241,7 @@ def test_a_pushed_model_is_a_backbone_again_and_the_recipe_pushes_what_comes_out
 # --- hub: in a recipe -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @lfs_only
 def test_a_missing_permission_stops_a_run_before_its_model_and_data_are_touched(client: Client):
     recipe = RECIPE.format(table="no/table", backbone="no/model") + "hub: {repo: grace/reviews}\n"
@@ -247,6 +253,7 @@ def test_a_missing_permission_stops_a_run_before_its_model_and_data_are_touched(
     assert read_json(client.folder / "runs" / "r" / "status.json")["exit_code"] == 4
 
 
+@pytest.mark.slow
 @lfs_only
 def test_a_push_that_fails_at_the_end_leaves_a_finished_run_and_the_command_to_push_it(client: Client):
     (client.folder / "policy.yaml").write_text(POLICY_RECIPE + "hub: {repo: ada/cartpole, private: false}\n")
@@ -303,6 +310,7 @@ def test_no_answer_is_waited_for_without_end():
     assert with_retries(lambda: get_session().timeout.read, lambda event: None) == 600
 
 
+@pytest.mark.slow
 @lfs_only
 def test_each_reason_not_to_push_is_one_message_and_nothing_is_sent(client: Client, tmp_path: Path):
     hub, run = client.hub, make_run(tmp_path / "a run")
@@ -347,6 +355,7 @@ def test_only_a_finished_run_of_one_model_is_pushed(tmp_path: Path):
         refused(hft("push", run, "ada/x"), 3, f"is {state}", reason)
 
 
+@pytest.mark.slow
 @lfs_only
 def test_a_card_that_the_hub_refuses_is_told_before_a_repository_is_made(client: Client, tmp_path: Path):
     run = make_run(tmp_path / "run")
@@ -356,12 +365,14 @@ def test_a_card_that_the_hub_refuses_is_told_before_a_repository_is_made(client:
     assert client.hub.repositories == {}
 
 
+@pytest.mark.slow
 def test_the_metadata_of_the_cards_are_what_the_hub_takes(tiny_run: Path, picture_run: Path, policy_run: Path):
     for run in (tiny_run, picture_run, policy_run):
         assert list(card_errors((run / "model" / "README.md").read_text())) == []
     assert list(card_errors("---\nlicense: [mit]\n---\n"))
 
 
+@pytest.mark.slow
 @lfs_only
 def test_a_file_that_changes_while_it_is_sent_is_noticed(client: Client, tmp_path: Path):
     run = make_run(tmp_path / "run")
@@ -394,6 +405,7 @@ get_session().get("{hub.endpoint}/api/whoami-v2?token={TOKEN}")
     ]
 
 
+@pytest.mark.slow
 @lfs_only
 def test_a_token_in_a_recipe_is_refused_and_not_repeated(client: Client):
     (client.folder / "r.yaml").write_text(RECIPE.format(table="t.csv", backbone="x/y") + "hub: {repo: a/b}\n")
@@ -401,6 +413,7 @@ def test_a_token_in_a_recipe_is_refused_and_not_repeated(client: Client):
     refused(ended, 2, "hub.token: unknown key")
 
 
+@pytest.mark.slow
 @xet_only
 def test_logs_and_a_crash_keep_the_token(client: Client, tmp_path: Path):
     run = make_run(tmp_path / "run")

@@ -16,6 +16,8 @@ from doubles.commands import Ended, refused
 from doubles.loopback_hub import Account, Client, LoopbackHub, Repository, small
 from doubles.pushes import commits, make_run, model_files, remote_files
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "hf_canary_77c2e0"
 ID = "ada/reviews"
 LASTING, PASSING = (401, 403, 404), (409, 412, 429, 500, 503)

@@ -102,6 +102,7 @@ def test_a_run_ends_with_a_table_of_ours_next_to_baselines_on_the_same_split(run
         assert row["difference"]["ndcg"][1] <= lead <= row["difference"]["ndcg"][2]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_recommender(run: Path, world: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     command = [sys.executable, "-m", "hftoolkit", "finetune", world / "tiny.yaml", "--run-dir", again]

@@ -116,6 +116,7 @@ def test_play_writes_the_episodes_that_were_measured(run: Path, tmp_path: Path):
     refused(hft("rl", "play", run, "--video", tmp_path / "replay.webm"), 2, ".mp4 or .gif")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", ["dueling", "normalize_observations", "double", "network.layer_norm"])
 def test_the_snippet_in_the_card_gives_the_same_actions_without_hftoolkit(folder: Path, tmp_path: Path, switch: str):
     layers = "algorithm.network.hidden_sizes=[16, 16, 16, 16, 16, 16]"  # so many that their numbers have two digits
@@ -191,6 +192,7 @@ def test_dry_run_leaves_nothing_behind(folder: Path, tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path, number: int, code: int):
     longer = ("--set", "train.steps=6000")
@@ -219,6 +221,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(folder: Path, tmp_path: 
     refused(done, 2, "there is nothing to resume")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_all_processes_of_a_run_loses_nothing(folder: Path, tmp_path: Path, number: int, code: int):
     """As Ctrl-C in a terminal and most job schedulers send it, here to environments in processes of their own."""
@@ -242,6 +245,7 @@ def wait_for_progress(where: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_weights(folder: Path, tmp_path: Path):
     longer = ("--set", "train.steps=6000")
     whole = trained(folder / "tiny.yaml", tmp_path / "whole", *longer)

@@ -18,6 +18,8 @@ from hftoolkit.commands.predict import load_run
 from hftoolkit.contracts import InferenceProgress
 from hftoolkit.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

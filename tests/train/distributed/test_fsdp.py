@@ -417,6 +417,7 @@ VARIANTS = {
 HEAVY = {"DoRA, norms", "last layers"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant", [pytest.param(name, marks=pytest.mark.faults if name in HEAVY else ()) for name in VARIANTS]
 )
@@ -424,6 +425,7 @@ def test_texts_give_the_losses_of_whole_models(write_recipe, lively_backbone, tm
     compare(tmp_path, write_recipe(40), ["train.epochs=2", f"model.backbone={lively_backbone}", *VARIANTS[variant]])
 
 
+@pytest.mark.slow
 def test_images_give_the_losses_of_whole_models(image_recipe, tmp_path):
     compare(tmp_path, image_recipe, ["train.epochs=2", "augmentation={mixup: 0.2}"])
 
@@ -455,6 +457,7 @@ def recipe(request, write_recipe, lively_backbone):
     return request.getfixturevalue("image_recipe"), ["train.epochs=2", "tuning={method: lora, rank: 2}"]
 
 
+@pytest.mark.slow
 def test_the_shipped_file_gives_the_run_of_one_process(recipe, tmp_path):
     out, model_type = gives_the_run_of_one_process(tmp_path, FILE, *recipe)
     assert len(re.findall(r"FSDP2 divides the model over 2 processes, [26] blocks one by one", out)) == 1

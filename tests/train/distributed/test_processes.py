@@ -228,6 +228,7 @@ def torchrun(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_run_of_one_process_and_only_the_main_one_speaks(write_recipe, tmp_path):
     recipe = write_recipe(60, "")
     process = torchrun("finetune", recipe, "--run-dir", tmp_path / "two")

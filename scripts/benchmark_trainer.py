@@ -5,8 +5,7 @@
     python scripts/benchmark_trainer.py --recipe recipes/vision.yaml --set train.epochs=1 --trainer-precision fp32
     python scripts/benchmark_trainer.py --gpu --rounds 3               texts, then images, an epoch in bf16 on a GPU
     python scripts/benchmark_trainer.py --gpu --rounds 3 --rates-only \\
-      --launch "accelerate launch --config_file docs/accelerate/fsdp2-8-gpus.yaml"      the same on several, divided;
-      or with zero-8-gpus.yaml
+      --launch "accelerate launch --config_file docs/accelerate/fsdp2-8-gpus.yaml"      the same on several, divided
 
 HF Trainer runs at its best settings for the task. Texts: bf16 where the hardware has it, batches grouped by length,
 dynamic padding. Images: decoded and transformed one by one with torchvision, in the precision that is asked for.

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 
@@ -18,6 +19,7 @@ from hftoolkit.errors import DataError, Interrupted, TrainingError
 from hftoolkit.runs.checkpoint import TENSORS, newest_state, save_state
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.train import loop as trainer
+from hftoolkit.train import state
 from hftoolkit.train.inference import Inference
 
 STEPS = 9  # 40 examples in batches of 16: 3 steps an epoch, 3 epochs
@@ -291,6 +293,18 @@ def test_a_step_that_is_not_finite_leaves_the_last_state_to_go_on_from(tmp_path)
     fit(whole)
     fit(again)
     assert [event.step for event in again.told(StepDone)] == [8, 9]
+    assert_same(again.weights, whole.weights)
+
+
+def test_a_state_that_a_run_with_deepspeed_wrote_goes_on_and_says_so(tmp_path, monkeypatch):
+    """Such states name what divided the moments; their tensors were always whole."""
+    fit(whole := Attempt(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "asdict", lambda progress: asdict(progress) | {"divided_by": "DeepSpeed ZeRO 2"})
+        interrupt(Attempt(tmp_path / "cut"), 4)
+    fit(again := Attempt(tmp_path / "cut"))
+    (warning,) = [event.text for event in again.told(Message) if event.level == "warning"]
+    assert warning == "without DeepSpeed ZeRO 2: the run goes on, but not to the last bit as it would have"
     assert_same(again.weights, whole.weights)
 
 

@@ -39,7 +39,7 @@ from hftoolkit.runs.resume import check_unchanged, new_run_or_old, write_origin
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.train.distributed.collectives import is_main, leave, share
-from hftoolkit.train.distributed.zero import Division
+from hftoolkit.train.distributed.fsdp import Sharding
 from hftoolkit.train.loop import one_step
 from hftoolkit.train.state import Fitted
 
@@ -95,14 +95,14 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     return run.root
 
 
-def _help(recipe: Recipe, run: RunDir, sharding: Division | None) -> None:
+def _help(recipe: Recipe, run: RunDir, sharding: Sharding | None) -> None:
     """Do the part of one process in a run that the main one leads."""
     share("prepared")  # the main process has filled the caches, and found what is wrong
     _fit(recipe, prepare(recipe, _keep_silent), run, sharding, _keep_silent)
 
 
 def _fit(
-    recipe: Recipe, job: Job, run: RunDir, sharding: Division | None, emit: Emit
+    recipe: Recipe, job: Job, run: RunDir, sharding: Sharding | None, emit: Emit
 ) -> tuple[Fitted, float, np.ndarray]:
     """Do what takes all processes: train, fit the temperature, predict the test split."""
     fitted = train(recipe, job, run, emit=emit, sharding=sharding)

@@ -37,13 +37,13 @@ from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.tasks.text_classification import TextClassificationTask, truncation_report
 from hftoolkit.train.devices import describe_device, join_processes, make_accelerator
-from hftoolkit.train.distributed.zero import Division
+from hftoolkit.train.distributed.fsdp import Sharding
 from hftoolkit.train.inference import Inference
 from hftoolkit.train.loop import fit
 from hftoolkit.train.state import Fitted
 
 
-def join(recipe: Recipe) -> Division | None:
+def join(recipe: Recipe) -> Sharding | None:
     """Join the processes of a launcher; return what is to be divided over them, and how; None for nothing.
 
     Raises:
@@ -249,7 +249,7 @@ def _tune(recipe: Recipe, backbone: Backbone, emit: Emit) -> TunedModel:
     return tuned
 
 
-def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit, sharding: Division | None = None) -> Fitted:
+def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit, sharding: Sharding | None = None) -> Fitted:
     """Run the loop; the model of the job then has the best weights."""
     with job.probe(recipe, emit):
         return fit(

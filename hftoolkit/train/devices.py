@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from hftoolkit.contracts import Batch, Rows
 from hftoolkit.errors import EnvironmentFault, RecipeError
 from hftoolkit.train.distributed.fsdp import Sharding
-from hftoolkit.train.distributed.zero import Division, Zero, require_deepspeed
 
 __all__ = [
     "Accelerator",
@@ -35,15 +34,16 @@ __all__ = [
 
 # A process may wait for the main one to fetch and decode a large data set; a launcher ends all if one dies.
 PATIENCE = timedelta(days=2)
-USE_FSDP, USE_DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+USE_FSDP = "ACCELERATE_USE_FSDP"
 NOT_SUPPORTED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
 }
 FSDP2_FILE = "docs/accelerate/fsdp2-8-gpus.yaml"
 
 
-def join_processes() -> Division | None:
+def join_processes() -> Sharding | None:
     """Join the processes that torchrun or accelerate launch started, if one of them did.
 
     Returns:
@@ -56,15 +56,12 @@ def join_processes() -> Division | None:
     for variable, name in NOT_SUPPORTED.items():
         if parse_flag_from_env(variable):
             raise EnvironmentFault(
-                f"{name} is not supported. FSDP2 divides a model over processes, see {FSDP2_FILE}; with --multi_gpu "
-                "alone, or torchrun, each process holds the whole model"
+                f"{name} is not supported. FSDP2 divides a model over processes: accelerate launch --config_file "
+                f"{FSDP2_FILE}; with --multi_gpu alone, or torchrun, each process holds the whole model"
             )
-    sharding: Division | None = sharding_of_accelerate() if parse_flag_from_env(USE_FSDP) else None
-    if parse_flag_from_env(USE_DEEPSPEED):
-        sharding = zero_of_accelerate()
+    sharding = sharding_of_accelerate() if parse_flag_from_env(USE_FSDP) else None
     # Who divides is the trainer: nobody else is to load, scale or save in another way because of it.
-    for variable in (USE_FSDP, USE_DEEPSPEED):
-        os.environ.pop(variable, None)
+    os.environ.pop(USE_FSDP, None)
     wanted = max(int(os.environ.get("WORLD_SIZE", 1)), _wanted_of_accelerate())
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE) if wanted > 1 else None
     running = 1 if state is None else state.num_processes
@@ -111,35 +108,6 @@ def sharding_of_accelerate() -> Sharding:
     return Sharding(policy == "TRANSFORMER_BASED_WRAP", names, reshard)
 
 
-def zero_of_accelerate() -> Zero:
-    """Return what accelerate launch was told of DeepSpeed.
-
-    Raises:
-        EnvironmentFault: it cannot be done, or DeepSpeed is not installed.
-    """
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    if stage not in ("1", "2"):
-        raise EnvironmentFault(
-            f"zero_stage: {stage} is not supported; 1 divides moments, 2 gradients and moments. FSDP2 divides the "
-            f"weights too, see {FSDP2_FILE}"
-        )
-    for name, (variable, instead) in {
-        "offload_optimizer_device": ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "leave it out, or set none"),
-        "offload_param_device": ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "leave it out, or set none"),
-        "deepspeed_config_file": ("DEEPSPEED_CONFIG_FILE", "set zero_stage alone; the recipe says all else"),
-        "deepspeed_moe_layer_cls_names": ("DEEPSPEED_MOE_LAYER_CLS_NAMES", "leave it out"),
-        "gradient_accumulation_steps": ("GRADIENT_ACCUMULATION_STEPS", "set train.micro_batch_size in the recipe"),
-        "gradient_clipping": ("GRADIENT_CLIPPING", "set train.max_gradient_norm in the recipe"),
-    }.items():
-        value = os.environ.get(f"ACCELERATE_{variable}", "")
-        # One step of accumulation is what accelerate's own questionnaire writes where nobody asked for any.
-        is_unset = value.lower() in ("", "auto", "none") or (name, value) == ("gradient_accumulation_steps", "1")
-        if not is_unset:
-            raise EnvironmentFault(f"{name}: {value} is not supported; {instead}")
-    require_deepspeed()
-    return Zero(int(stage))
-
-
 def _wanted_of_accelerate() -> int:
     """Return the number of processes on the command line of the launcher, which tells no child what it ignores."""
     try:
@@ -172,9 +140,6 @@ def make_accelerator(precision: str, *, bf16_pays_on_cpus: bool = True) -> Accel
     # Accelerate keeps the precision of the first Accelerator of a process and refuses any other.
     AcceleratorState._reset_state()
     device = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin).device
-    if device.type == "cpu":
-        # Accelerate imports DeepSpeed where it is installed, which would look for GPUs and tell stdout of it.
-        os.environ["DS_ACCELERATOR"] = "cpu"
     resolved = choose_precision(precision, device, bf16_pays_on_cpus=bf16_pays_on_cpus)
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision="no" if resolved == "fp32" else resolved, gradient_accumulation_plugin=plugin)

@@ -30,7 +30,7 @@ from hftoolkit.seeding import seed_torch
 from hftoolkit.train.batches import Feed, StepData, evaluation_steps
 from hftoolkit.train.devices import Accelerator, free_cached_memory, is_out_of_memory, peak_memory_bytes, to_device
 from hftoolkit.train.distributed.collectives import is_main, num_processes, process_index, summed
-from hftoolkit.train.distributed.zero import Division
+from hftoolkit.train.distributed.fsdp import Sharding
 from hftoolkit.train.inference import Inference, StopRequested
 from hftoolkit.train.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.train.signals import deferred_signals, interrupted
@@ -49,7 +49,7 @@ def fit(
     accelerator: Accelerator,
     run: RunDir,
     emit: Emit,
-    sharding: Division | None = None,
+    sharding: Sharding | None = None,
 ) -> Fitted:
     """Train a model and leave the best weights in it; go on from the newest checkpoint if the run has any.
 
@@ -102,7 +102,7 @@ def one_step(
     train: Train,
     evaluation: Evaluation,
     accelerator: Accelerator,
-    sharding: Division | None = None,
+    sharding: Sharding | None = None,
 ) -> float:
     """Run one real optimizer step, write nothing, and return its loss (mean over the examples)."""
     losses: list[float] = []
@@ -133,7 +133,7 @@ class _Loop:
     accelerator: Accelerator
     checkpoints: Path
     emit: Emit
-    sharding: Division | None
+    sharding: Sharding | None
     received: Sequence[int] = ()  # signals
     mark: float = 0.0  # clock at the end of the last step, evaluation or save
     best: Checkpoint | None = None

@@ -19,7 +19,6 @@ from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.runs.checkpoint import Checkpoint, load_weights, newest_state, save_best, save_state
 from hftoolkit.train.distributed.collectives import is_main, share, share_tensors
 from hftoolkit.train.distributed.fsdp import gathered, laid_out_as
-from hftoolkit.train.distributed.zero import ZeroOptimizer
 from hftoolkit.train.weights import Weights, load_trained, trained_state
 
 MODEL, AVERAGE, OPTIMIZER, AVERAGED_STEPS = "model", "average", "optimizer", "averaged_steps"
@@ -142,8 +141,6 @@ class Snapshots:
         if is_main():
             values = {"progress": asdict(progress), "scaler": None if self.scaler is None else self.scaler.state_dict()}
             save_state(self.folder, step=progress.step, tensors=tensors, values=values, best=best)
-        if isinstance(self.optimizer, ZeroOptimizer):
-            share(None)  # the exchanges of DeepSpeed would not wait for long while the main process writes
         now, self._saved_at = time.monotonic(), progress.step
         self._next_save = now + max(SAVE_SECONDS, (now - start) / SAVE_SHARE)
 
@@ -214,8 +211,7 @@ class Snapshots:
         for name, tensor in trained_state(model, trained).items():
             yield f"{MODEL}/{name}", tensor
         names = {parameter: name for name, parameter in model.named_parameters()}
-        is_zero = isinstance(self.optimizer, ZeroOptimizer)
-        for parameter, slots in self.optimizer.gathered() if is_zero else self.optimizer.state.items():
+        for parameter, slots in self.optimizer.state.items():
             for slot, tensor in slots.items():
                 yield f"{OPTIMIZER}/{slot}/{names[parameter]}", tensor
         if average is not None:
@@ -235,12 +231,9 @@ class Snapshots:
         for key, tensor in parts[OPTIMIZER].items():
             slot, _, name = key.partition("/")
             states[parameters[name]][slot] = tensor
-        if isinstance(self.optimizer, ZeroOptimizer):
-            self.optimizer.take_back(states)
-        else:
-            for parameter, slots in states.items():
-                own = {slot: _in_place_of(parameter, tensor) for slot, tensor in slots.items()}
-                self.optimizer.state[parameter].update(own)
+        for parameter, slots in states.items():
+            own = {slot: _in_place_of(parameter, tensor) for slot, tensor in slots.items()}
+            self.optimizer.state[parameter].update(own)
         if average is not None:
             load_trained(average.module, trained, parts[AVERAGE])
             average.n_averaged.copy_(parts[AVERAGED_STEPS][""])

@@ -1,7 +1,6 @@
 """The weights of a run: what its steps train, the moving average of that, and what is judged and kept of it.
 
-Each process has them whole; or FSDP2 divides them, which only this module and ``sharding`` know of. DeepSpeed leaves
-them whole, and divides gradients and moments.
+Each process has them whole; or FSDP2 divides them, which only this module and ``sharding`` know of.
 """
 
 import copy
@@ -20,7 +19,6 @@ from hftoolkit.models.tuning import batch_norms
 from hftoolkit.train.devices import Accelerator, is_out_of_memory
 from hftoolkit.train.distributed.collectives import average_tensors, lost_peers_are_told, num_processes, sum_gradients
 from hftoolkit.train.distributed.fsdp import Sharding, divide, laid_out_as, whole
-from hftoolkit.train.distributed.zero import Division, Zero, ZeroOptimizer
 from hftoolkit.train.optim import clip_to_mean
 from hftoolkit.train.speedups.cpu import block_stacks
 
@@ -31,7 +29,7 @@ class Weights:
 
     Attributes:
         given: the model as the caller has it, whole; at the end it gets the best weights.
-        model: what the steps train: the given one, or with any division a copy of it.
+        model: what the steps train: the given one, or, where that is divided, a copy of it.
         average: the moving average of ``model``, where there is one, divided likewise.
         trained: names of the parameters that the run trains; some may join later.
         sharding: what is divided; None: each process has all of it.
@@ -41,11 +39,11 @@ class Weights:
     model: nn.Module
     average: AveragedModel | None
     trained: frozenset[str]
-    sharding: Division | None
+    sharding: Sharding | None
 
     @classmethod
     def of(
-        cls, given: nn.Module, device: torch.device, *, ema_decay: float | None, sharding: Division | None
+        cls, given: nn.Module, device: torch.device, *, ema_decay: float | None, sharding: Sharding | None
     ) -> "Weights":
         """Put a model on the device, or divide a copy of it, and begin its average.
 
@@ -53,12 +51,12 @@ class Weights:
             EnvironmentFault: there are no blocks of the classes that were named.
         """
         model = given if sharding is None else copy.deepcopy(given)
-        if not isinstance(sharding, Sharding):
+        if sharding is None:
             model.to(device)
         average = None
         if ema_decay is not None:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))  # type: ignore[no-untyped-call]
-        if isinstance(sharding, Sharding):
+        if sharding is not None:
             for each in (model,) if average is None else (model, average.module):
                 blocks = _blocks(each, sharding)
                 divide(each, blocks, device, reshard_after_forward=sharding.reshard_after_forward)
@@ -73,7 +71,7 @@ class Weights:
     @contextmanager
     def put_together(self) -> Iterator[nn.Module]:
         """Give what is ``judged``, whole; all processes enter."""
-        if not isinstance(self.sharding, Sharding):
+        if self.sharding is None:
             yield self.judged
             return
         own = trained_state(self.given, self.trained)
@@ -86,9 +84,6 @@ class Weights:
 
     def prepare(self, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> tuple[Any, Callable[..., Any]]:
         """Return the optimizer as it is to be used, and what adds the gradients of a loss to those of this process."""
-        if isinstance(self.sharding, Zero):
-            divided = ZeroOptimizer(self.model, optimizer, self.sharding, accelerator.device)
-            return divided, divided.backward
         return accelerator.prepare_optimizer(optimizer), accelerator.backward
 
     def clip_to_mean(self, optimizer: Any, accelerator: Accelerator, num_examples: float, max_norm: float) -> float:
@@ -100,8 +95,6 @@ class Weights:
             num_examples: of all processes, over whose losses the gradients are sums.
             max_norm: of all gradients together; the norm that is returned is the one before.
         """
-        if isinstance(optimizer, ZeroOptimizer):
-            return optimizer.clip_to_mean(num_examples, max_norm)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if self.sharding is None:  # FSDP2 added them up in the backward pass
             sum_gradients(parameters, accelerator.device)
@@ -111,15 +104,10 @@ class Weights:
     def describe(self) -> str:
         """Return in words what is divided."""
         assert self.sharding is not None
-        what, rest = "the model", ""
-        if isinstance(self.sharding, Zero):
-            what = "moments" if self.sharding.stage == 1 else "gradients and moments"
-        else:
-            blocks = sum(isinstance(module, FSDPModule) for module in self.model.modules()) - 1
-            rest = f", {blocks} blocks one by one and the rest at once"
+        blocks = sum(isinstance(module, FSDPModule) for module in self.model.modules()) - 1
         return (
-            f"{self.sharding.name} divides {what} over {num_processes()} processes{rest}; if memory runs out in a "
-            "step, the run ends, instead of going on in smaller pieces"
+            f"{self.sharding.name} divides the model over {num_processes()} processes, {blocks} blocks one by one and "
+            "the rest at once; if memory runs out in a step, the run ends, instead of going on in smaller pieces"
         )
 
     def finish_update(self, frozen: Collection[nn.Module]) -> None:

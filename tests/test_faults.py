@@ -357,7 +357,7 @@ class PairJob(Job):
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 PAIRS: dict[str, tuple[dict[str, str], list[str]]] = {
     "whole": ({}, []),
-    "divided": (FSDP2, ["FSDP2 divides the model"]),
+    "divided": (FSDP2, ["model sharded over 2 ranks"]),
 }
 
 
@@ -369,7 +369,7 @@ def pair_job(request: pytest.FixtureRequest, jobs: Callable[[str], Job], server:
     pair = job.start(server, job.whole)
     assert pair.wait() == (0, 0), pair.main.said + pair.other.said
     assert not pair.other.said
-    assert re.findall("FSDP2 divides the model", pair.main.said) == says
+    assert re.findall("model sharded over 2 ranks", pair.main.said) == says
     return job
 
 

@@ -17,8 +17,8 @@ from conftest import hft, refused
 from typer.main import get_command
 
 from hftoolkit.cli import app
-from hftoolkit.train.devices import sharding_of_accelerate
-from hftoolkit.train.distributed.fsdp import Sharding
+from hftoolkit.train.distributed.fsdp import Fsdp
+from hftoolkit.train.distributed.launch import fsdp_of_accelerate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = {
@@ -28,7 +28,7 @@ SHIPPED = {
     "fsdp2-2-machines-of-8-gpus": (16, 2),
 }
 DIVIDES = {  # by the beginning of a file's name: type, variable, how it is read, as what
-    "fsdp2": (DistributedType.FSDP, "ACCELERATE_USE_FSDP", sharding_of_accelerate, Sharding(by_blocks=True)),
+    "fsdp2": (DistributedType.FSDP, "ACCELERATE_USE_FSDP", fsdp_of_accelerate, Fsdp(by_blocks=True)),
 }
 FSDP1 = """\
 distributed_type: FSDP
@@ -36,9 +36,7 @@ fsdp_config: {fsdp_version: 1, fsdp_sharding_strategy: FULL_SHARD, fsdp_auto_wra
   fsdp_state_dict_type: SHARDED_STATE_DICT}
 """
 DEEPSPEED = "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, zero3_init_flag: false}\n"
-FSDP2_INSTEAD = (
-    "FSDP2 divides a model over processes: accelerate launch --config_file docs/accelerate/fsdp2-8-gpus.yaml"
-)
+FSDP2_INSTEAD = "FSDP2 shards a model over ranks: accelerate launch --config_file docs/accelerate/fsdp2-8-gpus.yaml"
 REFUSED = {
     "FSDP1": (FSDP1, "FSDP is supported in version 2 alone; set fsdp_version: 2, as docs/accelerate/fsdp2-8-gpus.yaml"),
     "DeepSpeed": (DEEPSPEED, f"DeepSpeed is not supported. {FSDP2_INSTEAD}"),

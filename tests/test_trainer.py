@@ -24,6 +24,7 @@ from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.runs.checkpoint import load_weights
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.train.devices import choose_precision, make_accelerator
+from hftoolkit.train.distributed.strategy import WHOLE
 from hftoolkit.train.inference import Inference
 from hftoolkit.train.loop import fit, one_step
 from hftoolkit.train.weights import trained_state
@@ -79,7 +80,7 @@ class ToyTask:
 class Bench:
     """A toy task, a model and what the loop said about them."""
 
-    sharding = None  # how FSDP2 divides the model
+    strategy = WHOLE
 
     def __init__(self, folder: Path, task=None, model=None):
         self.task = task or ToyTask()
@@ -101,7 +102,7 @@ class Bench:
             accelerator=self.accelerator,
             run=self.run,
             emit=self.listen,
-            sharding=self.sharding,
+            strategy=self.strategy,
         )
 
     def listen(self, event):

@@ -39,7 +39,7 @@ from hftoolkit.runs.resume import check_unchanged, new_run_or_old, write_origin
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
 from hftoolkit.train.distributed.collectives import is_main, leave, share
-from hftoolkit.train.distributed.fsdp import Sharding
+from hftoolkit.train.distributed.strategy import Strategy
 from hftoolkit.train.loop import one_step
 from hftoolkit.train.state import Fitted
 
@@ -64,9 +64,9 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
-    sharding = join(recipe)
+    strategy = join(recipe)
     if not is_main():
-        _help(recipe, RunDir(share(Path())), sharding)
+        _help(recipe, RunDir(share(Path())), strategy)
         return None
     run = new_run_or_old(recipe, name, run_dir, resume=resume)
     listen = run.recording(emit)
@@ -80,7 +80,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
         check_unchanged(run.labels, job.task.labels.to_json(), "the classes")
         check_unchanged(run.backbone, job.origin, "the pretrained weights")
         share("prepared")
-        fitted, temperature, test = _fit(recipe, job, run, sharding, pushes.listen)
+        fitted, temperature, test = _fit(recipe, job, run, strategy, pushes.listen)
         gate = _export(recipe, job, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
         results = measure(recipe, job, test) | _training_facts(job, fitted, temperature, gate)
@@ -95,17 +95,15 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     return run.root
 
 
-def _help(recipe: Recipe, run: RunDir, sharding: Sharding | None) -> None:
+def _help(recipe: Recipe, run: RunDir, strategy: Strategy) -> None:
     """Do the part of one process in a run that the main one leads."""
     share("prepared")  # the main process has filled the caches, and found what is wrong
-    _fit(recipe, prepare(recipe, _keep_silent), run, sharding, _keep_silent)
+    _fit(recipe, prepare(recipe, _keep_silent), run, strategy, _keep_silent)
 
 
-def _fit(
-    recipe: Recipe, job: Job, run: RunDir, sharding: Sharding | None, emit: Emit
-) -> tuple[Fitted, float, np.ndarray]:
+def _fit(recipe: Recipe, job: Job, run: RunDir, strategy: Strategy, emit: Emit) -> tuple[Fitted, float, np.ndarray]:
     """Do what takes all processes: train, fit the temperature, predict the test split."""
-    fitted = train(recipe, job, run, emit=emit, sharding=sharding)
+    fitted = train(recipe, job, run, emit=emit, strategy=strategy)
     emit(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
     temperature = job.task.finish(job.tuned.model, job.infer)
     test = job.probabilities("test")
@@ -119,7 +117,7 @@ def _keep_silent(event: Event) -> None:
 
 def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
-    sharding = join(recipe)
+    strategy = join(recipe)
     if run_dir is not None:
         RunDir.refuse_taken(run_dir)
     emit = emit if is_main() else _keep_silent
@@ -133,7 +131,7 @@ def rehearse(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
             train=recipe.train,
             evaluation=recipe.evaluation,
             accelerator=job.infer.accelerator,
-            sharding=sharding,
+            strategy=strategy,
         )
 
 

@@ -37,8 +37,8 @@ from hftoolkit.runs.directory import RunDir, recorded, write_json
 from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
 from hftoolkit.runs.report import gains_table, results_table
 from hftoolkit.runs.resume import check_unchanged, new_run_or_old, write_origin
-from hftoolkit.train.devices import join_processes
 from hftoolkit.train.distributed.collectives import num_processes
+from hftoolkit.train.distributed.launch import join_processes
 from hftoolkit.train.loop import fit, one_step
 from hftoolkit.train.state import Fitted
 

@@ -9,8 +9,8 @@ then the sums are added up once. That is exact for any shares, empty ones too, w
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ from hftoolkit.seeding import seed_torch
 from hftoolkit.train.batches import Feed, StepData, evaluation_steps
 from hftoolkit.train.devices import Accelerator, free_cached_memory, is_out_of_memory, peak_memory_bytes, to_device
 from hftoolkit.train.distributed.collectives import is_main, num_processes, process_index, summed
-from hftoolkit.train.distributed.fsdp import Sharding
+from hftoolkit.train.distributed.strategy import WHOLE, Strategy
 from hftoolkit.train.inference import Inference, StopRequested
 from hftoolkit.train.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.train.signals import deferred_signals, interrupted
 from hftoolkit.train.speedups import shortcuts
 from hftoolkit.train.state import Fitted, Progress, Snapshots
 from hftoolkit.train.tracking import tracked
-from hftoolkit.train.weights import Weights, clear_errors
+from hftoolkit.train.weights import Weights
 
 
 def fit(
@@ -49,7 +49,7 @@ def fit(
     accelerator: Accelerator,
     run: RunDir,
     emit: Emit,
-    sharding: Sharding | None = None,
+    strategy: Strategy = WHOLE,
 ) -> Fitted:
     """Train a model and leave the best weights in it; go on from the newest checkpoint if the run has any.
 
@@ -61,12 +61,12 @@ def fit(
         accelerator: device and precision.
         run: gets checkpoints and the files of the trackers.
         emit: gets every step, evaluation and message.
-        sharding: what is divided over the processes, and how; None: each has all of it.
+        strategy: how the model lies in the ranks.
 
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
         DataError: the run has checkpoints, and all are damaged.
-        EnvironmentFault: the disk has no room for what the run will write; or a process of a divided model ended.
+        EnvironmentFault: the disk has no room for what the run will write; or a process of a sharded model ended.
         TrainingError: a loss or gradient is not finite, and nothing was updated with it; or memory does not suffice
             for a single example.
         Interrupted: SIGINT or SIGTERM arrived; the state after the last step is in the run's checkpoints.
@@ -74,11 +74,11 @@ def fit(
     _check_metric(task, evaluation.best_by)
     with ExitStack() as stack:
         listen = stack.enter_context(tracked(train.trackers if is_main() else (), run, emit))
-        loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen, sharding)
-        if sharding is not None:
-            stack.enter_context(clear_errors())
-            listen(Message(loop.weights.describe()))
-        else:
+        loop = _Loop(task, tuned, train, evaluation, accelerator, run.checkpoints, listen, strategy)
+        stack.enter_context(strategy.clear_errors())
+        if sentence := strategy.describe(loop.model):
+            listen(Message(sentence))
+        if not strategy.is_sharded:
             # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
             stack.enter_context(shortcuts(tuned.model, loop.logits_of_some, accelerator.device))
         stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable
@@ -102,7 +102,7 @@ def one_step(
     train: Train,
     evaluation: Evaluation,
     accelerator: Accelerator,
-    sharding: Sharding | None = None,
+    strategy: Strategy = WHOLE,
 ) -> float:
     """Run one real optimizer step, write nothing, and return its loss (mean over the examples)."""
     losses: list[float] = []
@@ -114,9 +114,9 @@ def one_step(
     _check_metric(task, evaluation.best_by)
     # All layers at once, which takes the most memory of all steps.
     at_once = TunedModel(tuned.model, tuned.rate_scales)
-    loop = _Loop(task, at_once, train, evaluation, accelerator, Path(), listen, sharding)
+    loop = _Loop(task, at_once, train, evaluation, accelerator, Path(), listen, strategy)
     steps = loop.steps()
-    with nullcontext() if sharding is None else clear_errors():
+    with strategy.clear_errors():
         while not losses:  # where memory runs out, the step comes again
             loop.train_step(next(steps))
     return losses[0]
@@ -133,28 +133,30 @@ class _Loop:
     accelerator: Accelerator
     checkpoints: Path
     emit: Emit
-    sharding: Sharding | None
+    strategy: Strategy
     received: Sequence[int] = ()  # signals
     mark: float = 0.0  # clock at the end of the last step, evaluation or save
     best: Checkpoint | None = None
     progress: Progress = field(init=False)
     feed: Feed = field(init=False)
     optimizer: Any = field(init=False)
-    backward: Callable[..., Any] = field(init=False)  # adds to the gradients of this process
     weights: Weights = field(init=False)
     frozen_statistics: list[nn.Module] = field(init=False)  # modules that stay in eval mode
     snapshots: Snapshots = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.sharding is not None and self.accelerator.scaler is not None:
-            what = f"auto is fp16 on this device, which does not work with {self.sharding.name}; use fp32"
+        if self.strategy.is_sharded and self.accelerator.scaler is not None:
+            what = f"auto is fp16 on this device, which does not work with {self.strategy.name}; use fp32"
             raise RecipeError(f"train.precision: {what}")
         size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
-        size, divided_by = size if isinstance(size, int) else share, self.sharding.name if self.sharding else None
+        size, divided_by = (
+            size if isinstance(size, int) else share,
+            self.strategy.name if self.strategy.is_sharded else None,
+        )
         self.progress = Progress(self.train.epochs, size, num_processes(), divided_by)
-        self.feed = Feed(self.task.datasets(), self.train, in_lockstep=self.sharding is not None)
+        self.feed = Feed(self.task.datasets(), self.train, in_lockstep=self.strategy.is_sharded)
         self.weights = Weights.of(
-            self.tuned.model, self.accelerator.device, ema_decay=self.train.ema_decay, sharding=self.sharding
+            self.tuned.model, self.accelerator.device, ema_decay=self.train.ema_decay, strategy=self.strategy
         )
         self.frozen_statistics = frozen_statistics(self.model)
         last_joins = max(self.tuned.unfreeze_at.values(), default=0.0)
@@ -169,7 +171,7 @@ class _Loop:
             learning_rate=self.train.learning_rate,
             weight_decay=self.train.weight_decay,
         )
-        self.optimizer, self.backward = self.weights.prepare(optimizer, self.accelerator)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.snapshots = Snapshots(
             self.checkpoints,
             self.weights,
@@ -284,11 +286,11 @@ class _Loop:
                 seed_torch("step", self.train.seed, self.progress.step, process_index(), micro_step)
                 with self.accelerator.autocast():
                     output = self.task.step(self.model, to_device(batch, self.accelerator.device))
-                self.backward(output.loss_sum * counts)
+                self.accelerator.backward(output.loss_sum * counts)
                 loss_sum += output.loss_sum.item() * counts
                 num_examples += output.num_examples * counts
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or self.sharding is not None:
+            if not is_out_of_memory(error) or self.strategy.is_sharded:
                 raise
             return 0.0, 0.0, True
         return loss_sum, num_examples, False
@@ -367,7 +369,7 @@ class _Loop:
         """
         infer = Inference(self.task, self.accelerator, self.emit, self.received)
         name, done = self.evaluation.best_by, self.progress
-        with self.weights.put_together() as judged:
+        with self.weights.materialized() as judged:
             try:
                 metrics = self.task.evaluate(judged, infer, "validation")
             except StopRequested:

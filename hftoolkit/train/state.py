@@ -18,7 +18,7 @@ from hftoolkit.contracts import Message
 from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.runs.checkpoint import Checkpoint, load_weights, newest_state, save_best, save_state
 from hftoolkit.train.distributed.collectives import is_main, share, share_tensors
-from hftoolkit.train.distributed.fsdp import gathered, laid_out_as
+from hftoolkit.train.distributed.strategy import Strategy
 from hftoolkit.train.weights import Weights, load_trained, trained_state
 
 MODEL, AVERAGE, OPTIMIZER, AVERAGED_STEPS = "model", "average", "optimizer", "averaged_steps"
@@ -34,7 +34,7 @@ class Progress:
         epochs: of the recipe that the last step followed.
         micro_batch_size: examples of a forward pass of one process, as it is in force.
         processes: that work on the run.
-        divided_by: what divides weights, gradients or moments over these processes; None: nothing.
+        divided_by: what shards weights, gradients or moments over these ranks; None: nothing.
         step: optimizer steps done.
         examples: that these steps saw.
         seconds: that these steps took, without evaluation.
@@ -137,7 +137,7 @@ class Snapshots:
             EnvironmentFault: it could not be written; the one before is untouched.
         """
         start = time.monotonic()
-        tensors = gathered(self._tensors(), keep=is_main())
+        tensors = self.weights.strategy.full_state(self._tensors(), keep=is_main())
         if is_main():
             values = {"progress": asdict(progress), "scaler": None if self.scaler is None else self.scaler.state_dict()}
             save_state(self.folder, step=progress.step, tensors=tensors, values=values, best=best)
@@ -157,7 +157,7 @@ class Snapshots:
     def load_best(self, best: Checkpoint) -> None:
         """Put the best weights into the model that the run was given."""
         state = share_tensors(load_weights(best.path) if is_main() else None, self.device)
-        load_trained(self.weights.given, self.weights.trained, state)
+        load_trained(self.weights.source, self.weights.trained, state)
 
     def restore(self, warn: Callable[[str], None]) -> tuple[Progress, Checkpoint | None] | None:
         """Bring back the newest whole state, or return None if none was ever saved.
@@ -172,8 +172,9 @@ class Snapshots:
             state = newest_state(self.folder, warn)
         facts = share(None if state is None else (state.values, state.best))
         if facts is None:  # each process should have drawn the same first weights; now it surely has them
-            first = trained_state(self.weights.given, self.weights.trained) if is_main() else None
-            load_trained(self.weights.model, self.weights.trained, share_tensors(first, self.device))
+            first = trained_state(self.weights.source, self.weights.trained) if is_main() else None
+            first = share_tensors(first, self.device)
+            load_trained(self.weights.model, self.weights.trained, first, strategy=self.weights.strategy)
             return None
         values, best = facts
         self._take_back(share_tensors(None if state is None else state.tensors, self.device))
@@ -191,11 +192,11 @@ class Snapshots:
 
     def _check_room(self) -> None:
         """Raise EnvironmentFault if the disk has no room for the checkpoints and the model that the run will write."""
-        trained = sum(map(_num_bytes, trained_state(self.weights.given, self.weights.trained).values()))
+        trained = sum(map(_num_bytes, trained_state(self.weights.source, self.weights.trained).values()))
         state = trained * (3 if self.weights.average is None else 4)  # Adam keeps two moments of each weight
         # Two states and their best weights stay while a third is written.
         checkpoints = 3 * (state + trained)
-        model = sum(map(_num_bytes, self.weights.given.parameters()))
+        model = sum(map(_num_bytes, self.weights.source.parameters()))
         there = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         needed, free = checkpoints + model - there, shutil.disk_usage(self.folder.parent).free
         if needed > free:
@@ -225,24 +226,25 @@ class Snapshots:
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        load_trained(model, trained, parts[MODEL])
+        strategy = self.weights.strategy
+        load_trained(model, trained, parts[MODEL], strategy=strategy)
         parameters = dict(model.named_parameters())
         states: dict[nn.Parameter, dict[str, torch.Tensor]] = defaultdict(dict)
         for key, tensor in parts[OPTIMIZER].items():
             slot, _, name = key.partition("/")
             states[parameters[name]][slot] = tensor
         for parameter, slots in states.items():
-            own = {slot: _in_place_of(parameter, tensor) for slot, tensor in slots.items()}
+            own = {slot: _in_place_of(parameter, tensor, strategy) for slot, tensor in slots.items()}
             self.optimizer.state[parameter].update(own)
         if average is not None:
-            load_trained(average.module, trained, parts[AVERAGE])
+            load_trained(average.module, trained, parts[AVERAGE], strategy=strategy)
             average.n_averaged.copy_(parts[AVERAGED_STEPS][""])
 
 
-def _in_place_of(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+def _in_place_of(parameter: nn.Parameter, tensor: torch.Tensor, strategy: Strategy) -> torch.Tensor:
     """Return an entry of the optimizer's state of a parameter, where and as the optimizer wants it."""
     if tensor.shape == parameter.shape:
-        return torch.empty_like(parameter).copy_(laid_out_as(parameter, tensor))
+        return torch.empty_like(parameter).copy_(strategy.shard_like(parameter, tensor))
     return torch.empty_like(tensor, device=parameter.device).copy_(tensor)  # a count of steps
 
 

@@ -134,7 +134,7 @@ def _peers() -> Iterator[None]:
 
 
 @contextmanager
-def lost_peers_are_told() -> Iterator[None]:
+def explained_loss_of_ranks() -> Iterator[None]:
     """Inside, where computation and exchanges are mixed, the error that says that a process is gone says it clearly."""
     try:
         yield

@@ -167,22 +167,22 @@ def run_hftoolkit(options: argparse.Namespace) -> None:
     from hftoolkit.commands.job import join, prepare, prepare_texts, train
     from hftoolkit.recipe import TextRecipe
     from hftoolkit.runs.directory import RunDir
-    from hftoolkit.train.distributed.collectives import is_main, leave, share
+    from hftoolkit.train.distributed.collectives import broadcast, is_main, shut_down
 
     recipe = load(options)
-    sharding = join(recipe)
+    strategy = join(recipe)
     if not is_main():
-        share("prepared")  # the caches are filled
+        broadcast("prepared")  # the caches are filled
     if isinstance(recipe, TextRecipe):
         job = prepare_texts(recipe, *load_texts(recipe, options.examples), emit=lambda event: None)
     else:
         job = prepare(recipe, lambda event: None)
     if is_main():
-        share("prepared")
+        broadcast("prepared")
     with tempfile.TemporaryDirectory() as folder:
-        fitted = train(recipe, job, RunDir(Path(folder)), emit=lambda event: None, sharding=sharding)
+        fitted = train(recipe, job, RunDir(Path(folder)), emit=lambda event: None, strategy=strategy)
     probabilities = None if options.rates_only else job.probabilities("test")
-    leave()
+    shut_down()
     if not is_main():
         return
     rate = fitted.facts("examples")["examples_per_second"]

@@ -39,7 +39,7 @@ from hftoolkit.models.tuning import TunedModel
 from hftoolkit.recipe import Evaluation, Train, load_recipe
 from hftoolkit.runs.checkpoint import load_weights, newest_state
 from hftoolkit.runs.directory import RunDir
-from hftoolkit.train.batches import Feed
+from hftoolkit.train.batches import TrainBatches
 from hftoolkit.train.devices import make_accelerator
 from hftoolkit.train.distributed.collectives import is_main, process_index
 from hftoolkit.train.distributed.fsdp import Fsdp
@@ -135,13 +135,13 @@ def check_two_begin_as_the_main_one_does(folder, goes):
 def test_all_processes_get_as_many_micro_batches_and_what_was_added_is_told():
     for examples in range(1, 20):
         task, section = ToyTask(num_examples=examples), Train(epochs=1, batch_size=7, micro_batch_size=2)
-        steps = [list(feed.steps_of(0, 0, 2)) for feed in feeds(task, section, processes=3)]
+        steps = [list(feed.steps(0, 0, 2)) for feed in feeds(task, section, processes=3)]
         for of_processes in zip(*steps, strict=True):
             assert len({len(step.micro_batches) for step in of_processes}) == 1
-            own = [step.micro_batches[: len(step.micro_batches) - step.num_idle] for step in of_processes]
+            own = [step.micro_batches[: len(step.micro_batches) - step.num_padding] for step in of_processes]
             seen = flat([batch["index"].tolist() for share in own for batch in share])
             assert seen == of_processes[0].indices.tolist()
-            assert min(step.num_idle for step in of_processes) == 0
+            assert min(step.num_padding for step in of_processes) == 0
 
 
 def feeds(task, section, processes):
@@ -149,7 +149,7 @@ def feeds(task, section, processes):
         patch.setattr("hftoolkit.train.batches.num_processes", lambda: processes)
         for index in range(processes):
             patch.setattr("hftoolkit.train.batches.process_index", lambda index=index: index)
-            yield Feed(task.datasets(), section, in_lockstep=True)
+            yield TrainBatches(task.datasets(), section, equal_micro_batches=True)
 
 
 def parts(folder):
@@ -258,7 +258,7 @@ def went_on(folder, knobs):
     return attempt.weights, [event.text for event in attempt.told(Message) if event.level == "warning"]
 
 
-@pytest.mark.parametrize("is_divided, count, says", [(True, 1, "1 instead of 2 processes, with"), (False, 2, "with")])
+@pytest.mark.parametrize("is_divided, count, says", [(True, 1, "1 instead of 2 ranks, with"), (False, 2, "with")])
 def test_a_run_goes_on_divided_or_whole_and_says_so(tmp_path, is_divided, count, says):
     """Two divided processes are followed by a whole one, and two whole ones by divided ones."""
     knobs, strategy = {"epochs": 3, "ema_decay": 0.6}, IN_TWO if is_divided else WHOLE
@@ -268,7 +268,7 @@ def test_a_run_goes_on_divided_or_whole_and_says_so(tmp_path, is_divided, count,
     weights, (warning,) = together(tmp_path, goes_on, went_on, tmp_path / "cut", knobs, count=count)[0]
     assert_close(weights, uninterrupted["weights"])
     says += "out FSDP2" if is_divided else " FSDP2"
-    assert warning == f"{says}: the run goes on, but not to the last bit as it would have"
+    assert warning == f"{says}: the run resumes, but will not be equal to the last bit"
 
 
 def test_a_divided_run_goes_on_to_the_same_bits(tmp_path):
@@ -296,7 +296,7 @@ def test_lack_of_memory_in_one_process_ends_all_and_is_told_before_and_after(tmp
     group = Group(tmp_path, dividing, short_of_memory, tmp_path)
     first, second = group.answers()
     assert second[0] == "TrainingError" and "Start a run with a smaller train.micro_batch_size" in second[1]
-    assert first[0] == "EnvironmentFault" and "lost the other processes of this run" in first[1]
+    assert first[0] == "EnvironmentFault" and "lost the other ranks of this run" in first[1]
     assert "if memory runs out in a step, the run ends" in first[2][0]
     assert first[2][0].startswith("model sharded over 2 ranks by FSDP2, 2 blocks one by one")
 

@@ -24,7 +24,7 @@ from hftoolkit.errors import EnvironmentFault, Interrupted
 from hftoolkit.runs.checkpoint import newest_state
 from hftoolkit.train.batches import micro_batches
 from hftoolkit.train.devices import make_accelerator
-from hftoolkit.train.distributed.collectives import is_main, leave, num_processes, process_index
+from hftoolkit.train.distributed.collectives import is_main, num_processes, process_index, shut_down
 from hftoolkit.train.distributed.launch import join_processes
 from hftoolkit.train.inference import Inference
 
@@ -55,7 +55,7 @@ def member(function, index, count, port, out, arguments):
     try:
         join_processes()
         torch.save(function(*arguments), f"{out}-{index}.pt")
-        leave()
+        shut_down()
     except BaseException:
         Path(f"{out}-{index}.err").write_text(traceback.format_exc())
         raise
@@ -249,7 +249,7 @@ def kill_one(group, victim, folder):
         process.join(STOP_SECONDS)
         assert not process.is_alive() and time.monotonic() - start < STOP_SECONDS
     (report,) = folder.glob("answer-*.err")
-    assert "EnvironmentFault: lost the other processes of this run" in report.read_text()
+    assert "EnvironmentFault: lost the other ranks of this run" in report.read_text()
 
 
 @pytest.mark.parametrize("victim", [0, 1])

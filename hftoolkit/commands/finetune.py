@@ -38,10 +38,10 @@ from hftoolkit.runs.report import (
 from hftoolkit.runs.resume import check_unchanged, new_run_or_old, write_origin
 from hftoolkit.tasks.classification import ClassificationTask
 from hftoolkit.tasks.image_classification import ImageClassificationTask
-from hftoolkit.train.distributed.collectives import is_main, leave, share
+from hftoolkit.train.distributed.collectives import broadcast, is_main, shut_down
 from hftoolkit.train.distributed.strategy import Strategy
 from hftoolkit.train.loop import one_step
-from hftoolkit.train.state import Fitted
+from hftoolkit.train.state import FitResult
 
 GATE_ROWS = 64
 WORST_SHOWN = 24
@@ -66,7 +66,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     """
     strategy = join(recipe)
     if not is_main():
-        _help(recipe, RunDir(share(Path())), strategy)
+        _help(recipe, RunDir(broadcast(Path())), strategy)
         return None
     run = new_run_or_old(recipe, name, run_dir, resume=resume)
     listen = run.recording(emit)
@@ -74,12 +74,12 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     with recorded(run), pushes:
         write_origin(recipe, run, listen)
         announce(recipe.hub, create=True, emit=listen)
-        share(run.root)
+        broadcast(run.root)
         job = prepare(recipe, listen)
         check_unchanged(run.data, job.task.summary, "the data")
         check_unchanged(run.labels, job.task.labels.to_json(), "the classes")
         check_unchanged(run.backbone, job.origin, "the pretrained weights")
-        share("prepared")
+        broadcast("prepared")
         fitted, temperature, test = _fit(recipe, job, run, strategy, pushes.listen)
         gate = _export(recipe, job, run)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
@@ -97,17 +97,17 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
 
 def _help(recipe: Recipe, run: RunDir, strategy: Strategy) -> None:
     """Do the part of one process in a run that the main one leads."""
-    share("prepared")  # the main process has filled the caches, and found what is wrong
+    broadcast("prepared")  # the main process has filled the caches, and found what is wrong
     _fit(recipe, prepare(recipe, _keep_silent), run, strategy, _keep_silent)
 
 
-def _fit(recipe: Recipe, job: Job, run: RunDir, strategy: Strategy, emit: Emit) -> tuple[Fitted, float, np.ndarray]:
+def _fit(recipe: Recipe, job: Job, run: RunDir, strategy: Strategy, emit: Emit) -> tuple[FitResult, float, np.ndarray]:
     """Do what takes all processes: train, fit the temperature, predict the test split."""
     fitted = train(recipe, job, run, emit=emit, strategy=strategy)
     emit(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
     temperature = job.task.finish(job.tuned.model, job.infer)
     test = job.probabilities("test")
-    leave()
+    shut_down()
     return fitted, temperature, test
 
 
@@ -275,7 +275,7 @@ def _class_names(classes: np.ndarray, names: tuple[str, ...]) -> list[str]:
     return ["|".join(name for name, chosen in zip(names, row, strict=True) if chosen) for row in classes]
 
 
-def _training_facts(job: Job, fitted: Fitted, temperature: float, gate: GateReport) -> dict[str, Any]:
+def _training_facts(job: Job, fitted: FitResult, temperature: float, gate: GateReport) -> dict[str, Any]:
     return {
         "train": fitted.facts("examples"),
         "validation": {"metrics": dict(fitted.best.metrics)},

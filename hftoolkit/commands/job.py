@@ -41,7 +41,7 @@ from hftoolkit.train.distributed.launch import join_processes
 from hftoolkit.train.distributed.strategy import WHOLE, Strategy
 from hftoolkit.train.inference import Inference
 from hftoolkit.train.loop import fit
-from hftoolkit.train.state import Fitted
+from hftoolkit.train.state import FitResult
 
 
 def join(recipe: Recipe) -> Strategy:
@@ -250,7 +250,7 @@ def _tune(recipe: Recipe, backbone: Backbone, emit: Emit) -> TunedModel:
     return tuned
 
 
-def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit, strategy: Strategy = WHOLE) -> Fitted:
+def train(recipe: Recipe, job: Job, run: RunDir, *, emit: Emit, strategy: Strategy = WHOLE) -> FitResult:
     """Run the loop; the model of the job then has the best weights."""
     with job.probe(recipe, emit):
         return fit(

@@ -40,7 +40,7 @@ from hftoolkit.runs.resume import check_unchanged, new_run_or_old, write_origin
 from hftoolkit.train.distributed.collectives import num_processes
 from hftoolkit.train.distributed.launch import join_processes
 from hftoolkit.train.loop import fit, one_step
-from hftoolkit.train.state import Fitted
+from hftoolkit.train.state import FitResult
 
 GATE_USERS = 8
 COMPARED = ("hr", "ndcg")  # metrics with a paired lead
@@ -287,7 +287,7 @@ def _leads(recipe: RecommendationRecipe, ours: RankedLists, theirs: RankedLists)
     return {metric: (means[metric], *intervals[metric]) for metric in COMPARED if metric in intervals}
 
 
-def _train(job: Job, run: RunDir, emit: Emit) -> tuple[Fitted, TextVectors]:
+def _train(job: Job, run: RunDir, emit: Emit) -> tuple[FitResult, TextVectors]:
     """Run the loop, after which the tower of the job has the best weights; return also its vectors in fp32."""
     with job.pooling():
         fitted = fit(

@@ -12,7 +12,7 @@ from hftoolkit.contracts import Batch, Emit, InferenceProgress, Message, Rows, T
 from hftoolkit.errors import TrainingError
 from hftoolkit.train.batches import evaluation_plan
 from hftoolkit.train.devices import Accelerator, is_out_of_memory, make_loader, to_device
-from hftoolkit.train.distributed.collectives import gather, num_processes, process_index
+from hftoolkit.train.distributed.collectives import all_gather, num_processes, process_index
 
 INFERENCE_BATCH = 64  # examples; no gradients are kept, so this needs less memory than a training batch
 
@@ -75,7 +75,7 @@ class Inference:
         while True:
             plan = evaluation_plan(len(rows), batch_size=self.batch_size, lengths=rows.lengths)
             shares = [plan[first :: num_processes()] for first in range(num_processes())]
-            answers = gather(self._predict(model, rows, shares[process_index()], step, full_precision))
+            answers = all_gather(self._predict(model, rows, shares[process_index()], step, full_precision))
             if any(isinstance(answer, Stopped) for answer in answers):
                 raise StopRequested
             outputs = [output for answer in answers if isinstance(answer, list) for output in answer]

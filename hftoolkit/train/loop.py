@@ -27,15 +27,15 @@ from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.runs.checkpoint import Checkpoint
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.seeding import seed_torch
-from hftoolkit.train.batches import Feed, StepData, evaluation_steps
+from hftoolkit.train.batches import StepData, TrainBatches, evaluation_steps
 from hftoolkit.train.devices import Accelerator, free_cached_memory, is_out_of_memory, peak_memory_bytes, to_device
-from hftoolkit.train.distributed.collectives import is_main, num_processes, process_index, summed
+from hftoolkit.train.distributed.collectives import all_reduce_sum, is_main, num_processes, process_index
 from hftoolkit.train.distributed.strategy import WHOLE, Strategy
 from hftoolkit.train.inference import Inference, StopRequested
 from hftoolkit.train.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.train.signals import deferred_signals, interrupted
-from hftoolkit.train.speedups import shortcuts
-from hftoolkit.train.state import Fitted, Progress, Snapshots
+from hftoolkit.train.speedups import speedups
+from hftoolkit.train.state import Checkpointer, FitResult, TrainState
 from hftoolkit.train.tracking import tracked
 from hftoolkit.train.weights import Weights
 
@@ -50,8 +50,8 @@ def fit(
     run: RunDir,
     emit: Emit,
     strategy: Strategy = WHOLE,
-) -> Fitted:
-    """Train a model and leave the best weights in it; go on from the newest checkpoint if the run has any.
+) -> FitResult:
+    """Train a model and leave the best weights in it; resume from the newest checkpoint if the run has any.
 
     Args:
         task: data, loss and metrics.
@@ -80,18 +80,18 @@ def fit(
             listen(Message(sentence))
         if not strategy.is_sharded:
             # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
-            stack.enter_context(shortcuts(tuned.model, loop.logits_of_some, accelerator.device))
+            stack.enter_context(speedups(tuned.model, loop.logits_of_some, accelerator.device))
         stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable
         loop.resume(run)
         # A launcher may pass on what its processes got already.
         loop.received = stack.enter_context(deferred_signals(second_stops=num_processes() == 1))
-        loop.conclude_step()  # what an interrupt left out of the last one
+        loop.after_step()  # what an interrupt left out of the last one
         for data in loop.steps():
             if loop.is_patience_over():
                 emit(Message(f"stopped early: {train.early_stopping_patience} evaluations without a better one"))
                 break
             loop.train_step(data)
-            loop.conclude_step()
+            loop.after_step()
     return loop.finish()
 
 
@@ -137,12 +137,12 @@ class _Loop:
     received: Sequence[int] = ()  # signals
     mark: float = 0.0  # clock at the end of the last step, evaluation or save
     best: Checkpoint | None = None
-    progress: Progress = field(init=False)
-    feed: Feed = field(init=False)
+    progress: TrainState = field(init=False)
+    batches: TrainBatches = field(init=False)
     optimizer: Any = field(init=False)
     weights: Weights = field(init=False)
     frozen_statistics: list[nn.Module] = field(init=False)  # modules that stay in eval mode
-    snapshots: Snapshots = field(init=False)
+    checkpointer: Checkpointer = field(init=False)
 
     def __post_init__(self) -> None:
         if self.strategy.is_sharded and self.accelerator.scaler is not None:
@@ -153,17 +153,17 @@ class _Loop:
             size if isinstance(size, int) else share,
             self.strategy.name if self.strategy.is_sharded else None,
         )
-        self.progress = Progress(self.train.epochs, size, num_processes(), divided_by)
-        self.feed = Feed(self.task.datasets(), self.train, in_lockstep=self.strategy.is_sharded)
+        self.progress = TrainState(self.train.epochs, size, num_processes(), divided_by)
+        self.batches = TrainBatches(self.task.datasets(), self.train, equal_micro_batches=self.strategy.is_sharded)
         self.weights = Weights.of(
             self.tuned.model, self.accelerator.device, ema_decay=self.train.ema_decay, strategy=self.strategy
         )
         self.frozen_statistics = frozen_statistics(self.model)
         last_joins = max(self.tuned.unfreeze_at.values(), default=0.0)
-        if last_joins * self.feed.steps_per_epoch > self.total_steps - 1:
+        if last_joins * self.batches.steps_per_epoch > self.total_steps - 1:
             raise RecipeError(
                 f"tuning.unfreeze_epochs: the lowest layer would join after the last of {self.total_steps} steps; "
-                f"at most {(self.total_steps - 1) / self.feed.steps_per_epoch:.3g} epochs are possible here"
+                f"at most {(self.total_steps - 1) / self.batches.steps_per_epoch:.3g} epochs are possible here"
             )
         optimizer = build_optimizer(
             dict(self.model.named_parameters()),
@@ -172,7 +172,7 @@ class _Loop:
             weight_decay=self.train.weight_decay,
         )
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        self.snapshots = Snapshots(
+        self.checkpointer = Checkpointer(
             self.checkpoints,
             self.weights,
             self.optimizer,
@@ -187,7 +187,7 @@ class _Loop:
 
     @property
     def total_steps(self) -> int:
-        return self.feed.steps_per_epoch * self.train.epochs
+        return self.batches.steps_per_epoch * self.train.epochs
 
     @property
     def kept_weights(self) -> str:
@@ -195,10 +195,10 @@ class _Loop:
 
     def resume(self, run: RunDir) -> None:
         """Bring back the newest checkpoint of the run, if it has any, and forget what the log has after it."""
-        restored = self.snapshots.restore(lambda sentence: self.emit(Message(sentence, "warning")))
+        restored = self.checkpointer.restore(lambda sentence: self.emit(Message(sentence, "warning")))
         if restored is not None:
             fresh, (self.progress, self.best) = self.progress, restored
-            for message in self.progress.go_on_as(fresh, self.total_steps):
+            for message in self.progress.adapt_to(fresh, self.total_steps):
                 self.emit(message)
         if is_main():
             run.forget_after(self.progress.step)
@@ -214,8 +214,8 @@ class _Loop:
             if name in self.weights.trained
         ]
         while True:
-            _, _, is_failure = self._backward([self.feed.longest(self.progress.micro_batch_size)])
-            if summed([is_failure], self.accelerator.device) == [0.0]:
+            _, _, is_failure = self._backward([self.batches.longest(self.progress.micro_batch_size)])
+            if all_reduce_sum([is_failure], self.accelerator.device) == [0.0]:
                 break
             self._halve_micro_batches()
         del moments
@@ -225,11 +225,11 @@ class _Loop:
         self.emit(Message(f"micro-batches of {self.progress.micro_batch_size} examples fit into memory"))
 
     def steps(self) -> Iterator[StepData]:
-        """Yield the data of each optimizer step that is left; again, in smaller pieces, where memory ran out."""
+        """Yield the data of each optimizer step that is left; again, in smaller micro-batches, where memory ran out."""
         self.mark = time.perf_counter()
         while self.progress.step < self.total_steps:
             size = self.progress.micro_batch_size
-            for data in self.feed.steps_of(*divmod(self.progress.step, self.feed.steps_per_epoch), size):
+            for data in self.batches.steps(*divmod(self.progress.step, self.batches.steps_per_epoch), size):
                 yield data
                 if self.progress.micro_batch_size != size:
                     break
@@ -239,8 +239,8 @@ class _Loop:
 
         If memory runs out in any process, nothing is updated, and from then on micro-batches are half as large.
         """
-        loss_sum, num_examples, is_failure = self._backward(data.micro_batches, data.num_idle)
-        loss_sum, num_examples, failures = summed([loss_sum, num_examples, is_failure], self.accelerator.device)
+        loss_sum, num_examples, is_failure = self._backward(data.micro_batches, data.num_padding)
+        loss_sum, num_examples, failures = all_reduce_sum([loss_sum, num_examples, is_failure], self.accelerator.device)
         if failures:
             self._halve_micro_batches()
             return
@@ -262,24 +262,24 @@ class _Loop:
         done.seconds, self.mark = done.seconds + now - self.mark, now
         self.emit(StepDone(done.step, self.total_steps, loss, gradient_norm, rate, done.examples / done.seconds))
 
-    def _backward(self, micro_batches: list[Batch], num_idle: int = 0) -> tuple[float, float, bool]:
+    def _backward(self, micro_batches: list[Batch], num_padding: int = 0) -> tuple[float, float, bool]:
         """Add up gradients; return the sum of the losses, the number of examples, and whether memory ran out.
 
         Batch norms use their running statistics for a micro-batch of one row, which has none of its own.
 
         Args:
             micro_batches: of this process.
-            num_idle: so many of the last go through the model, and count for nothing.
+            num_padding: so many of the last go through the model as padding, and count for nothing.
         """
         if self.tuned.unfreeze_at:
-            self.unfreeze(self.progress.step / self.feed.steps_per_epoch)
+            self.unfreeze(self.progress.step / self.batches.steps_per_epoch)
         self.model.train()
         for module in self.frozen_statistics:
             module.eval()
         loss_sum, num_examples = 0.0, 0.0
         try:
             for micro_step, batch in enumerate(micro_batches):
-                counts = micro_step < len(micro_batches) - num_idle
+                counts = micro_step < len(micro_batches) - num_padding
                 if len(next(iter(batch.values()))) == 1:
                     for module in batch_norms(self.model):
                         module.eval()
@@ -310,7 +310,7 @@ class _Loop:
 
     def logits_of_some(self) -> torch.Tensor:
         """Return the output of the model, in its present mode, for a few rows of the training split."""
-        batch = self.feed.batch(range(min(4, len(self.feed.rows))))
+        batch = self.batches.batch(range(min(4, len(self.batches.rows))))
         return self.task.predict_step(self.model, to_device(batch, self.accelerator.device)).float()
 
     def unfreeze(self, epoch: float) -> None:
@@ -327,10 +327,10 @@ class _Loop:
         raise TrainingError(
             f"step {self.progress.step + 1}: loss {loss}, gradient norm {gradient_norm}; stopped before the update, "
             f"{self.kept_weights}. A lower train.learning_rate or train.precision: fp32 usually helps; otherwise look "
-            f"at the rows of the step: {self.feed.name_rows(indices)}"
+            f"at the rows of the step: {self.batches.name_rows(indices)}"
         )
 
-    def conclude_step(self) -> None:
+    def after_step(self) -> None:
         """Evaluate and save if that is due after the last step; obey a signal once the state is on disk."""
         signal_number, is_save_due = self._agree()
         if self.is_evaluation_due() and not signal_number:
@@ -339,7 +339,7 @@ class _Loop:
             else:
                 signal_number, is_save_due = self._agree()
         if is_save_due:
-            self.snapshots.save(self.progress, self.best)
+            self.checkpointer.save(self.progress, self.best)
             self.mark = time.perf_counter()
         if signal_number:
             raise interrupted(signal_number, self.progress.step)
@@ -348,14 +348,14 @@ class _Loop:
         """Return the signal that any process got, 0 for none, and whether any wants the state saved."""
         first = self.received[0] if self.received else 0
         flags = [first == number for number in (signal.SIGINT, signal.SIGTERM)]
-        flags.append(self.snapshots.is_due(self.progress.step, now=first != 0))
-        interrupts, terminations, wishes = summed(flags, self.accelerator.device)
+        flags.append(self.checkpointer.is_due(self.progress.step, now=first != 0))
+        interrupts, terminations, wishes = all_reduce_sum(flags, self.accelerator.device)
         return signal.SIGTERM if terminations else signal.SIGINT if interrupts else 0, wishes > 0
 
     def is_evaluation_due(self) -> bool:
         step = self.progress.step
-        position = (step - 1) % self.feed.steps_per_epoch + 1
-        due = position in evaluation_steps(self.feed.steps_per_epoch, self.evaluation.times_per_epoch)
+        position = (step - 1) % self.batches.steps_per_epoch + 1
+        due = position in evaluation_steps(self.batches.steps_per_epoch, self.evaluation.times_per_epoch)
         return due and step > self.progress.evaluated_at
 
     def is_patience_over(self) -> bool:
@@ -369,24 +369,24 @@ class _Loop:
         """
         infer = Inference(self.task, self.accelerator, self.emit, self.received)
         name, done = self.evaluation.best_by, self.progress
-        with self.weights.materialized() as judged:
+        with self.weights.materialized() as model:
             try:
-                metrics = self.task.evaluate(judged, infer, "validation")
+                metrics = self.task.evaluate(model, infer, "validation")
             except StopRequested:
                 return False
             better = self.best is None or is_better(name, metrics[name], self.best.metrics[name])
             if better:
-                self.best = self.snapshots.save_best(judged, done.step, metrics)
+                self.best = self.checkpointer.save_best(model, done.step, metrics)
         done.evaluated_at = done.step
         done.evaluations_since_best = 0 if better else done.evaluations_since_best + 1
         self.emit(Evaluated(done.step, metrics, is_best=better))
         return True
 
-    def finish(self) -> Fitted:
+    def finish(self) -> FitResult:
         """Put the best weights into the model and report."""
         assert self.best is not None  # the last step of an epoch is always evaluated
-        self.snapshots.load_best(self.best)
-        return Fitted(self.progress, self.best, peak_memory_bytes(self.accelerator.device))
+        self.checkpointer.load_best(self.best)
+        return FitResult(self.progress, self.best, peak_memory_bytes(self.accelerator.device))
 
 
 def _check_metric(task: Task, name: str) -> None:

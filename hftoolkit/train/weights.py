@@ -1,4 +1,4 @@
-"""The weights of a run: what its steps train, the moving average of that, and what is judged and kept of it.
+"""The weights of a run: what its steps train, the moving average of that, and what is evaluated and kept of it.
 
 Each rank has them whole, or sharded, as the strategy of the run says.
 """

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other. In a run of one, everything stays as it is and nothing waits.
+"""Collectives: what the ranks of a run tell each other. In a run of one, everything stays as it is and nothing waits.
 
 Every process calls the same functions in the same order.
 """
@@ -32,8 +32,8 @@ def is_main() -> bool:
     return process_index() == 0
 
 
-def share(value: T) -> T:
-    """Return what the main process passed."""
+def broadcast(value: T) -> T:
+    """Return what rank 0 passed."""
     if num_processes() == 1:
         return value
     box = [value]
@@ -42,8 +42,8 @@ def share(value: T) -> T:
     return box[0]
 
 
-def gather(value: T) -> list[T]:
-    """Return what each process passed, in their order."""
+def all_gather(value: T) -> list[T]:
+    """Return what each rank passed, in their order."""
     if num_processes() == 1:
         return [value]
     box: list[Any] = [None] * num_processes()
@@ -52,7 +52,7 @@ def gather(value: T) -> list[T]:
     return box
 
 
-def summed(values: Sequence[float], device: torch.device) -> list[float]:
+def all_reduce_sum(values: Sequence[float], device: torch.device) -> list[float]:
     """Return the sum over all processes of each value."""
     if num_processes() == 1:
         return [float(value) for value in values]
@@ -85,19 +85,19 @@ def sum_gradients(parameters: Sequence[nn.Parameter], device: torch.device) -> N
     """Add up the gradients of all processes; one that had no examples, or did not use a layer, has none."""
     if num_processes() == 1:
         return
-    uses = summed([parameter.grad is not None for parameter in parameters], device)
+    uses = all_reduce_sum([parameter.grad is not None for parameter in parameters], device)
     for parameter, count in zip(parameters, uses, strict=True):
         if count and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     sum_tensors([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
-def share_tensors(tensors: Mapping[str, torch.Tensor] | None, device: torch.device) -> dict[str, torch.Tensor]:
+def broadcast_tensors(tensors: Mapping[str, torch.Tensor] | None, device: torch.device) -> dict[str, torch.Tensor]:
     """Return the tensors that the main process passed, on the CPU, as all may not fit elsewhere; others pass None."""
     if num_processes() == 1:
         assert tensors is not None
         return dict(tensors)
-    kinds = share({name: (tensor.shape, tensor.dtype) for name, tensor in (tensors or {}).items()})
+    kinds = broadcast({name: (tensor.shape, tensor.dtype) for name, tensor in (tensors or {}).items()})
     shared = {}
     for name, (shape, dtype) in kinds.items():
         own = torch.empty(shape, dtype=dtype) if tensors is None else tensors[name]
@@ -108,8 +108,8 @@ def share_tensors(tensors: Mapping[str, torch.Tensor] | None, device: torch.devi
     return shared
 
 
-def leave() -> None:
-    """Say good-bye to the other processes; nothing is told after that."""
+def shut_down() -> None:
+    """Leave the process group; nothing is exchanged after that."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -146,6 +146,6 @@ def explained_loss_of_ranks() -> Iterator[None]:
 
 def _lost(error: RuntimeError) -> EnvironmentFault:
     return EnvironmentFault(
-        f"lost the other processes of this run ({str(error).splitlines()[0]}); the first message of one of them "
-        "says why, and the same command with --resume goes on from the last checkpoint"
+        f"lost the other ranks of this run ({str(error).splitlines()[0]}); the first message of one of them "
+        "says why, and the same command with --resume continues from the last checkpoint"
     )

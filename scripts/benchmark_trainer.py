@@ -3,6 +3,7 @@
     python scripts/benchmark_trainer.py --examples 1920 --rounds 5     rates only, a few minutes
     python scripts/benchmark_trainer.py --rounds 1                     the whole recipe: rates, macro-F1, paired test
     python scripts/benchmark_trainer.py --recipe recipes/vision.yaml --set train.epochs=1 --trainer-precision fp32
+    python scripts/benchmark_trainer.py --against no-speedups --examples 1920     itself with train.speedups: none
     python scripts/benchmark_trainer.py --gpu --rounds 3               texts, then images, an epoch in bf16 on a GPU
     python scripts/benchmark_trainer.py --gpu --rounds 3 --rates-only \\
       --launch "accelerate launch --config_file docs/accelerate/fsdp2-8-gpus.yaml"      the same on several, divided
@@ -30,6 +31,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+OURS, TRAINER, NO_SPEEDUPS = "hftoolkit", "trainer", "no-speedups"
+SIDES = {OURS: "hftoolkit", TRAINER: "HF Trainer", NO_SPEEDUPS: "no speedups"}
 
 
 def main() -> None:
@@ -45,15 +48,20 @@ def main() -> None:
     parser.add_argument(
         "--gpu", action="store_true", help="one epoch of recipes/sentiment.yaml and of recipes/vision.yaml in bf16"
     )
+    parser.add_argument(
+        "--against", choices=[TRAINER, NO_SPEEDUPS], default=TRAINER, help="the other side; default: %(default)s"
+    )
     parser.add_argument("--launch", default="", metavar="COMMAND", help="what starts the processes of a side")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--side", choices=["trainer", "hftoolkit"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.rates_only |= options.examples is not None
     if options.side:
-        side = run_trainer if options.side == "trainer" else run_hftoolkit
+        if options.side == NO_SPEEDUPS:
+            options.set = [*options.set, "train.speedups=none"]
+        side = run_trainer if options.side == TRAINER else run_hftoolkit
         side(options)
     elif options.gpu:
         compare_on_gpu(options)
@@ -77,10 +85,10 @@ def compare_on_gpu(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
     """Alternate both sides; the second round starts with the other one, so that drift of the machine cancels."""
-    results: dict[str, list[dict[str, Any]]] = {"trainer": [], "hftoolkit": []}
+    results: dict[str, list[dict[str, Any]]] = {options.against: [], OURS: []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds):
-            for side in ("trainer", "hftoolkit")[:: 1 if number % 2 == 0 else -1]:
+            for side in (options.against, OURS)[:: 1 if number % 2 == 0 else -1]:
                 output = Path(folder) / f"{side}-{number}"
                 launcher = shlex.split(options.launch) or [sys.executable]
                 command = [*launcher, *sys.argv, *more, "--side", side, "--output", str(output)]
@@ -92,17 +100,17 @@ def compare(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
                 results[side].append(result)
                 memory = result["peak_memory_bytes"] / 1e6
                 print(
-                    f"round {number + 1} {side:<10} {result['rate']:8.1f} examples/s, peak memory {memory:,.0f} MB",
+                    f"round {number + 1} {side:<11} {result['rate']:8.1f} examples/s, peak memory {memory:,.0f} MB",
                     flush=True,
                 )
-        report(results, with_quality=not options.rates_only)
+        report(results, options.against, with_quality=not options.rates_only)
 
 
-def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> None:
+def report(results: dict[str, list[dict[str, Any]]], against: str, *, with_quality: bool) -> None:
     """Print the ratio of rates (median over rounds) and, for whole recipes, both macro-F1."""
-    ours, theirs = results["hftoolkit"], results["trainer"]
+    ours, theirs, other = results[OURS], results[against], SIDES[against]
     ratios = [a["rate"] / b["rate"] for a, b in zip(ours, theirs, strict=True)]
-    print(f"hftoolkit over HF Trainer: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    print(f"hftoolkit over {other}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
     if not with_quality:
         return
     from hftoolkit.metrics.bootstrap import paired_difference
@@ -117,8 +125,8 @@ def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> N
             samples=2000,
             seed=0,
         )
-        for name, result in (("hftoolkit", a), ("HF Trainer", b)):
-            print(f"seed {number} {name:<10} accuracy {result['accuracy']:.4f} macro-F1 {result['macro_f1']:.4f}")
+        for name, result in (("hftoolkit", a), (other, b)):
+            print(f"seed {number} {name:<11} accuracy {result['accuracy']:.4f} macro-F1 {result['macro_f1']:.4f}")
         print(
             f"seed {number} difference of macro-F1 {difference:+.4f} [{low:+.4f}, {high:+.4f}] (paired bootstrap, test)"
         )

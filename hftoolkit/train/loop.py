@@ -78,7 +78,7 @@ def fit(
         stack.enter_context(strategy.clear_errors())
         if sentence := strategy.describe(loop.model):
             listen(Message(sentence))
-        if not strategy.is_sharded:
+        if train.speedups == "auto" and not strategy.is_sharded:
             # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
             stack.enter_context(speedups(tuned.model, loop.logits_of_some, accelerator.device))
         stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable

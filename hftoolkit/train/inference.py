@@ -33,7 +33,7 @@ class OutOfMemory:
 class Inference:
     """Run a task's predictions over rows, in order, without gradients. Satisfies ``contracts.Infer``.
 
-    Several processes each predict a share of the batches, and all get the predictions for all rows. The batches are
+    Several ranks each predict a share of the batches, and all get the predictions for all rows. The batches are
     those of one process, so that the numbers are the same.
 
     Attributes:

@@ -149,10 +149,8 @@ class _Loop:
             what = f"auto is fp16 on this device, which does not work with {self.strategy.name}; use fp32"
             raise RecipeError(f"train.precision: {what}")
         size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
-        size, divided_by = (
-            size if isinstance(size, int) else share,
-            self.strategy.name if self.strategy.is_sharded else None,
-        )
+        size = size if isinstance(size, int) else share
+        divided_by = self.strategy.name if self.strategy.is_sharded else None
         self.progress = TrainState(self.train.epochs, size, num_processes(), divided_by)
         self.batches = TrainBatches(self.task.datasets(), self.train, equal_micro_batches=self.strategy.is_sharded)
         self.weights = Weights.of(

@@ -33,7 +33,7 @@ class TrainState:
     Attributes:
         epochs: of the recipe that the last step followed.
         micro_batch_size: examples of a forward pass of one process, as it is in force.
-        processes: ranks that work on the run.
+        processes: number of ranks. It and ``divided_by`` keep the names that files have.
         divided_by: what shards weights, gradients or moments over these ranks; None: nothing.
         step: optimizer steps done.
         examples: that these steps saw.

@@ -66,12 +66,12 @@ class Weights:
         return self.strategy.materialized(own.items(), self.eval_model, self.source)
 
     def clip_to_mean(self, optimizer: Any, accelerator: Accelerator, num_examples: float, max_norm: float) -> float:
-        """Turn the gradients of all processes into those of the mean over examples, clip them, return their norm.
+        """Turn the gradients of all ranks into those of the mean over examples, clip them, return their norm.
 
         Args:
             optimizer: as it was prepared.
             accelerator: of this process.
-            num_examples: of all processes, over whose losses the gradients are sums.
+            num_examples: of all ranks, over whose losses the gradients are sums.
             max_norm: of all gradients together; the norm that is returned is the one before.
         """
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -80,7 +80,7 @@ class Weights:
         return clip_to_mean(parameters, num_examples, max_norm)
 
     def finish_update(self, frozen: Collection[nn.Module]) -> None:
-        """Give batch norms that are not ``frozen`` the mean of all processes' statistics; let the average follow."""
+        """Give batch norms that are not ``frozen`` the mean of all ranks' statistics; let the average follow."""
         moving = (module for module in batch_norms(self.model) if module not in frozen)
         average_tensors([buffer for module in moving for buffer in module.buffers() if buffer.is_floating_point()])
         if self.average is not None:

@@ -18,12 +18,12 @@ BUCKET_ELEMENTS = 16 << 20  # summed at a time: large enough to use the network,
 
 
 def num_processes() -> int:
-    """Return how many processes work on the run."""
+    """Return how many ranks work on the run."""
     return int(dist.get_world_size()) if dist.is_initialized() else 1
 
 
 def process_index() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return int(dist.get_rank()) if dist.is_initialized() else 0
 
 
@@ -53,7 +53,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def all_reduce_sum(values: Sequence[float], device: torch.device) -> list[float]:
-    """Return the sum over all processes of each value."""
+    """Return the sum over all ranks of each value."""
     if num_processes() == 1:
         return [float(value) for value in values]
     sums = torch.tensor(values, dtype=torch.float64, device=device)
@@ -63,7 +63,7 @@ def all_reduce_sum(values: Sequence[float], device: torch.device) -> list[float]
 
 
 def sum_tensors(tensors: Sequence[torch.Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, many at a time."""
+    """Replace each tensor by its sum over all ranks, many at a time."""
     if num_processes() == 1:
         return
     for bucket in _buckets(tensors):
@@ -75,14 +75,14 @@ def sum_tensors(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def average_tensors(tensors: list[torch.Tensor]) -> None:
-    """Replace each tensor by its mean over all processes."""
+    """Replace each tensor by its mean over all ranks."""
     if num_processes() > 1 and tensors:
         sum_tensors(tensors)
         torch._foreach_div_(tensors, num_processes())
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], device: torch.device) -> None:
-    """Add up the gradients of all processes; one that had no examples, or did not use a layer, has none."""
+    """Add up the gradients of all ranks; one that had no examples, or did not use a layer, has none."""
     if num_processes() == 1:
         return
     uses = all_reduce_sum([parameter.grad is not None for parameter in parameters], device)

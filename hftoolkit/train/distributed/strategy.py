@@ -1,4 +1,4 @@
-"""How weights, gradients and moments lie in the processes of a run: whole in each, or sharded over them."""
+"""How weights, gradients and moments lie in the ranks of a run: whole in each, or sharded over them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -3,10 +3,10 @@
     python scripts/benchmark_trainer.py --examples 1920 --rounds 5     rates only, a few minutes
     python scripts/benchmark_trainer.py --rounds 1                     the whole recipe: rates, macro-F1, paired test
     python scripts/benchmark_trainer.py --recipe recipes/vision.yaml --set train.epochs=1 --trainer-precision fp32
+    python scripts/benchmark_trainer.py --against no-speedups --examples 1920     itself with train.speedups: none
     python scripts/benchmark_trainer.py --gpu --rounds 3               texts, then images, an epoch in bf16 on a GPU
     python scripts/benchmark_trainer.py --gpu --rounds 3 --rates-only \\
-      --launch "accelerate launch --config_file docs/accelerate/fsdp2-8-gpus.yaml"      the same on several, divided;
-      or with zero-8-gpus.yaml
+      --launch "accelerate launch --config_file docs/accelerate/fsdp2-8-gpus.yaml"      the same on several, divided
 
 HF Trainer runs at its best settings for the task. Texts: bf16 where the hardware has it, batches grouped by length,
 dynamic padding. Images: decoded and transformed one by one with torchvision, in the precision that is asked for.
@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+OURS, TRAINER, NO_SPEEDUPS = "hftoolkit", "trainer", "no-speedups"
+SIDES = {OURS: "hftoolkit", TRAINER: "HF Trainer", NO_SPEEDUPS: "no speedups"}
 
 
 def main() -> None:
@@ -46,15 +48,20 @@ def main() -> None:
     parser.add_argument(
         "--gpu", action="store_true", help="one epoch of recipes/sentiment.yaml and of recipes/vision.yaml in bf16"
     )
+    parser.add_argument(
+        "--against", choices=[TRAINER, NO_SPEEDUPS], default=TRAINER, help="the other side; default: %(default)s"
+    )
     parser.add_argument("--launch", default="", metavar="COMMAND", help="what starts the processes of a side")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--side", choices=["trainer", "hftoolkit"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.rates_only |= options.examples is not None
     if options.side:
-        side = run_trainer if options.side == "trainer" else run_hftoolkit
+        if options.side == NO_SPEEDUPS:
+            options.set = [*options.set, "train.speedups=none"]
+        side = run_trainer if options.side == TRAINER else run_hftoolkit
         side(options)
     elif options.gpu:
         compare_on_gpu(options)
@@ -78,10 +85,10 @@ def compare_on_gpu(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
     """Alternate both sides; the second round starts with the other one, so that drift of the machine cancels."""
-    results: dict[str, list[dict[str, Any]]] = {"trainer": [], "hftoolkit": []}
+    results: dict[str, list[dict[str, Any]]] = {options.against: [], OURS: []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds):
-            for side in ("trainer", "hftoolkit")[:: 1 if number % 2 == 0 else -1]:
+            for side in (options.against, OURS)[:: 1 if number % 2 == 0 else -1]:
                 output = Path(folder) / f"{side}-{number}"
                 launcher = shlex.split(options.launch) or [sys.executable]
                 command = [*launcher, *sys.argv, *more, "--side", side, "--output", str(output)]
@@ -93,17 +100,17 @@ def compare(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
                 results[side].append(result)
                 memory = result["peak_memory_bytes"] / 1e6
                 print(
-                    f"round {number + 1} {side:<10} {result['rate']:8.1f} examples/s, peak memory {memory:,.0f} MB",
+                    f"round {number + 1} {side:<11} {result['rate']:8.1f} examples/s, peak memory {memory:,.0f} MB",
                     flush=True,
                 )
-        report(results, with_quality=not options.rates_only)
+        report(results, options.against, with_quality=not options.rates_only)
 
 
-def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> None:
+def report(results: dict[str, list[dict[str, Any]]], against: str, *, with_quality: bool) -> None:
     """Print the ratio of rates (median over rounds) and, for whole recipes, both macro-F1."""
-    pairs = list(zip(results["hftoolkit"], results["trainer"], strict=True))
+    other, pairs = SIDES[against], list(zip(results[OURS], results[against], strict=True))
     ratios = [a["rate"] / b["rate"] for a, b in pairs]
-    print(f"hftoolkit over HF Trainer: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    print(f"hftoolkit over {other}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
     if not with_quality:
         return
     from hftoolkit.metrics.classification import classification_statistics
@@ -113,8 +120,8 @@ def report(results: dict[str, list[dict[str, Any]]], *, with_quality: bool) -> N
         both = [classification_statistics(side["probabilities"], np.array(a["targets"]), a["names"]) for side in (a, b)]
         ours, theirs = (resample(each, samples=2000, seed=0) for each in both)
         difference, low, high = paired_lead(ours, theirs, "macro_f1")
-        for name, result in (("hftoolkit", a), ("HF Trainer", b)):
-            print(f"seed {number} {name:<10} accuracy {result['accuracy']:.4f} macro-F1 {result['macro_f1']:.4f}")
+        for name, result in (("hftoolkit", a), (other, b)):
+            print(f"seed {number} {name:<11} accuracy {result['accuracy']:.4f} macro-F1 {result['macro_f1']:.4f}")
         print(
             f"seed {number} difference of macro-F1 {difference:+.4f} [{low:+.4f}, {high:+.4f}] (paired bootstrap, test)"
         )
@@ -162,22 +169,22 @@ def run_hftoolkit(options: argparse.Namespace) -> None:
     from hftoolkit.commands.setup import build, join
     from hftoolkit.metrics.probabilities import to_probabilities
     from hftoolkit.runs.directory import RunDir
-    from hftoolkit.train.distributed.collectives import is_main, leave, share
+    from hftoolkit.train.distributed.collectives import broadcast, is_main, shut_down
 
     recipe = load(options)
-    sharding = join(recipe)
+    strategy = join(recipe)
     if not is_main():
-        share("prepared")  # the caches are filled
+        broadcast("prepared")  # the caches are filled
     setup = build(recipe, *load_rows(recipe, options.examples), lambda event: None)
     if is_main():
-        share("prepared")
+        broadcast("prepared")
     with tempfile.TemporaryDirectory() as folder:
-        fitted = fit_setup(setup, RunDir(Path(folder)), sharding, lambda event: None)
+        fitted = fit_setup(setup, RunDir(Path(folder)), strategy, lambda event: None)
     probabilities = None
     if not options.rates_only:
         outputs = setup.learner.outputs(setup.tuned.model, setup.infer, "test", full_precision=True)
         probabilities = to_probabilities(np.stack(outputs), multi_label=False)
-    leave()
+    shut_down()
     if not is_main():
         return
     rate = fitted.facts("examples")["examples_per_second"]

@@ -22,10 +22,10 @@ from hftoolkit.runs.checkpoint import prune
 from hftoolkit.runs.directory import RunDir, write_json
 from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
 from hftoolkit.runs.resume import check_unchanged, open_run, write_manifest
-from hftoolkit.train.distributed.collectives import is_main, leave, share
-from hftoolkit.train.distributed.zero import Division
+from hftoolkit.train.distributed.collectives import broadcast, is_main, shut_down
+from hftoolkit.train.distributed.strategy import Strategy
 from hftoolkit.train.loop import fit, one_step
-from hftoolkit.train.state import Fitted
+from hftoolkit.train.state import FitResult
 
 GATE_ROWS = 64
 
@@ -46,9 +46,9 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
-    sharding = join(recipe)
+    strategy = join(recipe)
     if not is_main():
-        _help(recipe, RunDir(share(Path())), sharding)
+        _help(recipe, RunDir(broadcast(Path())), strategy)
         return None
     run = open_run(recipe, name, run_dir, resume=resume)
     listen = with_recording(run, emit)
@@ -56,13 +56,13 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     with run_lifecycle(run), pushes:
         write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
-        share(run.root)
+        broadcast(run.root)
         setup = prepare(recipe, listen)
         check_unchanged(run.data, setup.dataset.summary, "the data")
         check_unchanged(run.labels, setup.dataset.schema.to_json(), "the classes")
         check_unchanged(run.backbone, setup.weights.origin, "the pretrained weights")
-        share("prepared")
-        trained = _train(setup, run, sharding, pushes.listen)
+        broadcast("prepared")
+        trained = _train(setup, run, strategy, pushes.listen)
         gate = _export(setup, run)
         Manifest(public_recipe(recipe), setup.dataset.schema.to_json()).write(run.model)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
@@ -78,7 +78,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
 
 def dry_run(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
-    sharding = join(recipe)
+    strategy = join(recipe)
     if run_dir is not None:
         RunDir.check_free(run_dir)
     emit = emit if is_main() else _keep_silent
@@ -92,7 +92,7 @@ def dry_run(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
             train=recipe.train,
             evaluation=recipe.evaluation,
             accelerator=setup.infer.accelerator,
-            sharding=sharding,
+            strategy=strategy,
         )
 
 
@@ -105,31 +105,31 @@ class _Trained:
         test: fp32 outputs for the test split.
     """
 
-    fitted: Fitted
+    fitted: FitResult
     calibration: dict[str, Any]
     test: list[Any]
 
 
-def _help(recipe: Recipe, run: RunDir, sharding: Division | None) -> None:
+def _help(recipe: Recipe, run: RunDir, strategy: Strategy) -> None:
     """Do the part of one process in a run that the main one leads."""
-    share("prepared")  # the main process has filled the caches, and found what is wrong
-    _train(prepare(recipe, _keep_silent), run, sharding, _keep_silent)
+    broadcast("prepared")  # the main process has filled the caches, and found what is wrong
+    _train(prepare(recipe, _keep_silent), run, strategy, _keep_silent)
 
 
-def _train(setup: Setup, run: RunDir, sharding: Division | None, emit: Emit) -> _Trained:
+def _train(setup: Setup, run: RunDir, strategy: Strategy, emit: Emit) -> _Trained:
     """Do what takes all processes: train, calibrate, predict the test split."""
-    model, fitted = setup.tuned.model, fit_setup(setup, run, sharding, emit)
+    model, fitted = setup.tuned.model, fit_setup(setup, run, strategy, emit)
     emit(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
     calibration: dict[str, Any] = {}
     if isinstance(setup.task, Calibrates):
         outputs = setup.learner.outputs(model, setup.infer, "validation", full_precision=True)
         calibration = setup.task.calibrate(model, outputs, setup.dataset.splits["validation"])
     test = setup.learner.outputs(model, setup.infer, "test", full_precision=True)
-    leave()
+    shut_down()
     return _Trained(fitted, calibration, test)
 
 
-def fit_setup(setup: Setup, run: RunDir, sharding: Division | None, emit: Emit) -> Fitted:
+def fit_setup(setup: Setup, run: RunDir, strategy: Strategy, emit: Emit) -> FitResult:
     """Run the loop; the model then has the best weights."""
     with setup.probe(emit):
         return fit(
@@ -140,7 +140,7 @@ def fit_setup(setup: Setup, run: RunDir, sharding: Division | None, emit: Emit) 
             accelerator=setup.infer.accelerator,
             run=run,
             emit=emit,
-            sharding=sharding,
+            strategy=strategy,
         )
 
 

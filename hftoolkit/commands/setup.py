@@ -17,35 +17,36 @@ from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
 from hftoolkit.recipe import FullTuning, LinearProbe, Recipe
 from hftoolkit.tasks import task_of
 from hftoolkit.tasks.shared.learner import TaskLearner
-from hftoolkit.train.devices import describe_device, join_processes, make_accelerator
-from hftoolkit.train.distributed.zero import Division
+from hftoolkit.train.devices import describe_device, make_accelerator
+from hftoolkit.train.distributed.launch import join_processes
+from hftoolkit.train.distributed.strategy import Strategy
 from hftoolkit.train.inference import Inference
 
 
-def join(recipe: Recipe) -> Division | None:
-    """Join the processes of a launcher; return what is to be divided over them, and how; None for nothing.
+def join(recipe: Recipe) -> Strategy:
+    """Join the processes of a launcher; return how the model is to lie in them.
 
     Raises:
         EnvironmentFault: the launcher asked for what is not supported.
-        RecipeError: the recipe asks for what a divided model cannot do.
+        RecipeError: the recipe asks for what a sharded model cannot do.
     """
-    sharding = join_processes()
-    if sharding is None:
-        return None
+    strategy = join_processes()
+    if not strategy.is_sharded:
+        return strategy
     problems = []
     if isinstance(recipe.tuning, LinearProbe):
-        problems.append("tuning.method: linear-probe trains the head alone, which is too small to be divided")
+        problems.append("tuning.method: linear-probe trains the head alone, which is too small to be sharded")
     if isinstance(recipe.tuning, FullTuning) and recipe.tuning.unfreeze_epochs > 0:
-        problems.append("tuning.unfreeze_epochs: what is trained is fixed when the model is divided")
+        problems.append("tuning.unfreeze_epochs: what is trained is fixed when the model is sharded")
     if recipe.train.micro_batch_size == "auto":
-        problems.append("train.micro_batch_size: auto lets memory run out, and the other processes would wait forever")
+        problems.append("train.micro_batch_size: auto lets memory run out, and the other ranks would wait forever")
     if recipe.train.precision == "fp16":
         problems.append("train.precision: fp16 scales gradients, which is not done there; use bf16 or fp32")
     if problems:
         listed = "\n  ".join(problems)
-        what = f"not possible with {sharding.name}; change the recipe, or launch with --multi_gpu alone"
+        what = f"not possible with {strategy.name}; change the recipe, or launch with --multi_gpu alone"
         raise RecipeError(f"{what}:\n  {listed}")
-    return sharding
+    return strategy
 
 
 @dataclass(frozen=True, slots=True)

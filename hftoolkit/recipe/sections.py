@@ -203,6 +203,11 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Arithmetic of forward and backward; auto: bf16 where the hardware has it. fp16: GPU only."
     )
+    speedups: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: steps compute less, or in better ways, for the same gradients where that is known to work. "
+        "none: the model runs as transformers or timm wrote it.",
+    )
     length_buckets: bool = Field(True, description="Batch texts of similar length together.")
     num_workers: int = Field(0, ge=0, le=256, description="Processes per training process that prepare batches.")
     ema_decay: float | None = Field(

@@ -38,10 +38,10 @@ from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
 from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
 from hftoolkit.runs.resume import check_unchanged, open_run, write_manifest
 from hftoolkit.runs.tables import gains_table, results_table
-from hftoolkit.train.devices import join_processes
 from hftoolkit.train.distributed.collectives import num_processes
+from hftoolkit.train.distributed.launch import join_processes
 from hftoolkit.train.loop import fit, one_step
-from hftoolkit.train.state import Fitted
+from hftoolkit.train.state import FitResult
 
 GATE_USERS = 8
 DEFAULT_TOP_K = 10
@@ -313,7 +313,7 @@ def _leads(recipe: RecommendationRecipe, ours: RankedLists, theirs: RankedLists)
     return {metric: (means[metric], *intervals[metric]) for metric in COMPARED if metric in intervals}
 
 
-def _train(job: RecommendationJob, run: RunDir, emit: Emit) -> tuple[Fitted, TextVectors]:
+def _train(job: RecommendationJob, run: RunDir, emit: Emit) -> tuple[FitResult, TextVectors]:
     """Run the loop, after which the tower of the job has the best weights; return also its vectors in fp32."""
     with job.pooling():
         fitted = fit(

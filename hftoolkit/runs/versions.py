@@ -12,7 +12,6 @@ PACKAGES = (
     "datasets",
     "peft",
     "accelerate",
-    "deepspeed",
     "evaluate",
     "timm",
     "gymnasium",

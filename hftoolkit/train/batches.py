@@ -27,22 +27,22 @@ class StepData(NamedTuple):
 
     indices: np.ndarray  # (N,) of all its examples
     micro_batches: list[Batch]  # of those that are this process's share
-    num_idle: int  # so many of the last only keep all processes at the same number, and must not count
+    num_padding: int  # so many of the last only give all ranks the same number, and must not count
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
+class TrainBatches:
     """The training split, step by step; any step can be the first.
 
     Attributes:
         learner: has the split.
         train: says how large steps and what they are made of are.
-        in_lockstep: all processes get the same number of micro-batches in a step.
+        equal_micro_batches: all ranks get the same number of micro-batches in a step.
     """
 
     learner: Learner
     train: Train
-    in_lockstep: bool = False
+    equal_micro_batches: bool = False
 
     @property
     def examples(self) -> Examples:
@@ -67,7 +67,7 @@ class Feed:
         rows = list(dict.fromkeys(self.examples.row_numbers[indices].tolist()))
         return ", ".join(map(str, rows[:ROWS_NAMED])) + (", ..." if len(rows) > ROWS_NAMED else "")
 
-    def steps_of(self, epoch: int, first: int, micro_batch_size: int) -> Iterator[StepData]:
+    def steps(self, epoch: int, first: int, micro_batch_size: int) -> Iterator[StepData]:
         """Yield the data of the optimizer steps of an epoch, from the ``first`` on."""
         plan = epoch_plan(
             len(self.examples),
@@ -87,7 +87,7 @@ class Feed:
     def _cut(self, step: np.ndarray, size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the micro-batches of this process in a step, (N,), and those that make them as many as elsewhere."""
         own = micro_batches(step, size, process_index(), num_processes())
-        if not self.in_lockstep:
+        if not self.equal_micro_batches:
             return own, []
         most = len(micro_batches(step, size, 0, num_processes()))  # the first process has the largest share
         return own, [step[:1]] * (most - len(own))

@@ -1,160 +1,29 @@
 """Accelerate's view of this process: device, precision, memory, and how batches get there."""
 
-import os
 import resource
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-from accelerate.commands.launch import launch_command_parser
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, find_batch_size, parse_flag_from_env, send_to_device
+from accelerate.utils import GradientAccumulationPlugin, find_batch_size, send_to_device
 from torch.utils.data import DataLoader
 
 from hftoolkit.contracts import Batch, Examples
-from hftoolkit.errors import EnvironmentFault, RecipeError
-from hftoolkit.train.distributed.fsdp import Sharding
-from hftoolkit.train.distributed.zero import Division, Zero, require_deepspeed
+from hftoolkit.errors import RecipeError
 
 __all__ = [
     "Accelerator",
     "choose_precision",
     "free_cached_memory",
     "is_out_of_memory",
-    "join_processes",
     "make_accelerator",
     "make_loader",
     "peak_memory_bytes",
     "to_device",
 ]
-
-# A process may wait for the main one to fetch and decode a large data set; a launcher ends all if one dies.
-PATIENCE = timedelta(days=2)
-USE_FSDP, USE_DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
-NOT_SUPPORTED = {
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
-}
-FSDP2_FILE = "docs/accelerate/fsdp2-8-gpus.yaml"
-
-
-def join_processes() -> Division | None:
-    """Join the processes that torchrun or accelerate launch started, if one of them did.
-
-    Returns:
-        What is to be divided over them, and how; None: each holds all of it.
-
-    Raises:
-        EnvironmentFault: the model was to be divided in another way, or another number of processes was asked for than
-            runs.
-    """
-    for variable, name in NOT_SUPPORTED.items():
-        if parse_flag_from_env(variable):
-            raise EnvironmentFault(
-                f"{name} is not supported. FSDP2 divides a model over processes, see {FSDP2_FILE}; with --multi_gpu "
-                "alone, or torchrun, each process holds the whole model"
-            )
-    sharding: Division | None = sharding_of_accelerate() if parse_flag_from_env(USE_FSDP) else None
-    if parse_flag_from_env(USE_DEEPSPEED):
-        sharding = zero_of_accelerate()
-    # Who divides is the trainer: nobody else is to load, scale or save in another way because of it.
-    for variable in (USE_FSDP, USE_DEEPSPEED):
-        os.environ.pop(variable, None)
-    wanted = max(int(os.environ.get("WORLD_SIZE", 1)), _wanted_of_accelerate())
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE) if wanted > 1 else None
-    running = 1 if state is None else state.num_processes
-    if running != wanted:
-        raise EnvironmentFault(
-            f"{wanted} processes were asked for and {running} runs: accelerate launch starts only one on CPUs. There, "
-            f"type: ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} -m hftoolkit finetune RECIPE"
-        )
-    if sharding is not None and running == 1:
-        raise EnvironmentFault(
-            f"{sharding.name} divides the training over several processes, and 1 runs; leave out the launcher"
-        )
-    return sharding
-
-
-def sharding_of_accelerate() -> Sharding:
-    """Return what accelerate launch was told of FSDP.
-
-    State dict types, loading and precision do not matter: runs load, save and compute as they do without FSDP2.
-
-    Raises:
-        EnvironmentFault: it cannot be done.
-    """
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise EnvironmentFault(f"FSDP is supported in version 2 alone; set fsdp_version: 2, as {FSDP2_FILE} does")
-    for variable, instead in {
-        "FSDP_OFFLOAD_PARAMS": "leave it out",
-        "FSDP_IGNORED_MODULES": "leave it out",
-        "FSDP_ACTIVATION_CHECKPOINTING": "set model.gradient_checkpointing: true in the recipe",
-    }.items():
-        if os.environ.get(variable, "").lower() not in ("", "false", "none"):
-            raise EnvironmentFault(f"{variable.lower()} is not supported; {instead}")
-    policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper()
-    if policy not in ("TRANSFORMER_BASED_WRAP", "NO_WRAP"):
-        raise EnvironmentFault(
-            f"fsdp_auto_wrap_policy: {policy} is not supported; use TRANSFORMER_BASED_WRAP or NO_WRAP"
-        )
-    classes = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
-    try:
-        reshard = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", default=True)
-    except ValueError as error:
-        raise EnvironmentFault(f"fsdp_reshard_after_forward: {error}; FSDP2 takes true or false") from error
-    names = tuple(name.strip() for name in classes.split(",") if name.strip())
-    return Sharding(policy == "TRANSFORMER_BASED_WRAP", names, reshard)
-
-
-def zero_of_accelerate() -> Zero:
-    """Return what accelerate launch was told of DeepSpeed.
-
-    Raises:
-        EnvironmentFault: it cannot be done, or DeepSpeed is not installed.
-    """
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    if stage not in ("1", "2"):
-        raise EnvironmentFault(
-            f"zero_stage: {stage} is not supported; 1 divides moments, 2 gradients and moments. FSDP2 divides the "
-            f"weights too, see {FSDP2_FILE}"
-        )
-    for name, (variable, instead) in {
-        "offload_optimizer_device": ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "leave it out, or set none"),
-        "offload_param_device": ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "leave it out, or set none"),
-        "deepspeed_config_file": ("DEEPSPEED_CONFIG_FILE", "set zero_stage alone; the recipe says all else"),
-        "deepspeed_moe_layer_cls_names": ("DEEPSPEED_MOE_LAYER_CLS_NAMES", "leave it out"),
-        "gradient_accumulation_steps": ("GRADIENT_ACCUMULATION_STEPS", "set train.micro_batch_size in the recipe"),
-        "gradient_clipping": ("GRADIENT_CLIPPING", "set train.max_gradient_norm in the recipe"),
-    }.items():
-        value = os.environ.get(f"ACCELERATE_{variable}", "")
-        # One step of accumulation is what accelerate's own questionnaire writes where nobody asked for any.
-        is_unset = value.lower() in ("", "auto", "none") or (name, value) == ("gradient_accumulation_steps", "1")
-        if not is_unset:
-            raise EnvironmentFault(f"{name}: {value} is not supported; {instead}")
-    require_deepspeed()
-    return Zero(int(stage))
-
-
-def _wanted_of_accelerate() -> int:
-    """Return the number of processes on the command line of the launcher, which tells no child what it ignores."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
-    except (OSError, UnicodeDecodeError):  # no Linux
-        return 1
-    launchers = [index for index, word in enumerate(words) if word == "launch" and "accelerate" in words[index - 1]]
-    if not launchers:
-        return 1
-    arguments, _ = launch_command_parser().parse_known_args(words[launchers[0] + 1 :])
-    if arguments.num_processes is not None:
-        return int(arguments.num_processes)
-    if arguments.config_file is None and not Path(default_config_file).is_file():
-        return 1
-    return int(load_config_from_file(arguments.config_file).num_processes or 1)
 
 
 def make_accelerator(precision: str, *, bf16_pays_on_cpus: bool = True) -> Accelerator:
@@ -172,9 +41,6 @@ def make_accelerator(precision: str, *, bf16_pays_on_cpus: bool = True) -> Accel
     # Accelerate keeps the precision of the first Accelerator of a process and refuses any other.
     AcceleratorState._reset_state()
     device = Accelerator(mixed_precision="no", gradient_accumulation_plugin=plugin).device
-    if device.type == "cpu":
-        # Accelerate imports DeepSpeed where it is installed, which would look for GPUs and tell stdout of it.
-        os.environ["DS_ACCELERATOR"] = "cpu"
     resolved = choose_precision(precision, device, bf16_pays_on_cpus=bf16_pays_on_cpus)
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision="no" if resolved == "fp32" else resolved, gradient_accumulation_plugin=plugin)

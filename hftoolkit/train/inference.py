@@ -15,7 +15,7 @@ from hftoolkit.contracts import Batch, Emit, Examples, InferenceProgress, Messag
 from hftoolkit.errors import TrainingError
 from hftoolkit.train.batches import evaluation_plan
 from hftoolkit.train.devices import Accelerator, is_out_of_memory, make_loader, to_device
-from hftoolkit.train.distributed.collectives import gather, num_processes, process_index
+from hftoolkit.train.distributed.collectives import all_gather, num_processes, process_index
 
 INFERENCE_BATCH = 64  # examples; no gradients are kept, so this needs less memory than a training batch
 
@@ -48,7 +48,7 @@ class OutOfMemory:
 class Inference:
     """Run predictions over examples, in order, without gradients. Satisfies ``contracts.Infer``.
 
-    Several processes each predict a share of the batches, and all get the predictions for all examples. The batches are
+    Several ranks each predict a share of the batches, and all get the predictions for all examples. The batches are
     those of one process, so that the numbers are the same.
 
     Attributes:
@@ -90,7 +90,7 @@ class Inference:
         while True:
             plan = evaluation_plan(len(examples), batch_size=self.batch_size, lengths=examples.lengths)
             shares = [plan[first :: num_processes()] for first in range(num_processes())]
-            answers = gather(self._predict(model, examples, shares[process_index()], predict, full_precision))
+            answers = all_gather(self._predict(model, examples, shares[process_index()], predict, full_precision))
             if any(isinstance(answer, Stopped) for answer in answers):
                 raise StopRequested
             outputs = [output for answer in answers if isinstance(answer, list) for output in answer]

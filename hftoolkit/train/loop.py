@@ -9,8 +9,8 @@ then the sums are added up once. That is exact for any shares, empty ones too, w
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from hftoolkit.runs.checkpoint import Checkpoint
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.runs.lifecycle import truncate_log
 from hftoolkit.seeding import seed_torch
-from hftoolkit.train.batches import Feed, StepData, evaluation_steps
+from hftoolkit.train.batches import StepData, TrainBatches, evaluation_steps
 from hftoolkit.train.devices import (
     Accelerator,
     free_cached_memory,
@@ -37,15 +37,15 @@ from hftoolkit.train.devices import (
     peak_memory_bytes,
     to_device,
 )
-from hftoolkit.train.distributed.collectives import is_main, num_processes, process_index, summed
-from hftoolkit.train.distributed.zero import Division
+from hftoolkit.train.distributed.collectives import all_reduce_sum, is_main, num_processes, process_index
+from hftoolkit.train.distributed.strategy import WHOLE, Strategy
 from hftoolkit.train.inference import Inference, StopRequested
 from hftoolkit.train.optim import build_optimizer, rate_factor, set_rate
 from hftoolkit.train.signals import deferred_signals, interrupted
-from hftoolkit.train.speedups import shortcuts
-from hftoolkit.train.state import Fitted, Progress, Snapshots
+from hftoolkit.train.speedups import speedups
+from hftoolkit.train.state import Checkpointer, FitResult, TrainState
 from hftoolkit.train.tracking import tracked
-from hftoolkit.train.weights import Weights, clear_errors
+from hftoolkit.train.weights import Weights
 
 
 def fit(
@@ -57,9 +57,9 @@ def fit(
     accelerator: Accelerator,
     run: RunDir,
     emit: Emit,
-    sharding: Division | None = None,
-) -> Fitted:
-    """Train a model and leave the best weights in it; go on from the newest checkpoint if the run has any.
+    strategy: Strategy = WHOLE,
+) -> FitResult:
+    """Train a model and leave the best weights in it; resume from the newest checkpoint if the run has any.
 
     Args:
         learner: data, loss and metrics.
@@ -69,12 +69,12 @@ def fit(
         accelerator: device and precision.
         run: gets checkpoints and the files of the trackers.
         emit: gets every step, evaluation and message.
-        sharding: what is divided over the processes, and how; None: each has all of it.
+        strategy: how the model lies in the ranks.
 
     Raises:
         RecipeError: the metric that chooses the best weights cannot be computed on the validation split.
         DataError: the run has checkpoints, and all are damaged.
-        EnvironmentFault: the disk has no room for what the run will write; or a process of a divided model ended.
+        EnvironmentFault: the disk has no room for what the run will write; or a process of a sharded model ended.
         TrainingError: a loss or gradient is not finite, and nothing was updated with it; or memory does not suffice
             for a single example.
         Interrupted: SIGINT or SIGTERM arrived; the state after the last step is in the run's checkpoints.
@@ -82,24 +82,24 @@ def fit(
     _check_metric(learner, evaluation.best_by)
     with ExitStack() as stack:
         listen = stack.enter_context(tracked(train.trackers if is_main() else (), run, emit))
-        loop = _Loop(learner, tuned, train, evaluation, accelerator, run.checkpoints, listen, sharding)
-        if sharding is not None:
-            stack.enter_context(clear_errors())
-            listen(Message(loop.weights.describe()))
-        else:
+        loop = _Loop(learner, tuned, train, evaluation, accelerator, run.checkpoints, listen, strategy)
+        stack.enter_context(strategy.clear_errors())
+        if sentence := strategy.describe(loop.model):
+            listen(Message(sentence))
+        if train.speedups == "auto" and not strategy.is_sharded:
             # Before the weights come back, so that a resumed run finds out what the uninterrupted one did.
-            stack.enter_context(shortcuts(tuned.model, loop.logits_of_some, accelerator.device))
+            stack.enter_context(speedups(tuned.model, loop.logits_of_some, accelerator.device))
         stack.callback(loop.unfreeze, math.inf)  # the model is given back with all its trained parameters trainable
         loop.resume(run)
         # A launcher may pass on what its processes got already.
         loop.received = stack.enter_context(deferred_signals(second_stops=num_processes() == 1))
-        loop.conclude_step()  # what an interrupt left out of the last one
+        loop.after_step()  # what an interrupt left out of the last one
         for data in loop.steps():
             if loop.is_patience_over():
                 emit(Message(f"stopped early: {train.early_stopping_patience} evaluations without a better one"))
                 break
             loop.train_step(data)
-            loop.conclude_step()
+            loop.after_step()
     return loop.finish()
 
 
@@ -110,7 +110,7 @@ def one_step(
     train: Train,
     evaluation: Evaluation,
     accelerator: Accelerator,
-    sharding: Division | None = None,
+    strategy: Strategy = WHOLE,
 ) -> float:
     """Run one real optimizer step, write nothing, and return its loss (mean over the examples)."""
     losses: list[float] = []
@@ -122,9 +122,9 @@ def one_step(
     _check_metric(learner, evaluation.best_by)
     # All layers at once, which takes the most memory of all steps.
     at_once = TunedModel(tuned.model, tuned.rate_scales)
-    loop = _Loop(learner, at_once, train, evaluation, accelerator, Path(), listen, sharding)
+    loop = _Loop(learner, at_once, train, evaluation, accelerator, Path(), listen, strategy)
     steps = loop.steps()
-    with nullcontext() if sharding is None else clear_errors():
+    with strategy.clear_errors():
         while not losses:  # where memory runs out, the step comes again
             loop.train_step(next(steps))
     return losses[0]
@@ -141,35 +141,35 @@ class _Loop:
     accelerator: Accelerator
     checkpoints: Path
     emit: Emit
-    sharding: Division | None
+    strategy: Strategy
     received: Sequence[int] = ()  # signals
     mark: float = 0.0  # clock at the end of the last step, evaluation or save
     best: Checkpoint | None = None
-    progress: Progress = field(init=False)
-    feed: Feed = field(init=False)
+    progress: TrainState = field(init=False)
+    batches: TrainBatches = field(init=False)
     optimizer: Any = field(init=False)
-    backward: Callable[..., Any] = field(init=False)  # adds to the gradients of this process
     weights: Weights = field(init=False)
     frozen_statistics: list[nn.Module] = field(init=False)  # modules that stay in eval mode
-    snapshots: Snapshots = field(init=False)
+    checkpointer: Checkpointer = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.sharding is not None and self.accelerator.scaler is not None:
-            what = f"auto is fp16 on this device, which does not work with {self.sharding.name}; use fp32"
+        if self.strategy.is_sharded and self.accelerator.scaler is not None:
+            what = f"auto is fp16 on this device, which does not work with {self.strategy.name}; use fp32"
             raise RecipeError(f"train.precision: {what}")
         size, share = self.train.micro_batch_size, math.ceil(self.train.batch_size / num_processes())
-        size, divided_by = size if isinstance(size, int) else share, self.sharding.name if self.sharding else None
-        self.progress = Progress(self.train.epochs, size, num_processes(), divided_by)
-        self.feed = Feed(self.learner, self.train, in_lockstep=self.sharding is not None)
+        size = size if isinstance(size, int) else share
+        divided_by = self.strategy.name if self.strategy.is_sharded else None
+        self.progress = TrainState(self.train.epochs, size, num_processes(), divided_by)
+        self.batches = TrainBatches(self.learner, self.train, equal_micro_batches=self.strategy.is_sharded)
         self.weights = Weights.of(
-            self.tuned.model, self.accelerator.device, ema_decay=self.train.ema_decay, sharding=self.sharding
+            self.tuned.model, self.accelerator.device, ema_decay=self.train.ema_decay, strategy=self.strategy
         )
         self.frozen_statistics = frozen_statistics(self.model)
         last_joins = max(self.tuned.unfreeze_at.values(), default=0.0)
-        if last_joins * self.feed.steps_per_epoch > self.total_steps - 1:
+        if last_joins * self.batches.steps_per_epoch > self.total_steps - 1:
             raise RecipeError(
                 f"tuning.unfreeze_epochs: the lowest layer would join after the last of {self.total_steps} steps; "
-                f"at most {(self.total_steps - 1) / self.feed.steps_per_epoch:.3g} epochs are possible here"
+                f"at most {(self.total_steps - 1) / self.batches.steps_per_epoch:.3g} epochs are possible here"
             )
         optimizer = build_optimizer(
             dict(self.model.named_parameters()),
@@ -177,8 +177,8 @@ class _Loop:
             learning_rate=self.train.learning_rate,
             weight_decay=self.train.weight_decay,
         )
-        self.optimizer, self.backward = self.weights.prepare(optimizer, self.accelerator)
-        self.snapshots = Snapshots(
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.checkpointer = Checkpointer(
             self.checkpoints,
             self.weights,
             self.optimizer,
@@ -193,7 +193,7 @@ class _Loop:
 
     @property
     def total_steps(self) -> int:
-        return self.feed.steps_per_epoch * self.train.epochs
+        return self.batches.steps_per_epoch * self.train.epochs
 
     @property
     def kept_weights(self) -> str:
@@ -201,10 +201,10 @@ class _Loop:
 
     def resume(self, run: RunDir) -> None:
         """Bring back the newest checkpoint of the run, if it has any, and forget what the log has after it."""
-        restored = self.snapshots.restore(lambda sentence: self.emit(Message(sentence, "warning")))
+        restored = self.checkpointer.restore(lambda sentence: self.emit(Message(sentence, "warning")))
         if restored is not None:
             fresh, (self.progress, self.best) = self.progress, restored
-            for message in self.progress.go_on_as(fresh, self.total_steps):
+            for message in self.progress.adapt_to(fresh, self.total_steps):
                 self.emit(message)
         if is_main():
             truncate_log(run, self.progress.step)
@@ -220,8 +220,8 @@ class _Loop:
             if name in self.weights.trained
         ]
         while True:
-            *_, is_failure = self._backward([self.feed.longest(self.progress.micro_batch_size)])
-            if summed([is_failure], self.accelerator.device) == [0.0]:
+            *_, is_failure = self._backward([self.batches.longest(self.progress.micro_batch_size)])
+            if all_reduce_sum([is_failure], self.accelerator.device) == [0.0]:
                 break
             self._halve_micro_batches()
         del moments
@@ -231,11 +231,11 @@ class _Loop:
         self.emit(Message(f"micro-batches of {self.progress.micro_batch_size} examples fit into memory"))
 
     def steps(self) -> Iterator[StepData]:
-        """Yield the data of each optimizer step that is left; again, in smaller pieces, where memory ran out."""
+        """Yield the data of each optimizer step that is left; again, in smaller micro-batches, where memory ran out."""
         self.mark = time.perf_counter()
         while self.progress.step < self.total_steps:
             size = self.progress.micro_batch_size
-            for data in self.feed.steps_of(*divmod(self.progress.step, self.feed.steps_per_epoch), size):
+            for data in self.batches.steps(*divmod(self.progress.step, self.batches.steps_per_epoch), size):
                 yield data
                 if self.progress.micro_batch_size != size:
                     break
@@ -245,14 +245,14 @@ class _Loop:
 
         If memory runs out in any process, nothing is updated, and from then on micro-batches are half as large.
         """
-        mine = self._backward(data.micro_batches, data.num_idle)
-        loss_sum, weight, num_examples, failures = summed(mine, self.accelerator.device)
+        mine = self._backward(data.micro_batches, data.num_padding)
+        loss_sum, weight, num_examples, failures = all_reduce_sum(mine, self.accelerator.device)
         if failures:
             self._halve_micro_batches()
             return
         if weight == 0:
             raise DataError(
-                f"step {self.progress.step + 1} has nothing to learn from; rows {self.feed.name_rows(data.indices)}"
+                f"step {self.progress.step + 1} has nothing to learn from; rows {self.batches.name_rows(data.indices)}"
             )
         loss = loss_sum / weight
         warmup = round(self.train.warmup_ratio * self.total_steps)
@@ -272,17 +272,17 @@ class _Loop:
         done.seconds, self.mark = done.seconds + now - self.mark, now
         self.emit(StepDone(done.step, self.total_steps, loss, gradient_norm, rate, done.examples / done.seconds))
 
-    def _backward(self, micro_batches: list[Batch], num_idle: int = 0) -> tuple[float, float, int, bool]:
+    def _backward(self, micro_batches: list[Batch], num_padding: int = 0) -> tuple[float, float, int, bool]:
         """Add up gradients; return the sums of losses, weights and examples, and whether memory ran out.
 
         Batch norms use their running statistics for a micro-batch of one row, which has none of its own.
 
         Args:
             micro_batches: of this process.
-            num_idle: so many of the last go through the model, and count for nothing.
+            num_padding: so many of the last go through the model as padding, and count for nothing.
         """
         if self.tuned.unfreeze_at:
-            self.unfreeze(self.progress.step / self.feed.steps_per_epoch)
+            self.unfreeze(self.progress.step / self.batches.steps_per_epoch)
         self.model.train()
         for module in self.frozen_statistics:
             module.eval()
@@ -290,20 +290,20 @@ class _Loop:
         weight, num_examples = 0.0, 0
         try:
             for micro_step, batch in enumerate(micro_batches):
-                counts = micro_step < len(micro_batches) - num_idle
+                counts = micro_step < len(micro_batches) - num_padding
                 if num_rows(batch) == 1:
                     for module in batch_norms(self.model):
                         module.eval()
                 seed_torch("step", self.train.seed, self.progress.step, process_index(), micro_step)
                 with self.accelerator.autocast():
                     output = self.learner.loss(self.model, to_device(batch, self.accelerator.device))
-                self.backward(output.loss_sum * counts)
+                self.accelerator.backward(output.loss_sum * counts)
                 losses.append(output.loss_sum.detach() * counts)
                 weight += output.weight * counts
                 num_examples += output.num_examples * counts
             loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or self.sharding is not None:
+            if not is_out_of_memory(error) or self.strategy.is_sharded:
                 raise
             return 0.0, 0.0, 0, True
         return loss_sum, weight, num_examples, False
@@ -323,7 +323,7 @@ class _Loop:
 
     def logits_of_some(self) -> torch.Tensor:
         """Return the first output of the model, in its present mode, for a few rows of the training split."""
-        batch = self.feed.batch(range(min(4, len(self.feed.examples))))
+        batch = self.batches.batch(range(min(4, len(self.batches.examples))))
         outputs = self.learner.forward(self.model, to_device(batch, self.accelerator.device))
         return next(iter(outputs.values())).float()
 
@@ -341,10 +341,10 @@ class _Loop:
         raise TrainingError(
             f"step {self.progress.step + 1}: loss {loss}, gradient norm {gradient_norm}; stopped before the update, "
             f"{self.kept_weights}. A lower train.learning_rate or train.precision: fp32 usually helps; otherwise look "
-            f"at the rows of the step: {self.feed.name_rows(indices)}"
+            f"at the rows of the step: {self.batches.name_rows(indices)}"
         )
 
-    def conclude_step(self) -> None:
+    def after_step(self) -> None:
         """Evaluate and save if that is due after the last step; obey a signal once the state is on disk."""
         signal_number, is_save_due = self._agree()
         if self.is_evaluation_due() and not signal_number:
@@ -353,7 +353,7 @@ class _Loop:
             else:
                 signal_number, is_save_due = self._agree()
         if is_save_due:
-            self.snapshots.save(self.progress, self.best)
+            self.checkpointer.save(self.progress, self.best)
             self.mark = time.perf_counter()
         if signal_number:
             raise interrupted(signal_number, self.progress.step)
@@ -362,14 +362,14 @@ class _Loop:
         """Return the signal that any process got, 0 for none, and whether any wants the state saved."""
         first = self.received[0] if self.received else 0
         flags = [first == number for number in (signal.SIGINT, signal.SIGTERM)]
-        flags.append(self.snapshots.is_due(self.progress.step, now=first != 0))
-        interrupts, terminations, wishes = summed(flags, self.accelerator.device)
+        flags.append(self.checkpointer.is_due(self.progress.step, now=first != 0))
+        interrupts, terminations, wishes = all_reduce_sum(flags, self.accelerator.device)
         return signal.SIGTERM if terminations else signal.SIGINT if interrupts else 0, wishes > 0
 
     def is_evaluation_due(self) -> bool:
         step = self.progress.step
-        position = (step - 1) % self.feed.steps_per_epoch + 1
-        due = position in evaluation_steps(self.feed.steps_per_epoch, self.evaluation.times_per_epoch)
+        position = (step - 1) % self.batches.steps_per_epoch + 1
+        due = position in evaluation_steps(self.batches.steps_per_epoch, self.evaluation.times_per_epoch)
         return due and step > self.progress.evaluated_at
 
     def is_patience_over(self) -> bool:
@@ -383,25 +383,25 @@ class _Loop:
         """
         infer = Inference(self.learner, self.accelerator, self.emit, self.received)
         name, done = self.evaluation.best_by, self.progress
-        with self.weights.put_together() as judged:
+        with self.weights.materialized() as model:
             try:
-                metrics = self.learner.evaluate(judged, infer)
+                metrics = self.learner.evaluate(model, infer)
             except StopRequested:
                 return False
             lower = name in self.evaluation.lower_is_better
             better = self.best is None or is_better(metrics[name], self.best.metrics[name], lower=lower)
             if better:
-                self.best = self.snapshots.save_best(judged, done.step, metrics)
+                self.best = self.checkpointer.save_best(model, done.step, metrics)
         done.evaluated_at = done.step
         done.evaluations_since_best = 0 if better else done.evaluations_since_best + 1
         self.emit(Evaluated(done.step, metrics, is_best=better))
         return True
 
-    def finish(self) -> Fitted:
+    def finish(self) -> FitResult:
         """Put the best weights into the model and report."""
         assert self.best is not None  # the last step of an epoch is always evaluated
-        self.snapshots.load_best(self.best)
-        return Fitted(self.progress, self.best, peak_memory_bytes(self.accelerator.device))
+        self.checkpointer.load_best(self.best)
+        return FitResult(self.progress, self.best, peak_memory_bytes(self.accelerator.device))
 
 
 def _check_metric(learner: Learner, name: str) -> None:

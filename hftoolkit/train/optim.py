@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hftoolkit.train.distributed.fsdp import whole
+from hftoolkit.train.distributed.fsdp import full_tensor
 
 
 def build_optimizer(
@@ -62,4 +62,4 @@ def clip_to_mean(parameters: Sequence[nn.Parameter], num_examples: float, max_no
     """Turn gradients of a sum over examples into those of the mean, clip them, and return their norm before that."""
     used = [parameter for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_([parameter.grad for parameter in used if parameter.grad is not None], 1 / num_examples)
-    return float(whole(nn.utils.clip_grad_norm_(used, max_norm)))
+    return float(full_tensor(nn.utils.clip_grad_norm_(used, max_norm)))

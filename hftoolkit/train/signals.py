@@ -34,6 +34,6 @@ def interrupted(signal_number: int, step: int) -> Interrupted:
     """Return what to raise once the state after a step is on disk."""
     name = signal.Signals(signal_number).name
     return Interrupted(
-        f"{name} at step {step}; everything was saved, and the same command with --resume goes on from there",
+        f"{name} at step {step}; everything was saved, and the same command with --resume continues there",
         signal_number,
     )

@@ -17,9 +17,8 @@ from torch import nn
 from hftoolkit.contracts import Message
 from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.runs.checkpoint import Checkpoint, load_weights, newest_state, save_best, save_state
-from hftoolkit.train.distributed.collectives import is_main, share, share_tensors
-from hftoolkit.train.distributed.fsdp import gathered, laid_out_as
-from hftoolkit.train.distributed.zero import ZeroOptimizer
+from hftoolkit.train.distributed.collectives import broadcast, broadcast_tensors, is_main
+from hftoolkit.train.distributed.strategy import Strategy
 from hftoolkit.train.weights import Weights, load_trained, trained_state
 
 MODEL, AVERAGE, OPTIMIZER, AVERAGED_STEPS = "model", "average", "optimizer", "averaged_steps"
@@ -28,14 +27,14 @@ SAVE_SECONDS, SAVE_SHARE = 60.0, 0.01
 
 
 @dataclass(slots=True)
-class Progress:
+class TrainState:
     """How far a run is: what a checkpoint holds beside tensors.
 
     Attributes:
         epochs: of the recipe that the last step followed.
         micro_batch_size: examples of a forward pass of one process, as it is in force.
-        processes: that work on the run.
-        divided_by: what divides weights, gradients or moments over these processes; None: nothing.
+        processes: number of ranks. It and ``divided_by`` keep the names that files have.
+        divided_by: what shards weights, gradients or moments over these ranks; None: nothing.
         step: optimizer steps done.
         examples: that these steps saw.
         seconds: that these steps took, without evaluation.
@@ -55,12 +54,12 @@ class Progress:
     evaluations_since_best: int = 0
     extensions: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def go_on_as(self, fresh: "Progress", total_steps: int) -> list[Message]:
-        """Adapt to what the process that goes on was told at its start, and say what that means."""
-        told = [Message(f"resumed after step {self.step} of {total_steps}")]
+    def adapt_to(self, fresh: "TrainState", total_steps: int) -> list[Message]:
+        """Adapt to what the resuming process was started with, and say what that means."""
+        messages = [Message(f"resumed after step {self.step} of {total_steps}")]
         if self.epochs != fresh.epochs:
             self.extensions.append((self.step, self.epochs, fresh.epochs))
-            told.append(
+            messages.append(
                 Message(
                     f"extended from {self.epochs} to {fresh.epochs} epochs: from here on the learning rate is that of "
                     f"a run of {fresh.epochs} epochs at this step"
@@ -69,22 +68,22 @@ class Progress:
             self.epochs, self.evaluations_since_best = fresh.epochs, 0
         changed = []
         if self.processes != fresh.processes:
-            changed.append(f"{fresh.processes} instead of {self.processes} processes")
+            changed.append(f"{fresh.processes} instead of {self.processes} ranks")
             self.processes, self.micro_batch_size = fresh.processes, fresh.micro_batch_size
         if self.divided_by != fresh.divided_by:
             changed.append(f"with {fresh.divided_by}" if fresh.divided_by else f"without {self.divided_by}")
             self.divided_by = fresh.divided_by
         if changed:
             what = ", ".join(changed)
-            told.append(Message(f"{what}: the run goes on, but not to the last bit as it would have", "warning"))
-        return told
+            messages.append(Message(f"{what}: the run resumes, but will not be equal to the last bit", "warning"))
+        return messages
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FitResult:
     """How training ended. The model that was trained now has the best weights."""
 
-    progress: Progress
+    progress: TrainState
     best: Checkpoint
     peak_memory_bytes: int  # of the device; of the whole process on CPUs
 
@@ -105,8 +104,8 @@ class Fitted:
 
 
 @dataclass(slots=True)
-class Snapshots:
-    """Saves the state of a run and brings it back. Of several processes, the main one alone reads and writes.
+class Checkpointer:
+    """Saves the state of a run and brings it back. Of several ranks, rank 0 alone reads and writes.
 
     Attributes:
         folder: of all checkpoints of the run.
@@ -131,38 +130,36 @@ class Snapshots:
         due = time.monotonic() >= self._next_save if self.every is None else step % self.every == 0
         return step != self._saved_at and (due or now)
 
-    def save(self, progress: Progress, best: Checkpoint | None) -> None:
+    def save(self, progress: TrainState, best: Checkpoint | None) -> None:
         """Write the state.
 
         Raises:
             EnvironmentFault: it could not be written; the one before is untouched.
         """
         start = time.monotonic()
-        tensors = gathered(self._tensors(), keep=is_main())
+        tensors = self.weights.strategy.full_state(self._tensors(), keep=is_main())
         if is_main():
             values = {"progress": asdict(progress), "scaler": None if self.scaler is None else self.scaler.state_dict()}
             save_state(self.folder, step=progress.step, tensors=tensors, values=values, best=best)
-        if isinstance(self.optimizer, ZeroOptimizer):
-            share(None)  # the exchanges of DeepSpeed would not wait for long while the main process writes
         now, self._saved_at = time.monotonic(), progress.step
         self._next_save = now + max(SAVE_SECONDS, (now - start) / SAVE_SHARE)
 
-    def save_best(self, judged: nn.Module, step: int, metrics: Mapping[str, float]) -> Checkpoint:
-        """Write the weights, whole, that were judged the best so far: those of the model or of its average."""
+    def save_best(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> Checkpoint:
+        """Write the weights, whole, that were evaluated as the best so far: those of the model or of its average."""
         best = None
         if is_main():
-            state = trained_state(judged, self.weights.trained)
+            state = trained_state(model, self.weights.trained)
             best = save_best(self.folder, step=step, weights=state, metrics=metrics)
-        best = share(best)
+        best = broadcast(best)
         assert best is not None
         return best
 
     def load_best(self, best: Checkpoint) -> None:
         """Put the best weights into the model that the run was given."""
-        state = share_tensors(load_weights(best.path) if is_main() else None, self.device)
-        load_trained(self.weights.given, self.weights.trained, state)
+        state = broadcast_tensors(load_weights(best.path) if is_main() else None, self.device)
+        load_trained(self.weights.source, self.weights.trained, state)
 
-    def restore(self, warn: Callable[[str], None]) -> tuple[Progress, Checkpoint | None] | None:
+    def restore(self, warn: Callable[[str], None]) -> tuple[TrainState, Checkpoint | None] | None:
         """Bring back the newest whole state, or return None if none was ever saved.
 
         Raises:
@@ -173,20 +170,21 @@ class Snapshots:
         if is_main():
             self._check_room()
             state = newest_state(self.folder, warn)
-        facts = share(None if state is None else (state.values, state.best))
+        facts = broadcast(None if state is None else (state.values, state.best))
         if facts is None:  # each process should have drawn the same first weights; now it surely has them
-            first = trained_state(self.weights.given, self.weights.trained) if is_main() else None
-            load_trained(self.weights.model, self.weights.trained, share_tensors(first, self.device))
+            first = trained_state(self.weights.source, self.weights.trained) if is_main() else None
+            first = broadcast_tensors(first, self.device)
+            load_trained(self.weights.model, self.weights.trained, first, strategy=self.weights.strategy)
             return None
         values, best = facts
-        self._take_back(share_tensors(None if state is None else state.tensors, self.device))
+        self._load(broadcast_tensors(None if state is None else state.tensors, self.device))
         if self.scaler is not None:
             self.scaler.load_state_dict(values["scaler"])
         try:
-            progress = Progress(**values["progress"])
+            progress = TrainState(**values["progress"])
         except TypeError as error:
             raise DataError(
-                f"the checkpoints in {self.folder} were written by another version of hftoolkit ({error}); go on with "
+                f"the checkpoints in {self.folder} were written by another version of hftoolkit ({error}); resume with "
                 "that version, or start a new run"
             ) from error
         self._saved_at = progress.step
@@ -194,11 +192,11 @@ class Snapshots:
 
     def _check_room(self) -> None:
         """Raise EnvironmentFault if the disk has no room for the checkpoints and the model that the run will write."""
-        trained = sum(map(_num_bytes, trained_state(self.weights.given, self.weights.trained).values()))
+        trained = sum(map(_num_bytes, trained_state(self.weights.source, self.weights.trained).values()))
         state = trained * (3 if self.weights.average is None else 4)  # Adam keeps two moments of each weight
         # Two states and their best weights stay while a third is written.
         checkpoints = 3 * (state + trained)
-        model = sum(map(_num_bytes, self.weights.given.parameters()))
+        model = sum(map(_num_bytes, self.weights.source.parameters()))
         there = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         needed, free = checkpoints + model - there, shutil.disk_usage(self.folder.parent).free
         if needed > free:
@@ -214,8 +212,7 @@ class Snapshots:
         for name, tensor in trained_state(model, trained).items():
             yield f"{MODEL}/{name}", tensor
         names = {parameter: name for name, parameter in model.named_parameters()}
-        is_zero = isinstance(self.optimizer, ZeroOptimizer)
-        for parameter, slots in self.optimizer.gathered() if is_zero else self.optimizer.state.items():
+        for parameter, slots in self.optimizer.state.items():
             for slot, tensor in slots.items():
                 yield f"{OPTIMIZER}/{slot}/{names[parameter]}", tensor
         if average is not None:
@@ -223,33 +220,31 @@ class Snapshots:
                 yield f"{AVERAGE}/{name}", tensor
             yield f"{AVERAGED_STEPS}/", average.n_averaged
 
-    def _take_back(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         model, average, trained = self.weights.model, self.weights.average, self.weights.trained
         parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        load_trained(model, trained, parts[MODEL])
+        strategy = self.weights.strategy
+        load_trained(model, trained, parts[MODEL], strategy=strategy)
         parameters = dict(model.named_parameters())
         states: dict[nn.Parameter, dict[str, torch.Tensor]] = defaultdict(dict)
         for key, tensor in parts[OPTIMIZER].items():
             slot, _, name = key.partition("/")
             states[parameters[name]][slot] = tensor
-        if isinstance(self.optimizer, ZeroOptimizer):
-            self.optimizer.take_back(states)
-        else:
-            for parameter, slots in states.items():
-                own = {slot: _in_place_of(parameter, tensor) for slot, tensor in slots.items()}
-                self.optimizer.state[parameter].update(own)
+        for parameter, slots in states.items():
+            own = {slot: _in_place_of(parameter, tensor, strategy) for slot, tensor in slots.items()}
+            self.optimizer.state[parameter].update(own)
         if average is not None:
-            load_trained(average.module, trained, parts[AVERAGE])
+            load_trained(average.module, trained, parts[AVERAGE], strategy=strategy)
             average.n_averaged.copy_(parts[AVERAGED_STEPS][""])
 
 
-def _in_place_of(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+def _in_place_of(parameter: nn.Parameter, tensor: torch.Tensor, strategy: Strategy) -> torch.Tensor:
     """Return an entry of the optimizer's state of a parameter, where and as the optimizer wants it."""
     if tensor.shape == parameter.shape:
-        return torch.empty_like(parameter).copy_(laid_out_as(parameter, tensor))
+        return torch.empty_like(parameter).copy_(strategy.shard_like(parameter, tensor))
     return torch.empty_like(tensor, device=parameter.device).copy_(tensor)  # a count of steps
 
 

@@ -344,7 +344,7 @@ def wait_for_evaluation(where: Path, process: subprocess.Popen[str]) -> None:
 def test_a_signal_saves_the_state_the_best_weights_and_the_logs(stopped_runs, number: int, code: int):
     where, returned, err = stopped_runs[number]
     assert returned == code, err
-    assert "the same command with --resume goes on from there" in err and "Traceback" not in err
+    assert "the same command with --resume continues there" in err and "Traceback" not in err
     status = read_json(where / "status.json")
     assert (status["state"], status["exit_code"]) == ("interrupted", code)
     *_, kept = sorted((where / "checkpoints").glob("best-*"))

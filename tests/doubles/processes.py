@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState
 
 from doubles.toy_training import Attempt, ToyTask, stop_after, toy_model
 from hftoolkit.errors import Interrupted
-from hftoolkit.train.devices import join_processes
-from hftoolkit.train.distributed.collectives import is_main, leave, process_index
+from hftoolkit.train.distributed.collectives import is_main, process_index, shut_down
+from hftoolkit.train.distributed.launch import join_processes
 
 PATIENCE_SECONDS = 180
 STOP_SECONDS = 40  # until the last process is gone after one died
@@ -45,7 +45,7 @@ def member(function, index, count, port, out, arguments):
     try:
         join_processes()
         torch.save(function(*arguments), f"{out}-{index}.pt")
-        leave()
+        shut_down()
     except BaseException:
         Path(f"{out}-{index}.err").write_text(traceback.format_exc())
         raise
@@ -127,7 +127,7 @@ def kill_one(group, victim, folder):
         process.join(STOP_SECONDS)
         assert not process.is_alive() and time.monotonic() - start < STOP_SECONDS
     (report,) = folder.glob("answer-*.err")
-    assert "EnvironmentFault: lost the other processes of this run" in report.read_text()
+    assert "EnvironmentFault: lost the other ranks of this run" in report.read_text()
 
 
 class ShortMemory(ToyTask):

@@ -17,6 +17,7 @@ from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.runs.lifecycle import record_event
 from hftoolkit.train.devices import make_accelerator
+from hftoolkit.train.distributed.strategy import WHOLE
 from hftoolkit.train.loop import fit
 
 EXAMPLES, FEATURES, CLASSES = 40, 4, 3
@@ -90,7 +91,7 @@ class SmallMemory(ToyTask):
 class Bench:
     """A toy task, a model and what the loop said about them."""
 
-    sharding = None  # how FSDP2 divides the model
+    strategy = WHOLE  # how the model lies in the ranks
 
     def __init__(self, folder: Path, task=None, model=None):
         self.task = task or ToyTask()
@@ -112,7 +113,7 @@ class Bench:
             accelerator=self.accelerator,
             run=self.run,
             emit=self.listen,
-            sharding=self.sharding,
+            strategy=self.strategy,
         )
 
     def listen(self, event):

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from doubles.reviews import RECIPE, review_rows
 from hftoolkit.commands import finetune as commands
 from hftoolkit.commands.finetune import fit_setup
-from hftoolkit.commands.setup import prepare
+from hftoolkit.commands.setup import Setup, prepare
 from hftoolkit.errors import ArtifactError
 from hftoolkit.export import gate as export
 from hftoolkit.export.gate import GateReport

@@ -40,7 +40,7 @@ from hftoolkit.models.backbones import (
 from hftoolkit.models.lora import is_lora, merge, save_adapter
 from hftoolkit.models.tuning import apply_tuning, trainable_table
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning
-from hftoolkit.train.speedups.cls_only import first_position_only
+from hftoolkit.train.speedups.cls_only import cls_position_only
 from hftoolkit.train.speedups.cpu import block_stack, faster_steps
 
 SIZE = {"vocab_size": len(VOCABULARY), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -339,7 +339,7 @@ def test_a_shortened_block_keeps_its_length_for_what_cuts_padding_off_later(padd
     sizes = SIZE | {"intermediate_size": 32, "max_position_embeddings": 64, "num_labels": 3, "pad_token_id": 0}
     model = LongformerForSequenceClassification(LongformerConfig(**sizes, attention_window=4)).eval()
     few = {name: values[:, : 8 - padding] for name, values in long_batch(8).items()}
-    with first_position_only(model, lambda: model(**few).logits):
+    with cls_position_only(model, lambda: model(**few).logits):
         for length in (8, 13):
             model(**long_batch(length)).logits.sum().backward()
 
@@ -363,7 +363,7 @@ def test_a_last_block_shortened_to_what_the_head_reads_gives_the_same_gradients(
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     expected = gradients()
-    with first_position_only(model, lambda: model(**BATCH).logits):
+    with cls_position_only(model, lambda: model(**BATCH).logits):
         assert model.training
         widths.clear()
         shortened = gradients()
@@ -401,7 +401,7 @@ def test_a_vision_transformer_is_shortened_where_its_head_reads_the_class_token(
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 
     expected = gradients()
-    with first_position_only(model, logits):
+    with cls_position_only(model, logits):
         widths.clear()
         shortened = gradients()
     assert widths == [1 if shortens else 17]  # 16 patches and the class token

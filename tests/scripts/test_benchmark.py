@@ -38,7 +38,7 @@ def test_both_sides_leave_rate_memory_and_quality(benchmark, write_recipe, tmp_p
         results[name][0]["probabilities"] = benchmark.np.load(tmp_path / f"{name}.npy")
         assert results[name][0]["rate"] > 0 and results[name][0]["peak_memory_bytes"] > 1e6
         assert len(results[name][0]["targets"]) == len(results[name][0]["probabilities"]) == 9
-    benchmark.report(results, with_quality=True)
+    benchmark.report(results, "trainer", with_quality=True)
     assert "hftoolkit over HF Trainer: median" in capsys.readouterr().out
 
 
@@ -46,6 +46,15 @@ def test_both_sides_leave_rate_memory_and_quality(benchmark, write_recipe, tmp_p
 def test_without_a_gpu_the_comparison_on_one_says_so():
     ended = subprocess.run([sys.executable, str(SCRIPT), "--gpu"], capture_output=True, text=True, check=False)
     assert ended.returncode == 4 and ended.stderr.startswith("error: no GPU with bf16") and not ended.stdout
+
+
+def test_a_recipe_is_timed_with_speedups_and_without(write_recipe):
+    options = ["--against", "no-speedups", "--recipe", str(write_recipe()), "--examples", "32", "--rounds", "1"]
+    ended = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    first, second, ratio = ended.stdout.splitlines()
+    assert first.startswith("round 1 no-speedups") and second.startswith("round 1 hftoolkit  ")
+    assert ratio.startswith("hftoolkit over no speedups: median")
 
 
 @pytest.mark.faults

@@ -27,6 +27,7 @@ from hftoolkit.contracts import Evaluated, Message, StepDone
 from hftoolkit.errors import DataError, Interrupted, TrainingError
 from hftoolkit.runs.checkpoint import TENSORS, newest_state, save_state
 from hftoolkit.train import loop as trainer
+from hftoolkit.train import state
 from hftoolkit.train.inference import Inference
 
 STEPS = 9  # 40 examples in batches of 16: 3 steps an epoch, 3 epochs
@@ -188,7 +189,7 @@ class StopsInEvaluation(ToyTask):
 
 def test_a_signal_ends_an_evaluation_which_is_then_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr("hftoolkit.train.loop.Inference", partial(Inference, batch_size=4))
-    monkeypatch.setattr("hftoolkit.train.speedups.first_position_only", lambda *_: nullcontext())
+    monkeypatch.setattr("hftoolkit.train.speedups.cls_position_only", lambda *_: nullcontext())
     whole, cut = Attempt(tmp_path / "whole"), Attempt(tmp_path / "cut", StopsInEvaluation())
     fit(whole)
     with pytest.raises(Interrupted, match="SIGTERM at step 3"):
@@ -203,7 +204,7 @@ def test_a_signal_ends_an_evaluation_which_is_then_done_again(tmp_path, monkeypa
 def test_what_is_found_out_about_the_model_is_found_before_the_state_comes_back(tmp_path, monkeypatch):
     seen = []
     note = lambda model, _: seen.append(copy_of(model)) or nullcontext()  # noqa: E731
-    monkeypatch.setattr("hftoolkit.train.speedups.first_position_only", note)
+    monkeypatch.setattr("hftoolkit.train.speedups.cls_position_only", note)
     interrupt(Attempt(tmp_path / "cut"), 4)
     fit(Attempt(tmp_path / "cut"))
     assert len(seen) == 2
@@ -219,7 +220,7 @@ def test_another_number_of_processes_is_told(tmp_path, monkeypatch):
     again = Attempt(tmp_path / "cut")
     fit(again, micro_batch_size=4)
     (warning,) = [message.text for message in again.told(Message) if message.level == "warning"]
-    assert "1 instead of 2 processes" in warning and len(again.task.drawn[0]) == 4
+    assert "1 instead of 2 ranks" in warning and len(again.task.drawn[0]) == 4
 
 
 def test_a_finished_run_goes_straight_to_its_best_weights(tmp_path):
@@ -274,6 +275,21 @@ def test_a_step_that_is_not_finite_leaves_the_last_state_to_go_on_from(tmp_path)
     fit(whole)
     fit(again)
     assert [event.step for event in again.told(StepDone)] == [8, 9]
+    assert_same(again.weights, whole.weights)
+
+
+def test_a_state_that_a_run_with_deepspeed_wrote_goes_on_and_says_so(tmp_path, monkeypatch):
+    """Such states name what divided the moments; their tensors were always whole."""
+    keys = ["epochs", "micro_batch_size", "processes", "step", "examples", "seconds", "evaluated_at"]
+    keys += ["evaluations_since_best", "extensions"]
+    old = lambda progress: {key: getattr(progress, key) for key in keys} | {"divided_by": "DeepSpeed ZeRO 2"}  # noqa: E731
+    fit(whole := Attempt(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "asdict", old)
+        interrupt(Attempt(tmp_path / "cut"), 4)
+    fit(again := Attempt(tmp_path / "cut"))
+    (warning,) = [event.text for event in again.told(Message) if event.level == "warning"]
+    assert warning == "without DeepSpeed ZeRO 2: the run resumes, but will not be equal to the last bit"
     assert_same(again.weights, whole.weights)
 
 
@@ -335,14 +351,14 @@ def test_a_state_that_lacks_a_part_would_be_noticed(tmp_path, monkeypatch, forgo
     fit(whole, **knobs)
     interrupt(Attempt(tmp_path / "cut", model=toy_model(0.5)), 4, **knobs)
     again = Attempt(tmp_path / "cut", model=toy_model(0.5))
-    honest = trainer.Snapshots._take_back
+    honest = trainer.Checkpointer._load
 
     def forgetful(self, tensors):
         before = dict(self._tensors())
         kept = {name: tensor.clone() for name, tensor in before.items() if name.startswith(f"{forgotten}/")}
         honest(self, {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{forgotten}/")} | kept)
 
-    monkeypatch.setattr(trainer.Snapshots, "_take_back", forgetful)
+    monkeypatch.setattr(trainer.Checkpointer, "_load", forgetful)
     fit(again, **knobs)
     assert differ(again.after[STEPS], whole.after[STEPS]) or differ(again.weights, whole.weights)
 

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other. In a run of one, everything stays as it is and nothing waits.
+"""Collectives: what the ranks of a run tell each other. In a run of one, everything stays as it is and nothing waits.
 
 Every process calls the same functions in the same order.
 """
@@ -18,12 +18,12 @@ BUCKET_ELEMENTS = 16 << 20  # summed at a time: large enough to use the network,
 
 
 def num_processes() -> int:
-    """Return how many processes work on the run."""
+    """Return how many ranks work on the run."""
     return int(dist.get_world_size()) if dist.is_initialized() else 1
 
 
 def process_index() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return int(dist.get_rank()) if dist.is_initialized() else 0
 
 
@@ -32,8 +32,8 @@ def is_main() -> bool:
     return process_index() == 0
 
 
-def share(value: T) -> T:
-    """Return what the main process passed."""
+def broadcast(value: T) -> T:
+    """Return what rank 0 passed."""
     if num_processes() == 1:
         return value
     box = [value]
@@ -42,8 +42,8 @@ def share(value: T) -> T:
     return box[0]
 
 
-def gather(value: T) -> list[T]:
-    """Return what each process passed, in their order."""
+def all_gather(value: T) -> list[T]:
+    """Return what each rank passed, in their order."""
     if num_processes() == 1:
         return [value]
     box: list[Any] = [None] * num_processes()
@@ -52,8 +52,8 @@ def gather(value: T) -> list[T]:
     return box
 
 
-def summed(values: Sequence[float], device: torch.device) -> list[float]:
-    """Return the sum over all processes of each value."""
+def all_reduce_sum(values: Sequence[float], device: torch.device) -> list[float]:
+    """Return the sum over all ranks of each value."""
     if num_processes() == 1:
         return [float(value) for value in values]
     sums = torch.tensor(values, dtype=torch.float64, device=device)
@@ -63,7 +63,7 @@ def summed(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def sum_tensors(tensors: Sequence[torch.Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, many at a time."""
+    """Replace each tensor by its sum over all ranks, many at a time."""
     if num_processes() == 1:
         return
     for bucket in _buckets(tensors):
@@ -75,29 +75,29 @@ def sum_tensors(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def average_tensors(tensors: list[torch.Tensor]) -> None:
-    """Replace each tensor by its mean over all processes."""
+    """Replace each tensor by its mean over all ranks."""
     if num_processes() > 1 and tensors:
         sum_tensors(tensors)
         torch._foreach_div_(tensors, num_processes())
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], device: torch.device) -> None:
-    """Add up the gradients of all processes; one that had no examples, or did not use a layer, has none."""
+    """Add up the gradients of all ranks; one that had no examples, or did not use a layer, has none."""
     if num_processes() == 1:
         return
-    uses = summed([parameter.grad is not None for parameter in parameters], device)
+    uses = all_reduce_sum([parameter.grad is not None for parameter in parameters], device)
     for parameter, count in zip(parameters, uses, strict=True):
         if count and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     sum_tensors([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
-def share_tensors(tensors: Mapping[str, torch.Tensor] | None, device: torch.device) -> dict[str, torch.Tensor]:
+def broadcast_tensors(tensors: Mapping[str, torch.Tensor] | None, device: torch.device) -> dict[str, torch.Tensor]:
     """Return the tensors that the main process passed, on the CPU, as all may not fit elsewhere; others pass None."""
     if num_processes() == 1:
         assert tensors is not None
         return dict(tensors)
-    kinds = share({name: (tensor.shape, tensor.dtype) for name, tensor in (tensors or {}).items()})
+    kinds = broadcast({name: (tensor.shape, tensor.dtype) for name, tensor in (tensors or {}).items()})
     shared = {}
     for name, (shape, dtype) in kinds.items():
         own = torch.empty(shape, dtype=dtype) if tensors is None else tensors[name]
@@ -108,8 +108,8 @@ def share_tensors(tensors: Mapping[str, torch.Tensor] | None, device: torch.devi
     return shared
 
 
-def leave() -> None:
-    """Say good-bye to the other processes; nothing is told after that."""
+def shut_down() -> None:
+    """Leave the process group; nothing is exchanged after that."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -134,7 +134,7 @@ def _peers() -> Iterator[None]:
 
 
 @contextmanager
-def lost_peers_are_told() -> Iterator[None]:
+def explained_loss_of_ranks() -> Iterator[None]:
     """Inside, where computation and exchanges are mixed, the error that says that a process is gone says it clearly."""
     try:
         yield
@@ -146,6 +146,6 @@ def lost_peers_are_told() -> Iterator[None]:
 
 def _lost(error: RuntimeError) -> EnvironmentFault:
     return EnvironmentFault(
-        f"lost the other processes of this run ({str(error).splitlines()[0]}); the first message of one of them "
-        "says why, and the same command with --resume goes on from the last checkpoint"
+        f"lost the other ranks of this run ({str(error).splitlines()[0]}); the first message of one of them "
+        "says why, and the same command with --resume continues from the last checkpoint"
     )

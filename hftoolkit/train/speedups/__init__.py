@@ -6,13 +6,13 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from hftoolkit.train.speedups.batch_halves import halves_in_threads
-from hftoolkit.train.speedups.cls_only import first_position_only
+from hftoolkit.train.speedups.batch_halves import batch_halves_in_threads
+from hftoolkit.train.speedups.cls_only import cls_position_only
 from hftoolkit.train.speedups.cpu import faster_steps
 
 
 @contextmanager
-def shortcuts(model: nn.Module, logits: Callable[[], torch.Tensor], device: torch.device) -> Iterator[None]:
+def speedups(model: nn.Module, logits: Callable[[], torch.Tensor], device: torch.device) -> Iterator[None]:
     """Inside, training steps of the model are faster.
 
     Args:
@@ -23,7 +23,7 @@ def shortcuts(model: nn.Module, logits: Callable[[], torch.Tensor], device: torc
     on_cpu = device.type == "cpu"
     with (
         faster_steps(model) if on_cpu else nullcontext(),
-        first_position_only(model, logits),
-        halves_in_threads(model, logits) if on_cpu else nullcontext(),
+        cls_position_only(model, logits),
+        batch_halves_in_threads(model, logits) if on_cpu else nullcontext(),
     ):
         yield

@@ -20,7 +20,7 @@ Gradients = tuple[torch.Tensor | None, ...]
 
 
 @contextmanager
-def halves_in_threads(model: nn.Module, logits: Callable[[], torch.Tensor]) -> Iterator[None]:
+def batch_halves_in_threads(model: nn.Module, logits: Callable[[], torch.Tensor]) -> Iterator[None]:
     """Inside, training computes the halves of a batch side by side, if the model treats each row by itself.
 
     The gradient of each half is complete before the two are added up, so the result does not depend on which thread

@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 
 
 @contextmanager
-def first_position_only(model: nn.Module, logits: Callable[[], torch.Tensor]) -> Iterator[None]:
+def cls_position_only(model: nn.Module, logits: Callable[[], torch.Tensor]) -> Iterator[None]:
     """Inside, the last block goes on with its first position after attention, if the head reads no other.
 
     A classifier on a first token ([CLS]) needs the keys and values of all positions of its last block, but attention's

@@ -41,21 +41,22 @@ from hftoolkit.recipe import Evaluation, Train, load_recipe
 from hftoolkit.runs.checkpoint import load_weights, newest_state
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.runs.lifecycle import record_event
-from hftoolkit.train.batches import Feed
+from hftoolkit.train.batches import TrainBatches
 from hftoolkit.train.devices import make_accelerator
 from hftoolkit.train.distributed.collectives import is_main, process_index
-from hftoolkit.train.distributed.fsdp import Sharding
+from hftoolkit.train.distributed.fsdp import Fsdp
+from hftoolkit.train.distributed.strategy import WHOLE
 from hftoolkit.train.loop import one_step
 from hftoolkit.train.weights import Weights
 
 FILE = ROOT / "docs" / "accelerate" / "fsdp2-8-gpus.yaml"
-AT_ONCE, IN_TWO = Sharding(by_blocks=False), Sharding(by_blocks=True, block_classes=("Linear",))
+AT_ONCE, IN_TWO = Fsdp(by_blocks=False), Fsdp(by_blocks=True, block_classes=("Linear",))
 TOLD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
 
-def dividing(function, *arguments, sharding=IN_TWO):
+def dividing(function, *arguments, strategy=IN_TWO):
     """Call a function of these tests or of ``doubles.processes``, whose attempts then divide their models."""
-    Attempt.sharding = sharding
+    Attempt.strategy = strategy
     return function(*arguments)
 
 
@@ -65,7 +66,7 @@ def dividing(function, *arguments, sharding=IN_TWO):
 CASES = {
     "plain": ({}, {}, IN_TWO),
     "as one unit": ({}, {}, AT_ONCE),
-    "blocks kept after the forward pass": ({}, {}, Sharding(True, ("Linear",), reshard_after_forward=False)),
+    "blocks kept after the forward pass": ({}, {}, Fsdp(True, ("Linear",), reshard_after_forward=False)),
     "accumulation": ({}, {"micro_batch_size": 3}, IN_TWO),
     "shares of two micro-batches and of one": ({}, {"batch_size": 9, "micro_batch_size": 4}, IN_TWO),
     "one row in the last step": ({}, {"batch_size": 13}, IN_TWO),
@@ -78,8 +79,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_divided_model_learns_what_a_whole_one_does(tmp_path, case):
-    layers, knobs, sharding = CASES[case]
-    check_two_learn_what_one_does(tmp_path, divided, layers, knobs, sharding)
+    layers, knobs, strategy = CASES[case]
+    check_two_learn_what_one_does(tmp_path, divided, layers, knobs, strategy)
 
 
 def check_two_learn_what_one_does(folder, goes, layers, knobs, division):
@@ -93,8 +94,8 @@ def check_two_learn_what_one_does(folder, goes, layers, knobs, division):
     assert events_close(folder / "alone" / "run", folder / "two" / "run")
 
 
-def divided(folder, layers, knobs, sharding=IN_TWO):
-    return dividing(trained, folder, layers, knobs, sharding=sharding)
+def divided(folder, layers, knobs, strategy=IN_TWO):
+    return dividing(trained, folder, layers, knobs, strategy=strategy)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -135,13 +136,13 @@ def check_two_begin_as_the_main_one_does(folder, goes):
 def test_all_processes_get_as_many_micro_batches_and_what_was_added_is_told():
     for examples in range(1, 20):
         task, section = ToyTask(num_examples=examples), Train(epochs=1, batch_size=7, micro_batch_size=2)
-        steps = [list(feed.steps_of(0, 0, 2)) for feed in feeds(task, section, processes=3)]
+        steps = [list(feed.steps(0, 0, 2)) for feed in feeds(task, section, processes=3)]
         for of_processes in zip(*steps, strict=True):
             assert len({len(step.micro_batches) for step in of_processes}) == 1
-            own = [step.micro_batches[: len(step.micro_batches) - step.num_idle] for step in of_processes]
+            own = [step.micro_batches[: len(step.micro_batches) - step.num_padding] for step in of_processes]
             seen = flat([batch["index"].tolist() for share in own for batch in share])
             assert seen == of_processes[0].indices.tolist()
-            assert min(step.num_idle for step in of_processes) == 0
+            assert min(step.num_padding for step in of_processes) == 0
 
 
 def feeds(task, section, processes):
@@ -149,7 +150,7 @@ def feeds(task, section, processes):
         patch.setattr("hftoolkit.train.batches.num_processes", lambda: processes)
         for index in range(processes):
             patch.setattr("hftoolkit.train.batches.process_index", lambda index=index: index)
-            yield Feed(task, section, in_lockstep=True)
+            yield TrainBatches(task, section, equal_micro_batches=True)
 
 
 def parts(folder):
@@ -177,11 +178,11 @@ def test_each_process_holds_a_part(tmp_path):
         )
 
 
-def blocks_of(model, sharding):
+def blocks_of(model, strategy):
     with pytest.MonkeyPatch.context() as patch:
         divided = []
-        patch.setattr("hftoolkit.train.weights.divide", lambda _, blocks, *__, **___: divided.append(blocks))
-        Weights.of(model, torch.device("cpu"), ema_decay=None, sharding=sharding)
+        patch.setattr("hftoolkit.train.distributed.fsdp.shard", lambda _, blocks, *__, **___: divided.append(blocks))
+        Weights.of(model, torch.device("cpu"), ema_decay=None, strategy=strategy)
     return [type(block).__name__ for block in divided[0]]
 
 
@@ -199,19 +200,19 @@ class Stage(nn.Module):
 
 def test_blocks_are_found_or_named_and_inner_ones_come_first():
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Stage(), Stage()))
-    assert blocks_of(model, Sharding(by_blocks=True)) == ["Block", "Block", "Stage"] * 2
-    assert blocks_of(model, Sharding(True, ("Block",))) == ["Block"] * 4
+    assert blocks_of(model, Fsdp(by_blocks=True)) == ["Block", "Block", "Stage"] * 2
+    assert blocks_of(model, Fsdp(True, ("Block",))) == ["Block"] * 4
     assert blocks_of(model, AT_ONCE) == []
     with pytest.raises(EnvironmentFault, match=r"the model has no BertLayer; leave .* are found \(Block, Stage\)"):
-        blocks_of(model, Sharding(True, ("Block", "BertLayer")))
+        blocks_of(model, Fsdp(True, ("Block", "BertLayer")))
     with pytest.raises(EnvironmentFault, match="there are none here"):
-        blocks_of(toy_model(), Sharding(True, ("BertLayer",)))
+        blocks_of(toy_model(), Fsdp(True, ("BertLayer",)))
 
 
 def rehearsed():
     task, section = ToyTask(), Train(precision="fp32", batch_size=16)
     knobs = {"train": section, "evaluation": Evaluation(best_by="accuracy"), "accelerator": make_accelerator("fp32")}
-    return one_step(task, TunedModel(toy_model()), **knobs, sharding=IN_TWO), flat(task.drawn)
+    return one_step(task, TunedModel(toy_model()), **knobs, strategy=IN_TWO), flat(task.drawn)
 
 
 def test_one_step_of_a_rehearsal_has_the_mean_loss_over_both_shares(tmp_path):
@@ -226,7 +227,7 @@ def test_scaled_gradients_are_refused():
     accelerator = SimpleNamespace(scaler=object(), device=torch.device("cpu"))
     knobs = {"train": Train(), "evaluation": Evaluation(best_by="accuracy"), "accelerator": accelerator}
     with pytest.raises(RecipeError, match="auto is fp16 on this device, which does not work with FSDP2; use fp32"):
-        one_step(ToyTask(), TunedModel(toy_model()), **knobs, sharding=IN_TWO)
+        one_step(ToyTask(), TunedModel(toy_model()), **knobs, strategy=IN_TWO)
 
 
 # Files and resume
@@ -258,17 +259,17 @@ def went_on(folder, knobs):
     return attempt.weights, [event.text for event in attempt.told(Message) if event.level == "warning"]
 
 
-@pytest.mark.parametrize("is_divided, count, says", [(True, 1, "1 instead of 2 processes, with"), (False, 2, "with")])
+@pytest.mark.parametrize("is_divided, count, says", [(True, 1, "1 instead of 2 ranks, with"), (False, 2, "with")])
 def test_a_run_goes_on_divided_or_whole_and_says_so(tmp_path, is_divided, count, says):
     """Two divided processes are followed by a whole one, and two whole ones by divided ones."""
-    knobs, sharding = {"epochs": 3, "ema_decay": 0.6}, IN_TWO if is_divided else None
+    knobs, strategy = {"epochs": 3, "ema_decay": 0.6}, IN_TWO if is_divided else WHOLE
     uninterrupted, _ = together(tmp_path, divided, tmp_path / "whole", {}, knobs)
-    together(tmp_path, partial(dividing, sharding=sharding), stopped, tmp_path / "cut", 4, knobs)
-    goes_on = partial(dividing, sharding=None if is_divided else IN_TWO)
+    together(tmp_path, partial(dividing, strategy=strategy), stopped, tmp_path / "cut", 4, knobs)
+    goes_on = partial(dividing, strategy=WHOLE if is_divided else IN_TWO)
     weights, (warning,) = together(tmp_path, goes_on, went_on, tmp_path / "cut", knobs, count=count)[0]
     assert_close(weights, uninterrupted["weights"])
     says += "out FSDP2" if is_divided else " FSDP2"
-    assert warning == f"{says}: the run goes on, but not to the last bit as it would have"
+    assert warning == f"{says}: the run resumes, but will not be equal to the last bit"
 
 
 def test_a_divided_run_goes_on_to_the_same_bits(tmp_path):
@@ -296,9 +297,9 @@ def test_lack_of_memory_in_one_process_ends_all_and_is_told_before_and_after(tmp
     group = Group(tmp_path, dividing, short_of_memory, tmp_path)
     first, second = group.answers()
     assert second[0] == "TrainingError" and "Start a run with a smaller train.micro_batch_size" in second[1]
-    assert first[0] == "EnvironmentFault" and "lost the other processes of this run" in first[1]
+    assert first[0] == "EnvironmentFault" and "lost the other ranks of this run" in first[1]
     assert "if memory runs out in a step, the run ends" in first[2][0]
-    assert first[2][0].startswith("FSDP2 divides the model over 2 processes, 2 blocks one by one")
+    assert first[2][0].startswith("model sharded over 2 ranks by FSDP2, 2 blocks one by one")
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -329,7 +330,7 @@ def told(monkeypatch):
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set model.gradient_checkpointing: true in the recipe"),
         ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "SIZE_BASED_WRAP is not supported; use TRANSFORMER_BASED_WRAP"),
         ({"FSDP_RESHARD_AFTER_FORWARD": "full_shard"}, "invalid truth value full_shard; FSDP2 takes true or false"),
-        ({}, "FSDP2 divides the training over several processes, and 1 runs; leave out the launcher"),
+        ({}, "FSDP2 shards the model over several ranks, and 1 runs; leave out the launcher"),
     ],
 )
 def test_other_settings_of_accelerate_are_refused(told, write_recipe, tmp_path, more, says):
@@ -340,8 +341,8 @@ def test_other_settings_of_accelerate_are_refused(told, write_recipe, tmp_path, 
 
 def joined(recipe, told, *overrides):
     os.environ |= told
-    sharding = join(load_recipe(recipe, list(overrides)))
-    return sharding, any(name.startswith("ACCELERATE_USE_") and name in os.environ for name in told)
+    strategy = join(load_recipe(recipe, list(overrides)))
+    return strategy, any(name.startswith("ACCELERATE_USE_") and name in os.environ for name in told)
 
 
 def refused_recipe(recipe, told):
@@ -356,8 +357,8 @@ def refused_recipe(recipe, told):
 
 def test_what_accelerate_tells_is_read_and_told_nobody_else(write_recipe, tmp_path):
     more = {"FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer, Other", "FSDP_RESHARD_AFTER_FORWARD": "false"}
-    for sharding, is_still_told in together(tmp_path, joined, write_recipe(), TOLD | more):
-        assert sharding == Sharding(True, ("BertLayer", "Other"), reshard_after_forward=False)
+    for strategy, is_still_told in together(tmp_path, joined, write_recipe(), TOLD | more):
+        assert strategy == Fsdp(True, ("BertLayer", "Other"), reshard_after_forward=False)
         assert not is_still_told
 
 
@@ -379,7 +380,7 @@ def refuses_recipes(folder, recipe, told, name):
 # Recipes
 
 
-def followed(path, folder, overrides, sharding):
+def followed(path, folder, overrides, strategy):
     """Train what a recipe says; return the trained weights of this process, and what was told."""
     recipe, events, run = load_recipe(path, overrides), [], RunDir(folder)
     folder.mkdir(exist_ok=True)
@@ -390,7 +391,7 @@ def followed(path, folder, overrides, sharding):
             record_event(run, event)
 
     job = prepare(recipe, listen)
-    fit_setup(job, run, sharding, listen)
+    fit_setup(job, run, strategy, listen)
     state = {name: tensor.clone() for name, tensor in job.tuned.model.state_dict().items()}
     return state, [event.text for event in events if isinstance(event, Message)]
 
@@ -430,12 +431,12 @@ def test_images_give_the_losses_of_whole_models(image_recipe, tmp_path):
     compare(tmp_path, image_recipe, ["train.epochs=2", "augmentation={mixup: 0.2}"])
 
 
-def compare(folder, recipe, overrides, sharding=Sharding(True)):  # noqa: B008  (it is frozen)
+def compare(folder, recipe, overrides, strategy=Fsdp(True)):  # noqa: B008  (it is frozen)
     """Adam makes steps of the rounding of gradients that should be zero, so losses and gradient norms are compared."""
-    together(folder, followed, recipe, folder / "whole", overrides, None)
-    (first, said), (second, _) = together(folder, followed, recipe, folder / "two", overrides, sharding)
+    together(folder, followed, recipe, folder / "whole", overrides, WHOLE)
+    (first, said), (second, _) = together(folder, followed, recipe, folder / "two", overrides, strategy)
     assert_same(first, second)
-    assert any(text.startswith(f"{sharding.name} divides") and "over 2 processes" in text for text in said)
+    assert any(text.startswith(f"model sharded over 2 ranks by {strategy.name}, ") for text in said)
     assert events_close(folder / "whole", folder / "two")
     best = [load_weights(max((folder / name / "checkpoints").glob("best-*"))) for name in ("whole", "two")]
     assert {n: t.shape for n, t in best[0].items()} == {n: t.shape for n, t in best[1].items()}
@@ -460,7 +461,7 @@ def recipe(request, write_recipe, lively_backbone):
 @pytest.mark.slow
 def test_the_shipped_file_gives_the_run_of_one_process(recipe, tmp_path):
     out, model_type = gives_the_run_of_one_process(tmp_path, FILE, *recipe)
-    assert len(re.findall(r"FSDP2 divides the model over 2 processes, [26] blocks one by one", out)) == 1
+    assert len(re.findall(r"model sharded over 2 ranks by FSDP2, [26] blocks one by one", out)) == 1
     assert not model_type.startswith("FSDP")
 
 
@@ -472,7 +473,7 @@ def gives_the_run_of_one_process(tmp_path, file, recipe, overrides):
     assert any(name.startswith("ACCELERATE_USE_") for name in told)
     (code, out, err), helper = together(tmp_path, commanded, recipe, tmp_path / "two", overrides, told)
     assert code == 0 and err == "" and helper[:2] == (0, ""), (err, helper)
-    followed(recipe, tmp_path / "one", overrides, None)
+    followed(recipe, tmp_path / "one", overrides, WHOLE)
     assert events_close(tmp_path / "one", tmp_path / "two")
     results, run = read_json(tmp_path / "two" / "results.json"), tmp_path / "two"
     assert {path.name for path in (tmp_path / "one" / "checkpoints").glob("best-*")} == {
@@ -488,7 +489,7 @@ def gives_the_run_of_one_process(tmp_path, file, recipe, overrides):
 @pytest.mark.faults
 def test_the_launcher_itself_divides_the_model(write_recipe, tmp_path):
     out = launches_itself(tmp_path, FILE, write_recipe(60))
-    assert "FSDP2 divides the model over 2 processes, 2 blocks one by one" in out
+    assert "model sharded over 2 ranks by FSDP2, 2 blocks one by one" in out
 
 
 def launches_itself(tmp_path, file, recipe):

@@ -18,37 +18,28 @@ from doubles.commands import hft, refused
 from doubles.launch import launched_with
 from doubles.paths import ROOT
 from hftoolkit.cli import app
-from hftoolkit.train.devices import sharding_of_accelerate, zero_of_accelerate
-from hftoolkit.train.distributed.fsdp import Sharding
-from hftoolkit.train.distributed.zero import Zero
+from hftoolkit.train.distributed.fsdp import Fsdp
+from hftoolkit.train.distributed.launch import fsdp_of_accelerate
 
 SHIPPED = {
     "8-gpus": (8, 1),
     "2-machines-of-8-gpus": (16, 2),
     "fsdp2-8-gpus": (8, 1),
     "fsdp2-2-machines-of-8-gpus": (16, 2),
-    "zero-8-gpus": (8, 1),
-    "zero-2-machines-of-8-gpus": (16, 2),
 }
 DIVIDES = {  # by the beginning of a file's name: type, variable, how it is read, as what
-    "fsdp2": (DistributedType.FSDP, "ACCELERATE_USE_FSDP", sharding_of_accelerate, Sharding(by_blocks=True)),
-    "zero": (DistributedType.DEEPSPEED, "ACCELERATE_USE_DEEPSPEED", zero_of_accelerate, Zero(2)),
+    "fsdp2": (DistributedType.FSDP, "ACCELERATE_USE_FSDP", fsdp_of_accelerate, Fsdp(by_blocks=True)),
 }
 FSDP1 = """\
 distributed_type: FSDP
 fsdp_config: {fsdp_version: 1, fsdp_sharding_strategy: FULL_SHARD, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP,
   fsdp_state_dict_type: SHARDED_STATE_DICT}
 """
-ZERO3 = "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3, zero3_init_flag: true}\n"
-ON_THE_HOST = "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, offload_optimizer_device: cpu}\n"
-CLIPPING = "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_clipping: 1.0}\n"
-OTHER_FILE = "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: zero.json}\n"
+DEEPSPEED = "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, zero3_init_flag: false}\n"
+FSDP2_INSTEAD = "FSDP2 shards a model over ranks: accelerate launch --config_file docs/accelerate/fsdp2-8-gpus.yaml"
 REFUSED = {
     "FSDP1": (FSDP1, "FSDP is supported in version 2 alone; set fsdp_version: 2, as docs/accelerate/fsdp2-8-gpus.yaml"),
-    "ZeRO 3": (ZERO3, "zero_stage: 3 is not supported; 1 divides moments, 2 gradients and moments. FSDP2 divides the"),
-    "offloading": (ON_THE_HOST, "offload_optimizer_device: cpu is not supported; leave it out, or set none"),
-    "clipping": (CLIPPING, "gradient_clipping: 1.0 is not supported; set train.max_gradient_norm in the recipe"),
-    "a file of DeepSpeed's": (OTHER_FILE, "deepspeed_config_file: zero.json is not supported; set zero_stage alone"),
+    "DeepSpeed": (DEEPSPEED, f"DeepSpeed is not supported. {FSDP2_INSTEAD}"),
 }
 
 
@@ -59,9 +50,7 @@ def test_a_shipped_file_is_read_by_accelerate_as_it_says(path: Path, monkeypatch
     config = load_config_from_file(str(path))
     assert (config.num_processes, config.num_machines) == (processes, machines)
     assert config.distributed_type == kind and not config.parallelism_config
-    assert [bool(config.fsdp_config), bool(config.deepspeed_config)] == [
-        kind == other for other in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    ]
+    assert bool(config.fsdp_config) == (kind == DistributedType.FSDP) and not config.deepspeed_config
     told = launched_with(path, monkeypatch, *(["--main_process_ip", "10.0.0.1"] if machines > 1 else []))
     assert {name for name in told if name.startswith("ACCELERATE_USE_")} - os.environ.keys() == {variable} - {None}
     if read is not None:
@@ -95,6 +84,12 @@ def test_a_file_that_divides_the_model_in_another_way_is_refused(name: str, writ
     run = tmp_path / "run"
     refused(hft("finetune", recipe, "--run-dir", run), 4, says)
     assert not run.exists()
+
+
+def test_an_environment_that_asks_for_deepspeed_is_refused(write_recipe, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    refused(hft("finetune", write_recipe(), "--run-dir", tmp_path / "run"), 4, f"not supported. {FSDP2_INSTEAD}")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.faults

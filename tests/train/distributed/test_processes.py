@@ -28,8 +28,9 @@ from hftoolkit.contracts import Message
 from hftoolkit.errors import EnvironmentFault
 from hftoolkit.runs.checkpoint import newest_state
 from hftoolkit.train.batches import micro_batches
-from hftoolkit.train.devices import join_processes, make_accelerator
+from hftoolkit.train.devices import make_accelerator
 from hftoolkit.train.distributed.collectives import is_main, num_processes
+from hftoolkit.train.distributed.launch import join_processes
 from hftoolkit.train.inference import Inference
 
 # Who takes what
@@ -74,7 +75,7 @@ def test_two_processes_learn_what_one_does(tmp_path, case):
 
 
 def test_a_gradient_that_was_not_summed_would_be_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr("hftoolkit.train.weights.sum_gradients", lambda *_: None)
+    monkeypatch.setattr("hftoolkit.train.distributed.strategy.sum_gradients", lambda *_: None)
     (alone,) = together(tmp_path, trained, tmp_path / "alone", {}, {}, count=1)
     first, second = together(tmp_path, trained, tmp_path / "two", {}, {})
     assert any(
@@ -165,7 +166,7 @@ def test_a_launcher_that_starts_fewer_processes_than_asked_for_is_found_out(writ
     launcher = Path(sys.executable).with_name("accelerate")
     options = ["--run-dir", str(tmp_path / "run")]
     ended = subprocess.run([str(launcher), *command, *options], capture_output=True, text=True, check=False)
-    assert "error: 2 processes were asked for and 1 runs" in ended.stderr, ended.stderr
+    assert "error: 2 ranks were asked for and 1 runs" in ended.stderr, ended.stderr
     assert "torchrun --nproc_per_node 2" in ended.stderr and not (tmp_path / "run").exists()
 
 
@@ -177,7 +178,7 @@ def launcher(monkeypatch):
     def start(*arguments):
         command = [sys.executable, "-c", "import sys; sys.stdin.read()", *arguments]
         processes.append(subprocess.Popen(command, stdin=subprocess.PIPE))
-        monkeypatch.setattr("hftoolkit.train.devices.os.getppid", lambda: processes[-1].pid)
+        monkeypatch.setattr("hftoolkit.train.distributed.launch.os.getppid", lambda: processes[-1].pid)
         while b"launch" not in Path(f"/proc/{processes[-1].pid}/cmdline").read_bytes():
             time.sleep(0.01)
 
@@ -190,19 +191,22 @@ def test_the_count_on_the_command_line_of_accelerate_must_have_taken_effect(laun
     launcher("accelerate", "launch", "--num_processes", "1", "-m", "hftoolkit", "finetune", "x.yaml")
     join_processes()
     launcher("/usr/bin/accelerate", "launch", "--cpu", "--num_processes=2", "-m", "hftoolkit", "finetune", "x.yaml")
-    with pytest.raises(EnvironmentFault, match=r"2 processes were asked for and 1 runs: .*--nproc_per_node 2 -m"):
+    with pytest.raises(EnvironmentFault, match=r"2 ranks were asked for and 1 runs: .*--nproc_per_node 2 -m"):
         join_processes()
     config = tmp_path / "two.yaml"
     config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 3\n")
     launcher("accelerate", "launch", "--config_file", str(config), "-m", "hftoolkit", "finetune", "x.yaml")
-    with pytest.raises(EnvironmentFault, match="3 processes were asked for"):
+    with pytest.raises(EnvironmentFault, match="3 ranks were asked for"):
         join_processes()
 
 
 @pytest.mark.parametrize("name", ["MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_what_divides_the_model_in_another_way_than_fsdp2_is_refused(monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(EnvironmentFault, match=r"is not supported\. FSDP2 divides a model over processes, see docs"):
+    with pytest.raises(
+        EnvironmentFault,
+        match=r"is not supported\. FSDP2 shards a model over ranks: accelerate launch --config_file docs",
+    ):
         join_processes()
 
 

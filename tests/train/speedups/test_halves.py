@@ -15,7 +15,7 @@ from hftoolkit.contracts import HeadSpec
 from hftoolkit.models.backbones import load_text_model
 from hftoolkit.models.tuning import apply_tuning
 from hftoolkit.recipe import LoraTuning
-from hftoolkit.train.speedups.batch_halves import halves_in_threads
+from hftoolkit.train.speedups.batch_halves import batch_halves_in_threads
 from hftoolkit.train.speedups.cpu import MIN_ELEMENTS, row_gradients
 
 ROWS = 5
@@ -59,7 +59,7 @@ def test_logits_and_gradients_are_those_of_the_whole_batch() -> None:
     model = text_model()
     with row_gradients(model):  # rows of the table come sparse from each half
         whole = step(model, texts())
-        with halves_in_threads(model, lambda: model(**texts(4)).logits):
+        with batch_halves_in_threads(model, lambda: model(**texts(4)).logits):
             assert is_divided(model)
             divided = step(model, texts())
     assert not is_divided(model)
@@ -76,7 +76,7 @@ def test_adapters_too(tiny_backbone: Path) -> None:
     model = apply_tuning(backbone, LoraTuning(method="lora", rank=2, dropout=0.0)).model.train()
     few = {name: tensor[:, :5] for name, tensor in texts().items()}
     whole = step(model, few)
-    with halves_in_threads(model, lambda: model(**few).logits):
+    with batch_halves_in_threads(model, lambda: model(**few).logits):
         assert is_divided(model)
         torch.testing.assert_close(step(model, few), whole, rtol=1e-4, atol=1e-6)
     assert any("lora_B" in name for name in whole)
@@ -84,7 +84,7 @@ def test_adapters_too(tiny_backbone: Path) -> None:
 
 def test_repeated_the_result_is_the_same_to_the_last_bit() -> None:
     model = text_model()
-    with halves_in_threads(model, lambda: model(**texts(4)).logits):
+    with batch_halves_in_threads(model, lambda: model(**texts(4)).logits):
         first = step(model, texts(16))
         for _ in range(20):
             again = step(model, texts(16))
@@ -95,7 +95,7 @@ def test_frozen_parameters_get_no_gradient_and_bf16_is_that_of_the_caller() -> N
     model = text_model()
     model.bert.requires_grad_(False)
     model.bert.pooler.requires_grad_(True)
-    with halves_in_threads(model, lambda: model(**texts(4)).logits), torch.autocast("cpu", dtype=torch.bfloat16):
+    with batch_halves_in_threads(model, lambda: model(**texts(4)).logits), torch.autocast("cpu", dtype=torch.bfloat16):
         divided = step(model, texts())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         whole = step(model, texts())
@@ -123,7 +123,7 @@ def test_images_too() -> None:
     calling = torch.nn.Module()
     calling.model, calling.forward = model, lambda images: model(images)
     whole = step(calling, {"images": images})
-    with halves_in_threads(calling, lambda: calling(images=images)):
+    with batch_halves_in_threads(calling, lambda: calling(images=images)):
         assert is_divided(calling)
         torch.testing.assert_close(step(calling, {"images": images}), whole, rtol=1e-4, atol=1e-6)
 
@@ -131,7 +131,7 @@ def test_images_too() -> None:
 def test_a_model_that_draws_random_numbers_or_mixes_rows_is_left_alone() -> None:
     random = text_model(hidden_dropout_prob=0.1)
     state = torch.get_rng_state()
-    with halves_in_threads(random, lambda: random(**texts(4)).logits):
+    with batch_halves_in_threads(random, lambda: random(**texts(4)).logits):
         assert not is_divided(random)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -144,7 +144,7 @@ def test_a_model_that_draws_random_numbers_or_mixes_rows_is_left_alone() -> None
             return self.linear(x - x.mean(dim=0))
 
     for mixing in (Mixing(), torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))):
-        with halves_in_threads(mixing, lambda mixing=mixing: mixing(torch.eye(4)[:, :2])):
+        with batch_halves_in_threads(mixing, lambda mixing=mixing: mixing(torch.eye(4)[:, :2])):
             assert not is_divided(mixing)
     assert mixing[1].num_batches_tracked == 0  # nor were its statistics touched to find that out
 
@@ -152,14 +152,14 @@ def test_a_model_that_draws_random_numbers_or_mixes_rows_is_left_alone() -> None
 def test_one_thread_one_row_and_inference_go_the_usual_way() -> None:
     model = text_model()
     torch.set_num_threads(1)
-    with halves_in_threads(model, lambda: model(**texts(4)).logits):
+    with batch_halves_in_threads(model, lambda: model(**texts(4)).logits):
         assert not is_divided(model)
     torch.set_num_threads(2)
     sizes: list[int] = []
     model.bert.register_forward_pre_hook(
         lambda _, __, inputs: sizes.append(len(inputs["attention_mask"])), with_kwargs=True
     )
-    with halves_in_threads(model, lambda: model(**texts(4)).logits):
+    with batch_halves_in_threads(model, lambda: model(**texts(4)).logits):
         sizes.clear()
         step(model, texts(1))
         with torch.inference_mode():
@@ -175,7 +175,7 @@ def test_what_fails_in_a_thread_fails_in_the_step() -> None:
     def run_out(_: Any, inputs: Any) -> None:
         raise RuntimeError("not enough memory")
 
-    with halves_in_threads(model, lambda: model(**texts(4)).logits):
+    with batch_halves_in_threads(model, lambda: model(**texts(4)).logits):
         assert is_divided(model)
         model.classifier.register_forward_pre_hook(run_out)
         with pytest.raises(RuntimeError, match="not enough memory"):

@@ -1,6 +1,6 @@
 """The metrics of named spans (entities), as functions of how often each row counts.
 
-f1, precision, recall   over all spans: a predicted span is right if type, start and end are (CoNLL, seqeval's strict mode)
+f1, precision, recall   over all spans: a predicted span is right if type, start and end are (seqeval's strict mode)
 f1/, precision/, recall/TYPE, macro_*   of each type, and their means over the types that occur
 exact_*                 a span is right if start and end are, whatever its type
 type_*                  a span is right if it overlaps one of its type

@@ -65,11 +65,10 @@ def test_perfect_predictions_score_one_and_leave_no_error() -> None:
     assert measure(regression_statistics(targets, targets)) == pytest.approx(expected, abs=1e-14)
 
 
-def test_half_precision_predictions_are_summed_in_float64() -> None:
-    predictions, targets = make_rows(400, 4, ties=False, offset=300.0)
-    rounded = predictions.astype(np.float16)
-    expected = by_libraries(rounded.astype(np.float64), targets)
-    assert measure(regression_statistics(rounded, targets)) == pytest.approx(expected)
+def test_half_precision_rows_are_summed_in_float64() -> None:
+    rows = [each.astype(np.float16) for each in make_rows(400, 4, ties=False, offset=300.0)]
+    expected = by_libraries(*(each.astype(np.float64) for each in rows))
+    assert measure(regression_statistics(*rows)) == pytest.approx(expected)
 
 
 def test_intervals_and_leads_are_those_of_the_draws() -> None:

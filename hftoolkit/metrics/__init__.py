@@ -2,6 +2,8 @@
 
 statistics       values, intervals and paired leads of any task, from what each row adds
 classification   metrics of classes
+regression       metrics of predicted numbers
+spans            metrics of named spans
 probabilities    logits to probabilities and decisions, log loss, temperature
 calibration      reliability bins and the calibration error
 """

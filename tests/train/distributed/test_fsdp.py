@@ -281,6 +281,9 @@ def test_a_divided_run_goes_on_to_the_same_bits(tmp_path):
     first, second = together(tmp_path, divided, tmp_path / "cut", layers, knobs)
     assert_same(first["weights"], whole["weights"])
     assert_same(second["weights"], whole["weights"])
+    ends = [newest_state(tmp_path / name / "run" / "checkpoints", print) for name in ("whole", "cut")]
+    assert ends[0].step == ends[1].step == 9  # the best weights may be older than the interrupt
+    assert_same(ends[0].tensors, ends[1].tensors)
 
 
 # What ends a run

@@ -141,6 +141,23 @@ class Inputs(Generic[RawT]):
 
 
 @dataclass(frozen=True, slots=True)
+class PipelineCheck:
+    """What transformers' pipeline of the exported folder must answer.
+
+    Attributes:
+        options: keyword arguments of the pipeline.
+        inputs: what it is given.
+        keys: what is compared of each answer.
+        expected: returns, for a model, the values of these keys for each answer to each input.
+    """
+
+    options: Mapping[str, Any]
+    inputs: Sequence[str]
+    keys: tuple[str, ...]
+    expected: Callable[[nn.Module], list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class GateInputs:
     """What a process without hftoolkit repeats: ``processor(**raw)`` gives ``tensors``, and the model on those ours.
 
@@ -149,11 +166,13 @@ class GateInputs:
         processor: class of transformers that loads the processor of the exported folder, such as ``AutoTokenizer``;
             None compares the tensors' predictions alone.
         raw: keyword arguments of the processor, in plain JSON types.
+        pipeline: what a pipeline must answer; None asks none.
     """
 
     tensors: Tensors
     processor: str | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: PipelineCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)

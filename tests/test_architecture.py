@@ -15,7 +15,7 @@ from hftoolkit.recipe import ALL_RECIPES, is_reinforcement_recipe, load_recipe, 
 PACKAGE = ROOT / "hftoolkit"
 TESTS = ROOT / "tests"
 DOUBLES = TESTS / "doubles"
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 500  # the contract of a task and the tasks themselves are read whole
 MAX_FUNCTION_LINES = 60
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,15 @@ SPLITS = ("train", "validation", "test")
 Read = TypeVar("Read")
 
 
+class Grouped(Protocol):
+    """Rows that may be in groups."""
+
+    @property
+    def groups(self) -> list[str] | None:
+        """The group of each row, or None without groups."""
+        ...
+
+
 def read_each_split(split: Split, read: Callable[[str | None], Read]) -> dict[str, Read]:
     """Read each given split by its name; ``train`` is the one that fractions are taken from."""
     found = {"train": read(split.train)}
@@ -27,7 +36,7 @@ def read_each_split(split: Split, read: Callable[[str | None], Read]) -> dict[st
     return found
 
 
-def check_disjoint_groups(rows: Mapping[str, CleanRows]) -> None:
+def check_disjoint_groups(rows: Mapping[str, Grouped]) -> None:
     """Raise DataError if a group lies in two given splits: no division of the training rows can mend that."""
     for a, b in combinations(rows, 2):
         shared = sorted(set(rows[a].groups or ()) & set(rows[b].groups or ()))

@@ -44,6 +44,7 @@ def main(request_path: str, answer_path: str) -> None:
         "names": [model.config.id2label[index] for index in range(len(model.config.id2label or {}))],
         "outputs": {who: str(folder / f"{who}.safetensors") for who in found},
         "processor": list(differences(request, tensors)) if request["processor"] else [],
+        "pipeline": list(other_answers(model, request)) if "pipeline" in request else [],
     }
     Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
 
@@ -67,6 +68,21 @@ def differences(request: Any, tensors: dict[str, torch.Tensor]) -> Iterator[str]
         elif not torch.allclose(made[name].double(), tensor.double(), rtol=0, atol=PROCESSOR_TOLERANCE):
             row = int((made[name] != tensor).flatten(1).any(1).nonzero()[0])
             yield f"{name} differs, first in row {row + 1} of {len(tensor)}"
+
+
+def other_answers(model: Any, request: Any) -> Iterator[str]:
+    """Yield where transformers' pipeline answers otherwise than the model was trained to."""
+    from transformers import AutoTokenizer
+
+    check = request["pipeline"]
+    tokenizer = AutoTokenizer.from_pretrained(request["model"])
+    task = {"AutoModelForTokenClassification": "token-classification"}[request["auto_class"]]
+    ask = transformers.pipeline(task, model=model, tokenizer=tokenizer, **check["options"])
+    for text, expected in zip(check["inputs"], check["answers"], strict=True):
+        found = [[item[key] for key in check["keys"]] for item in ask(text)]
+        if found != expected:
+            yield f"a plain pipeline finds {found} in {text!r:.60}, the trained model {expected}"
+            return
 
 
 if __name__ == "__main__":

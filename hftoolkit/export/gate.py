@@ -90,8 +90,13 @@ def export_model(  # noqa: PLR0913 - each is one thing that only the caller know
         put_in_place(part, run.model)
     except OSError as error:
         raise EnvironmentFault(f"cannot write {run.model}: {error}; the trained weights are in checkpoints/") from error
-    merged = _outputs(model, inputs, forward)
-    return check_round_trip(run, inputs, auto_class, names, save_base, merged=merged, unmerged=unmerged)
+    merged, answers = _outputs(model, inputs, forward), None
+    if inputs.pipeline is not None:
+        with torch.inference_mode():
+            answers = inputs.pipeline.expected(model)
+    return check_round_trip(
+        run, inputs, auto_class, names, save_base, merged=merged, unmerged=unmerged, answers=answers
+    )
 
 
 def _outputs(model: nn.Module, inputs: GateInputs, forward: Forward) -> dict[str, torch.Tensor]:
@@ -120,6 +125,7 @@ def check_round_trip(
     *,
     merged: Tensors,
     unmerged: Tensors | None,
+    answers: list[Any] | None,
 ) -> GateReport:
     """Reload ``model/`` and its adapter without hftoolkit; compare outputs, and what the processor makes of raw rows.
 
@@ -142,6 +148,10 @@ def check_round_trip(
             "threads": torch.get_num_threads(),
             "adapter": None,
         }
+        if inputs.pipeline is not None:
+            check = inputs.pipeline
+            request["pipeline"] = {"options": dict(check.options), "inputs": list(check.inputs), "keys": check.keys}
+            request["pipeline"] |= {"answers": answers}
         if unmerged is not None:
             base = run.adapter_base
             if not base.is_dir():
@@ -158,6 +168,7 @@ def check_round_trip(
         adapter=None if unmerged is None or adapter is None else _difference(adapter, unmerged),
     )
     problems = _problems(report, scale=max(1.0, _largest(merged) / LOGIT_SCALE))
+    problems += answer["pipeline"]
     problems += [f"{inputs.processor} reads the rows differently: {what}" for what in answer["processor"]]
     if names and answer["names"] != list(names):
         problems.append(f"label names are {answer['names']}, trained were {list(names)}")

@@ -66,6 +66,7 @@ from hftoolkit.recipe.sections import (
     check_repository,
 )
 from hftoolkit.recipe.text_classification import TextClassification, TextData, TextRecipe
+from hftoolkit.recipe.token_classification import TokenData, TokenRecipe
 
 __all__ = [
     "ALL_RECIPES",
@@ -113,6 +114,8 @@ __all__ = [
     "TextData",
     "TextRecipe",
     "TimmEncoder",
+    "TokenData",
+    "TokenRecipe",
     "Train",
     "Tuning",
     "UserTable",

@@ -5,12 +5,14 @@ from hftoolkit.recipe.recommendation import RecommendationRecipe
 from hftoolkit.recipe.reinforcement import ReinforcementRecipe
 from hftoolkit.recipe.sections import Recipe
 from hftoolkit.recipe.text_classification import TextRecipe
+from hftoolkit.recipe.token_classification import TokenRecipe
 
 AnyFineTuning = Recipe | RecommendationRecipe
 AnyRecipe = AnyFineTuning | ReinforcementRecipe
 RECIPES: dict[str, type[AnyFineTuning]] = {
     "text-classification": TextRecipe,
     "image-classification": ImageRecipe,
+    "token-classification": TokenRecipe,
     "recommendation": RecommendationRecipe,
 }
 ALL_RECIPES: tuple[type[AnyRecipe], ...] = (*RECIPES.values(), ReinforcementRecipe)

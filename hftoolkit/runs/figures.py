@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DOTS_PER_INCH = 150
 MAX_NAME_LENGTH = 24  # characters of a class name on an axis
 GRID_COLUMNS = 6
+MAX_SPAN_CHARACTERS = 120  # of a text in the picture of entities
 MAX_NUMBERED_CLASSES = 20  # more cells than this squared hold no readable count
 
 
@@ -128,6 +129,52 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     share = 0.6 * np.abs(strength)[..., None]
     blended: np.ndarray = ((1 - share) * gray + share * colour).astype(np.uint8)
     return blended
+
+
+def write_spans_png(
+    shown: Sequence[tuple[str, Sequence[tuple[str, int, int]], Sequence[tuple[str, int, int]]]],
+    types: Sequence[str],
+    path: Path,
+) -> None:
+    """Draw texts, each as two lines: gold spans above the predicted ones, in the colour of their type.
+
+    Args:
+        shown: text, gold spans and predicted spans ``(type, start, end)``; of a long text, the first characters.
+        types: in the order of their colours.
+        path: a PNG, overwritten.
+    """
+    from matplotlib import colormaps
+
+    colours = {name: colormaps["tab10"](index % 10) for index, name in enumerate(types)}
+    figure = _new_figure(11.0, 0.8 + 0.62 * max(1, len(shown)))
+    axes = figure.subplots()
+    axes.set(xlim=(-6, MAX_SPAN_CHARACTERS), ylim=(2.4 * len(shown), -2.2))
+    axes.set_axis_off()
+    for row, (text, *both) in enumerate(shown):
+        for line, (what, spans) in enumerate(zip(("gold", "model"), both, strict=True)):
+            height = 2.4 * row + line
+            axes.text(-1, height, what, ha="right", va="center", fontsize=6, color="0.5")
+            for place, character in enumerate(text[:MAX_SPAN_CHARACTERS].replace("\n", " ").replace("$", r"\$")):
+                axes.text(place, height, character, ha="center", va="center", fontsize=6, family="monospace")
+            for name, start, end in spans:
+                if start < MAX_SPAN_CHARACTERS:
+                    axes.axvspan(
+                        start - 0.5,
+                        min(end, MAX_SPAN_CHARACTERS) - 0.5,
+                        *_band(axes, height),
+                        alpha=0.35,
+                        facecolor=colours[name],
+                        linewidth=0,
+                    )
+    for index, name in enumerate(types):
+        axes.text(14 * index, -1.5, _shorten(name), fontsize=7, backgroundcolor=(*colours[name][:3], 0.35))
+    figure.savefig(path, format="png")
+
+
+def _band(axes: "Axes", height: float) -> tuple[float, float]:
+    """Return where a line of text lies, as shares of the height of the axes."""
+    bottom, top = axes.get_ylim()
+    return tuple(sorted(((height + half - bottom) / (top - bottom)) for half in (-0.45, 0.45)))  # type: ignore[return-value]
 
 
 def _shorten(name: str) -> str:

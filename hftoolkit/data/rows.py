@@ -1,0 +1,189 @@
+"""Rows of any kind: read from tables, checked one by one, divided into splits, and summed up."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from hftoolkit.data.labels import LabelSet
+from hftoolkit.data.reading import SPLITS, check_disjoint_groups, read_each_split
+from hftoolkit.data.splits import split_rows
+from hftoolkit.data.summary import duplicates, normalize
+from hftoolkit.data.tables import DataTable, read_table
+from hftoolkit.data.text_rows import BadRow, BadRows, check_bad_rows, count_list, read_groups
+from hftoolkit.errors import DataError
+from hftoolkit.recipe.sections import Data, Split
+
+NO_LABELS = LabelSet((), {}, multi_label=False)
+
+
+class Row(Protocol):
+    """What is asked of a raw row."""
+
+    @property
+    def key(self) -> str:
+        """The text by which rows count as the same."""
+        ...
+
+    def to_json(self) -> Any:
+        """Return what identifies the row with its target, in plain JSON types."""
+        ...
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+@dataclass(frozen=True, slots=True)
+class UsableRows(Generic[RowT]):
+    """The rows of one table that can be used, in its order.
+
+    Attributes:
+        rows: N rows.
+        numbers: (N,) int64, 1-based rows of the table.
+        groups: N group values, or None.
+        skipped: reason -> number of rows left out.
+    """
+
+    rows: list[RowT]
+    numbers: np.ndarray
+    groups: list[str] | None
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DividedRows(Generic[RowT]):
+    """Rows by split, their 1-based numbers in the source, and what data.json says of them."""
+
+    splits: dict[str, list[RowT]]
+    row_numbers: dict[str, np.ndarray]
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+Parse = Callable[[DataTable], tuple[list[RowT], BadRows]]
+
+
+def load_rows(source: Path, data: Data, parse: Parse[RowT], what: str) -> DividedRows[RowT]:
+    """Read, check and divide the rows of a source.
+
+    Args:
+        source: the file or folder that ``data.source`` led to.
+        data: splits, and what to do with bad rows.
+        parse: returns one row for each of a table, whatever for bad ones, and the bad ones by 1-based number.
+        what: an example is called, for the names of keys and for warnings.
+
+    Raises:
+        DataError: the files, columns, rows or splits cannot be used; all bad rows are in one message.
+    """
+    tables = read_each_split(data.split, lambda split: read_table(source, split=split, subset=data.subset))
+    rows = usable_rows(tables, data, parse)
+    check_disjoint_groups(rows)
+    splits, numbers = _divide(rows, data.split)
+    summary = _reading(rows, tables) | _summary(splits, numbers, what)
+    summary["warnings"] = [*_reading_warnings(rows, tables), *summary["warnings"]]
+    return DividedRows(splits, numbers, summary)
+
+
+def usable_rows(tables: Mapping[str, DataTable], data: Data, parse: Parse[RowT]) -> dict[str, UsableRows[RowT]]:
+    """Return the usable rows of each table.
+
+    Raises:
+        DataError: there are bad rows and ``data.on_bad_rows`` is ``error``, or no row is left.
+    """
+    parsed = {name: parse(table) for name, table in tables.items()}
+    found, bad_by_source = {}, {}
+    for name, table in tables.items():
+        rows, bad = parsed[name]
+        groups, bad_groups = read_groups(table, data.split.group)
+        bad = {**bad_groups, **bad}
+        bad_by_source[table.source] = bad
+        kept = [place for place in range(len(rows)) if place + 1 not in bad]
+        found[name] = UsableRows(
+            [rows[place] for place in kept],
+            np.array(kept, dtype=np.int64) + 1,
+            None if groups is None else [groups[place] for place in kept],
+            dict(Counter(problem.reason for problem in bad.values())),
+        )
+    check_bad_rows(bad_by_source, NO_LABELS, data.on_bad_rows)
+    for name, usable in found.items():
+        if not usable.rows:
+            raise DataError(f"no row of {tables[name].source} can be used: {count_list(usable.skipped)}")
+    return found
+
+
+def _divide(rows: Mapping[str, UsableRows[RowT]], split: Split) -> tuple[dict[str, list[RowT]], dict[str, np.ndarray]]:
+    """Take fractions from the training rows by seed; nothing is stratified."""
+    train = rows["train"]
+    places = split_rows(np.zeros(len(train.rows), dtype=np.int64), split, train.groups)
+    splits, numbers = {}, {}
+    for name in SPLITS:
+        usable, chosen = (train, places[name]) if name in places else (rows[name], np.arange(len(rows[name].rows)))
+        splits[name] = [usable.rows[place] for place in chosen]
+        numbers[name] = usable.numbers[chosen]
+    return splits, numbers
+
+
+def _reading(rows: Mapping[str, UsableRows[Any]], tables: Mapping[str, DataTable]) -> dict[str, Any]:
+    skipped: Counter[str] = Counter()
+    for kept in rows.values():
+        skipped.update(kept.skipped)
+    return {
+        "files": {name: list(table.files) for name, table in tables.items()},
+        "rows_read": sum(table.num_rows for table in tables.values()),
+        "rows_kept": sum(len(kept.rows) for kept in rows.values()),
+        "skipped": dict(skipped),
+    }
+
+
+def _reading_warnings(rows: Mapping[str, UsableRows[Any]], tables: Mapping[str, DataTable]) -> list[str]:
+    warnings = []
+    for name, table in tables.items():
+        if table.joined_splits:
+            joined = ", ".join(table.joined_splits)
+            warnings.append(f"the source has the splits {joined}; all their rows are used, see data.split.train")
+        if skipped := rows[name].skipped:
+            left_out = table.num_rows - len(rows[name].rows)
+            warnings.append(
+                f"{left_out} of {table.num_rows} rows of {table.source} are left out ({count_list(skipped)})"
+            )
+    return warnings
+
+
+def _summary(splits: Mapping[str, Sequence[Row]], numbers: Mapping[str, np.ndarray], what: str) -> dict[str, Any]:
+    keys = {name: [normalize(row.key) for row in rows] for name, rows in splits.items()}
+    repeated = duplicates(keys)
+    digest = hashlib.sha256()
+    for name, rows in splits.items():
+        for number, row in zip(numbers[name].tolist(), rows, strict=True):
+            digest.update(json.dumps([name, number, row.to_json()]).encode() + b"\n")
+    warnings = [
+        f"{count} of {len(splits[pair.partition('/')[2]])} rows of {pair.partition('/')[2]} repeat a {what} of "
+        f"{pair.partition('/')[0]}"
+        for pair, count in repeated.items()
+        if count
+    ]
+    return {
+        "sizes": {name: len(rows) for name, rows in splits.items()},
+        "duplicates": repeated,
+        "fingerprint": digest.hexdigest(),
+        "warnings": warnings,
+    }
+
+
+def numbers_of(cells: Sequence[Any], what: str) -> tuple[list[float], BadRows]:
+    """Return the finite number in each cell, 0 where there is none, and the rows without one."""
+    values: list[float] = []
+    bad: BadRows = {}
+    for number, cell in enumerate(cells, start=1):
+        try:
+            value = float(str(cell).strip())
+        except ValueError:
+            value = float("nan")
+        if not np.isfinite(value):
+            bad[number] = BadRow(f"{what} is not a number", cell)
+        values.append(value if np.isfinite(value) else 0.0)
+    return values, bad

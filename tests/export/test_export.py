@@ -20,7 +20,6 @@ from hftoolkit.commands.finetune import fit_setup
 from hftoolkit.commands.setup import Setup, prepare
 from hftoolkit.errors import ArtifactError
 from hftoolkit.export import gate as export
-from hftoolkit.export.gate import GateReport
 from hftoolkit.recipe import load_recipe
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.tasks import text_classification
@@ -142,7 +141,7 @@ def test_an_adapter_whose_head_is_lost_or_changed_fails_the_gate(
 
 
 def test_the_fresh_process_cannot_import_hftoolkit() -> None:
-    script = Path(commands.__file__).parent / "export" / "fresh_process.py"
+    script = Path(export.__file__).with_name("fresh_process.py")
     code = f"import runpy; runpy.run_path({str(script)!r}); import hftoolkit"
     ended = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode != 0
@@ -201,10 +200,3 @@ def test_a_perfect_validation_split_leaves_the_temperature_alone_and_passes_the_
     results = finetune(recipe, tmp_path / "run", "train.epochs=8")
     assert results["validation"]["metrics"]["accuracy"] == 1.0
     assert results["temperature"] == 1.0
-
-
-def test_the_tolerance_grows_with_logits_beyond_fp32_steps_of_ten() -> None:
-    report = GateReport(rows=1, saved=5e-5, merged=None, adapter=None)
-    assert export._problems(report, scale=1.0)
-    assert not export._problems(report, scale=6.0)
-    assert export._problems(GateReport(rows=1, saved=float("nan"), merged=None, adapter=None), scale=6.0)

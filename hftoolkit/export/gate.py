@@ -103,7 +103,7 @@ def _outputs(model: nn.Module, inputs: GateInputs, forward: Forward) -> dict[str
     """Return the floating-point outputs of a model in this process, by name."""
     with torch.inference_mode():
         found = forward(model.eval(), inputs.tensors)
-    return {name: tensor.float().contiguous() for name, tensor in found.items()}
+    return _visible({name: tensor.float().contiguous() for name, tensor in found.items()}, inputs)
 
 
 def put_in_place(part: Path, target: Path) -> None:
@@ -159,10 +159,10 @@ def check_round_trip(
                 save_base(base)
             request |= {"adapter": str(run.adapter), "backbone": str(base)}
         answer = reload_in_fresh_process(request, folder)
-        reloaded = {who: load_file(path) for who, path in answer["outputs"].items()}
+        reloaded = {who: _visible(load_file(path), inputs) for who, path in answer["outputs"].items()}
     adapter = reloaded.pop("adapter", None)
     report = GateReport(
-        rows=len(next(iter(merged.values()))),
+        rows=len(next(iter(inputs.tensors.values()))),
         saved=max(_difference(found, merged) for found in reloaded.values()),
         merged=None if unmerged is None else _difference(merged, unmerged),
         adapter=None if unmerged is None or adapter is None else _difference(adapter, unmerged),
@@ -226,6 +226,15 @@ def reload_in_fresh_process(
     return result
 
 
+def _visible(outputs: Tensors, inputs: GateInputs) -> dict[str, torch.Tensor]:
+    """Return outputs without the positions that the attention mask hides, which mean nothing."""
+    mask = inputs.tensors.get("attention_mask")
+    return {
+        name: tensor[mask.bool()] if mask is not None and tensor.shape[:2] == mask.shape else tensor
+        for name, tensor in outputs.items()
+    }
+
+
 def _difference(left: Tensors, right: Tensors) -> float:
     """Return the largest absolute difference of outputs of one name; NaN where one is missing or of another shape."""
     differences = [
@@ -242,6 +251,8 @@ def _largest(outputs: Tensors) -> float:
 
 
 def _adapter_readme(base: str, names: Sequence[str], auto_class: str) -> str:
+    head = f", num_labels={len(names)}, ignore_mismatched_sizes=True" if names else ""
+    classes = f"\nClasses, in order: {', '.join(names)}.\n" if names else ""
     return f"""# LoRA adapter
 
 The folder above holds the merged model, which most users want. This is the adapter alone:
@@ -250,9 +261,7 @@ The folder above holds the merged model, which most users want. This is the adap
 from peft import PeftModel
 from transformers import {auto_class}
 
-base = {auto_class}.from_pretrained("{base}", num_labels={len(names)}, ignore_mismatched_sizes=True)
+base = {auto_class}.from_pretrained("{base}"{head})
 model = PeftModel.from_pretrained(base, "adapter")
 ```
-
-Classes, in order: {", ".join(names)}.
-"""
+{classes}"""

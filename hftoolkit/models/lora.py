@@ -21,7 +21,7 @@ PEFT_HEADS = ("classifier.", "score.")
 TASKS = {
     "ForSequenceClassification": TaskType.SEQ_CLS,
     "ForTokenClassification": TaskType.TOKEN_CLS,
-    "ForQuestionAnswering": TaskType.QUESTION_ANS,
+    "ForQuestionAnswering": None,  # peft's wrapper of that task drops token_type_ids and position_ids
     "ForCausalLM": TaskType.CAUSAL_LM,
     "ForConditionalGeneration": TaskType.SEQ_2_SEQ_LM,
 }

@@ -189,7 +189,7 @@ def test_the_card_names_no_path_of_this_machine(write_recipe: Callable[..., Path
     assert len(texts) >= 5
     assert not [text for text in texts if str(tmp_path) in text or "pytest-of" in text]
     card = (model / "README.md").read_text()
-    assert "model-index" in card and "Macro-F1" in card and "Fingerprint" in card
+    assert "model-index" in card and "macro-F1" in card and "Fingerprint" in card
 
 
 def test_a_perfect_validation_split_leaves_the_temperature_alone_and_passes_the_gate(

@@ -347,9 +347,6 @@ def test_a_processor_may_give_more_tensors_and_others_of_rounding_but_nothing_el
     ]
 
 
-@pytest.mark.xfail(
-    reason="rows are told apart exactly, not within the tolerance, and one number a row fails", strict=True
-)
 def test_a_processor_that_differs_is_told_by_the_first_row_beyond_the_tolerance(
     differences: Callable[..., list[str]],
 ) -> None:

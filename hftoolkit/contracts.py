@@ -369,6 +369,15 @@ class Calibrates(Protocol):
 
 
 @runtime_checkable
+class Folds(Protocol):
+    """Trains in another unit than the one that the exported model gives."""
+
+    def fold(self, model: nn.Module) -> None:
+        """Change the output layers of a trained model once, so that it gives the unit of the data."""
+        ...
+
+
+@runtime_checkable
 class HasBaselines(Protocol):
     """Compares itself with simple models."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hftoolkit.commands.results import measure_outputs, result_tables, write_test_predictions
 from hftoolkit.commands.setup import Setup, join, prepare
-from hftoolkit.contracts import Calibrates, Draws, Emit, Event, HasBaselines, Message
+from hftoolkit.contracts import Calibrates, Draws, Emit, Event, Folds, HasBaselines, Message
 from hftoolkit.export.gate import GateReport, export_model
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.background import BackgroundPushes
@@ -120,6 +120,8 @@ def _train(setup: Setup, run: RunDir, strategy: Strategy, emit: Emit) -> _Traine
     """Do what takes all processes: train, calibrate, predict the test split."""
     model, fitted = setup.tuned.model, fit_setup(setup, run, strategy, emit)
     emit(Message("best weights loaded; predicting validation and test in fp32, for calibration and results"))
+    if isinstance(setup.task, Folds):
+        setup.task.fold(model)
     calibration: dict[str, Any] = {}
     if isinstance(setup.task, Calibrates):
         outputs = setup.learner.outputs(model, setup.infer, "validation", full_precision=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from hftoolkit.contracts import Folds
 from hftoolkit.errors import DataError, EnvironmentFault, HFToolkitError
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.background import LINKED
@@ -58,6 +59,8 @@ def push_best(run: RunDir) -> None:
     task = kind.build(recipe, schema, base, None)
     model = apply_tuning(base, recipe.tuning).model
     load_trained(model, {name for name, p in model.named_parameters() if p.requires_grad}, state)
+    if isinstance(task, Folds):
+        task.fold(model)
     if is_lora(model):
         model = merge(model)
     _check_room(run, model, state)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from string import Formatter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -38,6 +38,21 @@ class BadRow:
 
 
 BadRows = dict[int, BadRow]  # by 1-based row number
+
+
+class TextPair(str):
+    """Two texts that a tokenizer puts its separator between; as a text, both, each on lines of its own."""
+
+    first: str
+    second: str
+
+    def __new__(cls, first: str, second: str) -> Self:
+        pair = super().__new__(cls, f"{first}\n{second}")
+        pair.first, pair.second = first, second
+        return pair
+
+    def __reduce__(self) -> tuple[type["TextPair"], tuple[str, str]]:
+        return TextPair, (self.first, self.second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +103,28 @@ def clean_texts(columns: Mapping[str, Sequence[Any]], data: TextData) -> tuple[l
         data: which columns, the template, and the texts that mean 'no text'.
 
     Returns:
-        One text a row, stripped, and empty where the row is bad; and the bad rows.
+        One text a row, stripped, and empty where the row is bad; a ``TextPair`` with ``data.columns.text_pair``. And the
+        bad rows.
 
     Raises:
         RecipeError: the template does not fit the text columns.
     """
+    texts, bad = _joined_texts(columns, data)
+    if data.columns.text_pair is None:
+        return texts, bad
+    markers = frozenset(data.missing_values)
+    for place, cell in enumerate(columns[data.columns.text_pair]):
+        second = cell_text(cell)
+        usable = "" if second is None or second in markers else second
+        problem = _text_problem([cell], [second], [usable], usable)
+        if problem and place + 1 not in bad:
+            bad[place + 1] = problem
+        texts[place] = "" if place + 1 in bad else TextPair(texts[place], usable)
+    return texts, bad
+
+
+def _joined_texts(columns: Mapping[str, Sequence[Any]], data: TextData) -> tuple[list[str], BadRows]:
+    """Return the text columns of each row as one text, and the rows without any."""
     names = data.columns.text
     template = None if data.template is None else parse_template(data.template, names)
     markers = frozenset(data.missing_values)
@@ -109,6 +141,12 @@ def clean_texts(columns: Mapping[str, Sequence[Any]], data: TextData) -> tuple[l
     return texts, bad
 
 
+def text_columns(data: TextData) -> tuple[str, ...]:
+    """Return the columns that hold texts, that of the second text of pairs last."""
+    pair = data.columns.text_pair
+    return data.columns.text if pair is None else (*data.columns.text, pair)
+
+
 def parse_rows(table: DataTable, data: TextData, *, multi_label: bool, label_separator: str) -> ParsedRows:
     """Read texts, label values and groups of all rows; a row with several faults is listed for the first.
 
@@ -116,7 +154,7 @@ def parse_rows(table: DataTable, data: TextData, *, multi_label: bool, label_sep
         DataError: the table lacks a column.
         RecipeError: the template does not fit the text columns.
     """
-    require_columns(table, data.columns.text, "data.columns.text")
+    require_columns(table, text_columns(data), "data.columns.text")
     require_columns(table, data.columns.label, "data.columns.label")
     texts, bad = clean_texts(table.columns, data)
     label_cells = [table.columns[name] for name in data.columns.label]

@@ -12,7 +12,8 @@ from hftoolkit.data.rows import DividedRows, load_rows, usable_rows
 from hftoolkit.data.tables import DataTable, read_table, require_columns
 from hftoolkit.data.text_rows import EMPTY_TEXT, NOT_TEXT, BadRow, BadRows, cell_text
 from hftoolkit.errors import DataError
-from hftoolkit.recipe import Split, TokenData
+from hftoolkit.recipe import Split
+from hftoolkit.recipe.token_classification import TokenData
 
 Span = tuple[str, int, int]
 

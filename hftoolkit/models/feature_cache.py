@@ -24,7 +24,8 @@ class CachedBase(nn.Module):
 
 def base_features(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Return what the head sees of each text, (B, 2, H); the second half repeats the first without a pooler."""
-    output = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])  # type: ignore[operator]
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    output = model.base_model(**{name: batch[name] for name in names if name in batch})  # type: ignore[operator]
     first = output.last_hidden_state[:, 0]
     pooled = getattr(output, "pooler_output", None)
     return torch.stack([first, first if pooled is None else pooled], dim=1)

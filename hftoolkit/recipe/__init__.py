@@ -66,7 +66,6 @@ from hftoolkit.recipe.sections import (
     check_repository,
 )
 from hftoolkit.recipe.text_classification import TextClassification, TextData, TextRecipe
-from hftoolkit.recipe.token_classification import TokenData, TokenRecipe
 
 __all__ = [
     "ALL_RECIPES",
@@ -114,8 +113,6 @@ __all__ = [
     "TextData",
     "TextRecipe",
     "TimmEncoder",
-    "TokenData",
-    "TokenRecipe",
     "Train",
     "Tuning",
     "UserTable",

@@ -2,6 +2,7 @@
 
 from hftoolkit.recipe.image_classification import ImageRecipe
 from hftoolkit.recipe.recommendation import RecommendationRecipe
+from hftoolkit.recipe.regression import TextRegressionRecipe
 from hftoolkit.recipe.reinforcement import ReinforcementRecipe
 from hftoolkit.recipe.sections import Recipe
 from hftoolkit.recipe.text_classification import TextRecipe
@@ -13,6 +14,7 @@ RECIPES: dict[str, type[AnyFineTuning]] = {
     "text-classification": TextRecipe,
     "image-classification": ImageRecipe,
     "token-classification": TokenRecipe,
+    "text-regression": TextRegressionRecipe,
     "recommendation": RecommendationRecipe,
 }
 ALL_RECIPES: tuple[type[AnyRecipe], ...] = (*RECIPES.values(), ReinforcementRecipe)

@@ -41,6 +41,12 @@ class TextColumns(Section):
     """Which columns of the table hold the text and the label."""
 
     text: ColumnNames = Field(description="Text columns, joined in this order (see data.template).")
+    text_pair: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of a second text, for pairs (similarity, entailment): the tokenizer puts its separator "
+        "between the two. Default: no pairs.",
+    )
     label: ColumnNames = Field(
         description="The label column; for multi-label, one column of lists or separated names, or several 0/1 columns."
     )

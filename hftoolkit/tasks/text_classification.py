@@ -49,7 +49,7 @@ from hftoolkit.tasks.shared.class_head import (
     targets_of,
     to_rows,
 )
-from hftoolkit.tasks.shared.text_inputs import encode_texts, length_advice, pad_tokens, text_inputs
+from hftoolkit.tasks.shared.text_inputs import encode_rows, length_advice, pad_rows, processor_inputs, text_inputs
 
 PROBE_CHECK_ROWS = 64
 PROBE_TOLERANCE = 1e-4  # on fp32 logits, between cached and full computation
@@ -65,10 +65,11 @@ class LabelledText:
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """One tokenized text and its target."""
+    """One tokenized text and its target; of a pair of texts also which of them each token is of."""
 
     token_ids: list[int]
     target: Any
+    type_ids: list[int] | None = None
 
 
 class TextClassificationTask:
@@ -140,9 +141,9 @@ class TextClassificationTask:
 
     def encode(self, raw: Sequence[LabelledText]) -> Examples:
         """Return tokenized texts."""
-        token_ids, lengths = encode_texts(self._tokenizer, [row.text for row in raw])
+        token_ids, type_ids, lengths = encode_rows(self._tokenizer, [row.text for row in raw])
         return Examples(
-            [TextExample(ids, row.target) for ids, row in zip(token_ids, raw, strict=True)],
+            [TextExample(ids, row.target, of) for ids, of, row in zip(token_ids, type_ids, raw, strict=True)],
             np.array([len(ids) for ids in token_ids]),
             num_truncated=int((lengths > self._tokenizer.model_max_length).sum()),
             advice=length_advice(lengths, self._tokenizer),
@@ -158,7 +159,7 @@ class TextClassificationTask:
             features = torch.from_numpy(np.stack([example.features for example in examples]))  # (B, 2, H)
             batch = {"inputs_embeds": features, "attention_mask": torch.ones(features.shape[:2], dtype=torch.long)}
         else:
-            batch = pad_tokens([example.token_ids for example in examples], self._tokenizer)
+            batch = pad_rows(examples, self._tokenizer)
         if examples[0].target is None:
             return batch
         return batch | {"targets": stack_targets([example.target for example in examples])}
@@ -225,8 +226,8 @@ class TextClassificationTask:
     def gate_inputs(self, raw: Sequence[LabelledText]) -> GateInputs:
         """Return texts, and their tokens padded as the tokenizer alone pads them."""
         texts = [row.text for row in raw]
-        tensors = pad_tokens(encode_texts(self._tokenizer, texts)[0], self._tokenizer, multiple_of=1)
-        return GateInputs(tensors, "AutoTokenizer", {"text": texts, "truncation": True, "padding": True})
+        tensors = pad_rows(self.encode(raw).items, self._tokenizer, multiple_of=1)
+        return GateInputs(tensors, "AutoTokenizer", processor_inputs(texts))
 
     def calibrate(self, model: nn.Module, outputs: Sequence[np.ndarray], raw: Sequence[LabelledText]) -> dict[str, Any]:
         """Fold a temperature into the output layers."""

@@ -42,7 +42,7 @@ from hftoolkit.metrics.spans import span_statistics
 from hftoolkit.metrics.statistics import RowStatistics, measure
 from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
 from hftoolkit.models.pretrained import Weights
-from hftoolkit.recipe import TokenRecipe
+from hftoolkit.recipe.token_classification import TokenRecipe
 from hftoolkit.runs.figures import write_spans_png
 from hftoolkit.runs.tables import per_class_table
 from hftoolkit.tasks.shared.tags import OUTSIDE, Span, Word, find_scheme, spans_of_tags, tag_names, tags_of_spans

@@ -218,12 +218,7 @@ def with_lora(export: Export) -> PeftModel:
     return model
 
 
-BROKEN = "no names ask for a head of 0 outputs, and peft's wrapper for question answering drops token_type_ids"
-
-
-@pytest.mark.parametrize(
-    "head", ["classes", "tags", pytest.param("answers", marks=pytest.mark.xfail(reason=BROKEN, strict=True))]
-)
+@pytest.mark.parametrize("head", ["classes", "tags", "answers"])
 def test_an_adapter_with_its_head_reloads_in_plain_peft(head: str, make_export: Callable[[str], Export]) -> None:
     export = make_export(head)
     export.model = with_lora(export)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from torch.nn import functional
 
 from hftoolkit.errors import DataError
@@ -70,6 +70,20 @@ def tfidf_logreg(
     flags_CN = train_targets.T.astype(np.int64)
     columns = [_fit_predict(*features, flags_N, num_classes=2, seed=seed)[:, 1] for flags_N in flags_CN]
     return np.stack(columns, axis=1)
+
+
+def tfidf_ridge(train_texts: Sequence[str], train_targets: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Return the numbers ``(len(texts),)`` of a ridge regression on TF-IDF of words and word pairs.
+
+    Raises:
+        DataError: there are no training rows.
+    """
+    _check_train(train_targets)
+    features = _tfidf(train_texts, texts)
+    if features is None:
+        return np.full(len(texts), train_targets.mean())
+    numbers: np.ndarray = Ridge().fit(features[0], train_targets).predict(features[1])
+    return numbers
 
 
 def _check_train(train_targets: np.ndarray) -> None:

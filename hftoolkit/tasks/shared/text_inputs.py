@@ -9,7 +9,7 @@ import torch
 
 from hftoolkit.contracts import Batch, Inputs, Unusable
 from hftoolkit.data.tables import read_table, require_columns
-from hftoolkit.data.text_rows import clean_texts, describe_bad_texts
+from hftoolkit.data.text_rows import TextPair, clean_texts, describe_bad_texts, text_columns
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
 
@@ -30,6 +30,39 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]],
         for index, ids in zip(too_long, cut, strict=True):
             whole[index] = ids
     return whole, lengths
+
+
+def encode_rows(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int] | None], np.ndarray]:
+    """Return token ids of texts or pairs, cut; which text a token is of (None for models without); lengths, uncut."""
+    if not texts or not isinstance(texts[0], TextPair):
+        token_ids, lengths = encode_texts(tokenizer, texts)
+        return token_ids, [None] * len(token_ids), lengths
+    pairs = [text for text in texts if isinstance(text, TextPair)]
+    both = [pair.first for pair in pairs], [pair.second for pair in pairs]
+    lengths = np.array([len(ids) for ids in tokenizer(*both, truncation=False, verbose=False)["input_ids"]])
+    cut = tokenizer(*both, truncation=True)
+    type_ids = cut.get("token_type_ids") or [None] * len(pairs)
+    return cut["input_ids"], list(type_ids), lengths
+
+
+def processor_inputs(texts: Sequence[str]) -> dict[str, Any]:
+    """Return what a tokenizer is called with for texts or pairs, as plain libraries do."""
+    if texts and isinstance(texts[0], TextPair):
+        pairs = [text for text in texts if isinstance(text, TextPair)]
+        named: dict[str, Any] = {"text": [pair.first for pair in pairs], "text_pair": [pair.second for pair in pairs]}
+    else:
+        named = {"text": list(map(str, texts))}
+    return named | {"truncation": True, "padding": True}
+
+
+def pad_rows(examples: Sequence[Any], tokenizer: Any, multiple_of: int = LENGTH_STEP) -> Batch:
+    """Return ``input_ids``, ``attention_mask`` and, of pairs, ``token_type_ids`` of encoded texts, each (B, L)."""
+    batch = pad_tokens([example.token_ids for example in examples], tokenizer, multiple_of)
+    if examples[0].type_ids is not None:
+        batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+        for row, example in enumerate(examples):
+            batch["token_type_ids"][row, : len(example.type_ids)] = torch.tensor(example.type_ids)
+    return batch
 
 
 def pad_tokens(token_ids: Sequence[Sequence[int]], tokenizer: Any, multiple_of: int = LENGTH_STEP) -> Batch:
@@ -81,7 +114,7 @@ def _table_columns(source: Path, data: TextData) -> Mapping[str, Sequence[Any]]:
     if not source.exists():
         raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
     table = read_table(source)
-    names = data.columns.text
+    names = text_columns(data)
     require_columns(table, names, f"the header: the model reads {', '.join(names)}")
     return {name: table.columns[name] for name in names}
 
@@ -89,10 +122,12 @@ def _table_columns(source: Path, data: TextData) -> Mapping[str, Sequence[Any]]:
 def _columns_of_rows(rows: Sequence[Any], data: TextData) -> Mapping[str, Sequence[Any]]:
     if isinstance(rows, str | Mapping):
         raise DataError("predict takes a list of rows; write predict([row]) for one")
-    names = data.columns.text
+    names = text_columns(data)
     kinds = {type(row).__name__ for row in rows if not isinstance(row, Mapping)}
     if kinds and not all(isinstance(row, str) for row in rows):
         raise DataError(f"rows must be all texts, or all dicts; found {', '.join(sorted(kinds))} among them")
+    if kinds and data.columns.text_pair is not None:
+        raise DataError(f"rows must be dicts with {', '.join(names)}: the model reads pairs of texts")
     if kinds:
         return {name: [""] * len(rows) for name in names} | {names[-1]: list(rows)}
     missing = [name for name in names if not all(name in row for row in rows)]

@@ -1,0 +1,234 @@
+"""Regression: a number for each text, or pair of texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from hftoolkit.contracts import (
+    Batch,
+    CardText,
+    Columns,
+    Dataset,
+    Emit,
+    Examples,
+    GateInputs,
+    Inputs,
+    StepOutput,
+    Task,
+    Tensors,
+)
+from hftoolkit.data.rows import load_rows, numbers_of, usable_rows
+from hftoolkit.data.tables import DataTable, read_table, require_columns
+from hftoolkit.data.text_rows import BadRows, clean_texts, text_columns
+from hftoolkit.metrics.statistics import RowStatistics, measure
+from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
+from hftoolkit.models.pretrained import Weights
+from hftoolkit.recipe import Split, TextData
+from hftoolkit.recipe.regression import TextRegressionRecipe
+from hftoolkit.tasks.shared.baselines import tfidf_ridge
+from hftoolkit.tasks.shared.score_head import HEADLINE, Score, ScoreHead
+from hftoolkit.tasks.shared.text_inputs import encode_rows, length_advice, pad_rows, processor_inputs, text_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    """A text and its number; None where it is to be predicted."""
+
+    text: str
+    target: float | None = None
+
+    @property
+    def key(self) -> str:
+        return self.text
+
+    def to_json(self) -> Any:
+        """Return text and number."""
+        return [self.text, self.target]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredExample:
+    """One tokenized text and its number; of a pair of texts also which of them each token is of."""
+
+    token_ids: list[int]
+    target: float | None
+    type_ids: list[int] | None
+
+
+class TextRegressionTask:
+    """See ``contracts.Task``. An output is a number."""
+
+    unit: ClassVar[str] = "text"
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    pipeline_tag: ClassVar[str] = "text-classification"
+    headline: ClassVar[Mapping[str, str]] = HEADLINE
+    compared_by: ClassVar[str] = "r2"
+    no_answer: ClassVar[float | None] = None
+
+    def __init__(self, recipe: TextRegressionRecipe, head: ScoreHead, tokenizer: Any) -> None:
+        """Make one with ``build``."""
+        self._recipe = recipe
+        self._head = head
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def read(
+        cls, recipe: TextRegressionRecipe, source: Path, weights: Weights, schema: Score | None, emit: Emit
+    ) -> Dataset[ScoredText]:
+        """Return the checked rows of a table, divided into splits."""
+        divided = load_rows(source, recipe.data, lambda table: _parse(table, recipe.data), "text")
+        train = np.array([row.target for row in divided.splits["train"]])
+        score = schema or Score.of(recipe.data.columns.label[0], train)
+        return Dataset(divided.splits, divided.row_numbers, score, divided.summary)
+
+    @classmethod
+    def read_labelled(
+        cls, recipe: TextRegressionRecipe, source: Path, weights: Weights, schema: Score
+    ) -> list[ScoredText]:
+        """Return all usable rows of another table."""
+        data = recipe.data.model_copy(update={"split": Split()})
+        return usable_rows({"train": read_table(source)}, data, lambda table: _parse(table, data))["train"].rows
+
+    @classmethod
+    def schema_from_json(cls, stored: Mapping[str, Any]) -> Score:
+        """Return the number that a run learned."""
+        return Score.from_json(stored)
+
+    @classmethod
+    def load(cls, recipe: TextRegressionRecipe, schema: Score, weights: Weights) -> TextBackbone:
+        """Return the backbone with a head of one output."""
+        if weights.saved is not None:
+            return load_saved_text_model(weights.saved, cls.auto_class)
+        assert weights.path is not None
+        return load_text_model(
+            weights.path,
+            cls.auto_class,
+            schema.head,
+            max_length=recipe.model.max_length,
+            dropout=recipe.model.dropout,
+            seed=recipe.train.seed,
+        )
+
+    @classmethod
+    def build(
+        cls, recipe: TextRegressionRecipe, schema: Score, base: TextBackbone, train: Sequence[ScoredText] | None
+    ) -> Self:
+        """Return the task."""
+        head = ScoreHead.of(schema, recipe.task.loss, base, is_trained=not base.output_layers)
+        return cls(recipe, head, base.tokenizer)
+
+    def encode(self, raw: Sequence[ScoredText]) -> Examples:
+        """Return tokenized texts."""
+        token_ids, type_ids, lengths = encode_rows(self._tokenizer, [row.text for row in raw])
+        return Examples(
+            [ScoredExample(ids, row.target, of) for ids, of, row in zip(token_ids, type_ids, raw, strict=True)],
+            np.array([len(ids) for ids in token_ids]),
+            num_truncated=int((lengths > self._tokenizer.model_max_length).sum()),
+            advice=length_advice(lengths, self._tokenizer),
+        )
+
+    def sampling_weights(self, raw: Sequence[ScoredText]) -> None:
+        """Return nothing: each text is shown once an epoch."""
+        return
+
+    def collate(self, examples: Sequence[ScoredExample], *, training: bool) -> Batch:
+        """Pad to the longest text of the batch: input_ids and attention_mask (B, L), targets (B,) float32."""
+        batch = pad_rows(examples, self._tokenizer)
+        if examples[0].target is None:
+            return batch
+        return batch | {"targets": torch.tensor([example.target for example in examples], dtype=torch.float32)}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensors:
+        """Return the ``logits`` of a batch, (B, 1)."""
+        return {"logits": model(**{name: tensor for name, tensor in batch.items() if name != "targets"}).logits}
+
+    def loss(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the summed loss of a batch."""
+        return self._head.step(self.forward(model, batch)["logits"], batch)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[float]:
+        """Return a number for each text."""
+        return self._head.to_numbers(self.forward(model, batch)["logits"])
+
+    def fold(self, model: nn.Module) -> None:
+        """Let the model give the number in its own unit."""
+        self._head.fold(model)
+
+    def metric_names(self, raw: Sequence[ScoredText]) -> frozenset[str]:
+        """Return the metrics that the targets allow."""
+        varied = [float(row.target or 0) + index % 2 for index, row in enumerate(raw)]
+        return frozenset(measure(self._head.statistics(varied, raw)))
+
+    def score(self, outputs: Sequence[float], raw: Sequence[ScoredText]) -> RowStatistics:
+        """Return the metrics of numbers."""
+        return self._head.statistics(outputs, raw)
+
+    def inputs(self, source: Any) -> Inputs[ScoredText]:
+        """Return the texts of a table, of dicts with its text columns, or of a list of texts."""
+        return text_inputs(source, self._recipe.data, ScoredText)
+
+    def answers(self, outputs: Sequence[float], raw: Sequence[ScoredText]) -> list[float]:
+        """Return the numbers."""
+        return list(outputs)
+
+    def columns(self, answers: Sequence[float | None]) -> Columns:
+        """Return the numbers as a table."""
+        return self._head.columns(answers)
+
+    def truth(self, raw: Sequence[ScoredText]) -> Columns:
+        """Return texts and true numbers."""
+        return {self.unit: [row.text for row in raw], **self._head.columns([row.target for row in raw])}
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing: what is cut is counted with the examples."""
+        return {}
+
+    def card(self, results: Mapping[str, Any]) -> CardText:
+        """Return title, usage and limits."""
+        title = f"Text regression: {self._head.score.name}"
+        if not results:
+            return CardText(title, USAGE, ())
+        share = results["truncated"]["test"] / results["test"]["examples"]
+        cut = f"Texts are cut at {self._recipe.model.max_length} tokens; {share:.1%} of the test texts are longer."
+        return CardText(title, USAGE, (*self._head.limits(results), cut))
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write a plain model with its tokenizer."""
+        save_text_model(model, self._tokenizer, folder)
+
+    def gate_inputs(self, raw: Sequence[ScoredText]) -> GateInputs:
+        """Return texts, and their tokens padded as the tokenizer alone pads them."""
+        tensors = pad_rows(self.encode(raw).items, self._tokenizer, multiple_of=1)
+        return GateInputs(tensors, "AutoTokenizer", processor_inputs([row.text for row in raw]))
+
+    def baselines(self, train: Sequence[ScoredText], raw: Sequence[ScoredText], seed: int) -> dict[str, RowStatistics]:
+        """Return the mean of the training rows, and a ridge regression on TF-IDF."""
+        targets = np.array([row.target for row in train])
+        ridge = tfidf_ridge([row.text for row in train], targets, [row.text for row in raw])
+        found = {"mean": np.full(len(raw), targets.mean()), "tfidf_ridge": ridge}
+        return {name: self._head.statistics(numbers.tolist(), raw) for name, numbers in found.items()}
+
+
+def _parse(table: DataTable, data: TextData) -> tuple[list[ScoredText], BadRows]:
+    """Read texts and numbers of all rows; a row with several faults is listed for its text."""
+    label = data.columns.label[0]
+    require_columns(table, (*text_columns(data), label), "data.columns")
+    texts, bad_texts = clean_texts(table.columns, data)
+    numbers, bad = numbers_of(table.columns[label], label)
+    rows = [ScoredText(text, number) for text, number in zip(texts, numbers, strict=True)]
+    return rows, {**bad, **bad_texts}
+
+
+USAGE = """from transformers import pipeline
+
+score = pipeline("text-classification", model="path/or/repository", function_to_apply="none")
+score("The fabric is thin and it runs small.", truncation=True)"""
+
+
+if TYPE_CHECKING:
+    _: type[Task] = TextRegressionTask

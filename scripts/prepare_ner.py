@@ -5,7 +5,8 @@
 The sentences and the mentions of persons, organisations and locations in them are those of the file
 evals/registry/data/ner_finance/samples.jsonl in the wheel evals==3.0.1.post1 (MIT), which is fetched with pip and not
 installed. The wheel lists mentions in the order in which they appear, without their places: each is looked for behind
-the one before it, as whole words, and where it is not there, from the beginning of the sentence.
+the one before it, as whole words, and where it is not there, from the beginning of the sentence. The sentences are
+those of five agreements, one after the other; ``document`` says which, so that no agreement lies in two splits.
 """
 
 import json
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from bisect import bisect_right
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,14 @@ WHEEL_SHA256 = "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78
 MEMBER = "evals/registry/data/ner_finance/samples.jsonl"
 TYPES = {"PERSON": "person", "ORGANIZATION": "organization", "LOCATION": "location"}
 NOTHING = "No entities found"
+FIRST_SENTENCES = (0, 278, 366, 637, 1033)  # of the five agreements, told by how they begin
 
 
 def main(folder: Path) -> None:
     """Fetch the wheel, and write the sentences."""
     lines = [json.loads(line) for line in fetch().splitlines() if line.strip()]
-    rows = [row_of(sample) for sample in lines]
+    documents = [bisect_right(FIRST_SENTENCES, place) for place in range(len(lines))]
+    rows = [row_of(sample) | {"document": number} for sample, number in zip(lines, documents, strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "ner_finance.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

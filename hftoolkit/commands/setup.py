@@ -8,7 +8,7 @@ from typing import Any
 
 from hftoolkit.contracts import Dataset, Emit, Message, Task
 from hftoolkit.data.sources.resolve import describe, resolve_data
-from hftoolkit.errors import RecipeError
+from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import Backbone, enable_gradient_checkpointing
 from hftoolkit.models.image_backbones import is_convolutional
 from hftoolkit.models.kernels import arrange_for
@@ -85,7 +85,10 @@ def prepare(recipe: Recipe, emit: Emit) -> Setup:
 
 def read_data(recipe: Recipe, emit: Emit) -> tuple[Weights, Dataset[Any]]:
     """Fetch and check the data; the weights are fetched when they are first asked for."""
-    source = resolve_data(recipe.data.source, sha256=recipe.data.sha256)
+    data = recipe.data
+    if data.made_by is not None and not Path(data.source).exists():
+        raise DataError(f"{data.source} does not exist; make it with: {data.made_by}")
+    source = resolve_data(data.source, sha256=data.sha256)
     emit(Message(f"data: {describe(source)}"))
     weights = Weights(recipe.model)
     dataset = task_of(recipe).read(recipe, source.path, weights, None, emit)

@@ -103,7 +103,7 @@ def clean_texts(columns: Mapping[str, Sequence[Any]], data: TextData) -> tuple[l
         data: which columns, the template, and the texts that mean 'no text'.
 
     Returns:
-        One text a row, stripped, and empty where the row is bad; a ``TextPair`` with ``data.columns.text_pair``. And the
+        One text a row, stripped, and empty where the row is bad; a ``TextPair`` with ``text_pair``. And the
         bad rows.
 
     Raises:

@@ -84,6 +84,9 @@ class Data(Section):
     )
     subset: str | None = Field(None, min_length=1, description="Configuration name of a Hub data set.")
     sha256: Sha256 | None = Field(None, description="SHA-256 of the wheel (pypi:) or of the local file.")
+    made_by: str | None = Field(
+        None, min_length=1, description="Command that makes the source, which is named where that is missing."
+    )
     license: str | None = Field(None, min_length=1, description="Licence of the data, for the model card.")
     split: Split = Field(default_factory=Split, description="How rows are divided.")
     on_bad_rows: Literal["error", "skip"] = Field(

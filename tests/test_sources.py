@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
+from hftoolkit.data.sources.http_client import http_client
 from hftoolkit.data.sources.resolve import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 
@@ -25,6 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TABLE = b"text,label\ngood,1\nbad,0\n"
 CONFIG = b'{"model_type": "tiny"}'
 WEIGHTS = bytes(range(256))
+httpx = http_client()
 SECRET = "http://u:canary@h/"
 UNREAD = f"Could not fetch URL {SECRET}"
 NONE = "ERROR: Could not find a version that satisfies the requirement x (from versions: none)"
@@ -430,7 +431,7 @@ def test_an_unreachable_hub_is_an_environment_fault(tmp_path: Path, monkeypatch:
 
 
 def refusal(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
-    response = httpx2.Response(403, request=httpx2.Request("GET", SECRET))
+    response = httpx.Response(403, request=httpx.Request("GET", SECRET))
     return kind(f"said no for url: {SECRET}\n(Request ID: 1)", response=response)
 
 
@@ -441,7 +442,7 @@ def refusal(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
         (refusal(errors.RepositoryNotFoundError), DataError, "no local path has that name"),
         (refusal(errors.RevisionNotFoundError), DataError, "not that revision"),
         (refusal(errors.HfHubHTTPError), EnvironmentFault, "said no"),
-        (httpx2.ProxyError(f"proxy {SECRET}"), EnvironmentFault, "proxy"),
+        (httpx.ProxyError(f"proxy {SECRET}"), EnvironmentFault, "proxy"),
         (RuntimeError(f"Task error: cannot send request for url ({SECRET})"), EnvironmentFault, "Task error"),
         (OSError(28, "No space left on device"), EnvironmentFault, "HF_HOME and free space"),
     ],

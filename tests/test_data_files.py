@@ -17,6 +17,8 @@ from hftoolkit.data.text_rows import clean_rows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
 
+pytestmark = pytest.mark.smoke
+
 DATA = TextData.model_validate({"source": "x", "columns": {"text": "text", "label": "label"}})
 SUFFIX_OF = {gzip: ".gz", bz2: ".bz2", lzma: ".xz"}
 

@@ -16,6 +16,8 @@ from hftoolkit.metrics.classification import Accuracy, classification_metrics, c
 from hftoolkit.metrics.probabilities import fit_temperature, log_losses, to_decisions, to_probabilities
 from hftoolkit.recipe.sections import TEXT_METRICS
 
+pytestmark = pytest.mark.smoke
+
 NAMES = ("bad", "fine", "good", "rare")
 SAMPLES = 12
 

@@ -21,6 +21,8 @@ from hftoolkit.data.sources.http_client import http_client
 from hftoolkit.data.sources.resolve import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 
+pytestmark = pytest.mark.smoke
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TABLE = b"text,label\ngood,1\nbad,0\n"
 CONFIG = b'{"model_type": "tiny"}'

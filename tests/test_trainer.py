@@ -28,6 +28,8 @@ from hftoolkit.train.inference import Inference
 from hftoolkit.train.loop import fit, one_step
 from hftoolkit.train.weights import trained_state
 
+pytestmark = pytest.mark.smoke
+
 CPU = torch.device("cpu")
 EXAMPLES, FEATURES, CLASSES = 40, 4, 3
 

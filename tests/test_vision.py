@@ -18,6 +18,8 @@ from hftoolkit.commands.predictor import load_predictor
 from hftoolkit.contracts import InferenceProgress
 from hftoolkit.errors import DataError
 
+pytestmark = pytest.mark.smoke
+
 COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 60), "red": (210, 40, 30)}
 
 RECIPE = """\

@@ -28,7 +28,7 @@ cat - "$work/tested.txt" > constraints.txt <<'HEADER'
 #   hjson, msgpack, ninja, py-cpuinfo, einops     deepspeed
 #   narwhals                                      scikit-learn
 #   opentelemetry-*, googleapis-common-protos     wandb
-#   pathspec, tomlkit, trove-classifiers          hatchling, which builds the package
+#   pathspec, tomlkit, trove-classifiers          hatchling, which builds the package; editables too, for pip --editable
 HEADER
 
 # Not universal: no numpy is at once the lowest and one that Python 3.13 has.

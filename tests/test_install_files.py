@@ -71,6 +71,14 @@ def test_no_index_and_no_path_of_a_machine_is_written_down(file: Path) -> None:
     assert not found
 
 
+def needs(name: str) -> list[str]:
+    """Return what a package says it needs; of one that is not installed here, this is not known."""
+    try:
+        return importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
 def closure(extras: tuple[str, ...]) -> set[str]:
     """Return all that the requirements bring here, as the metadata of what is installed says it."""
     waiting = [(each, extra) for each in requirements(*extras) for extra in ("", *each.extras)]
@@ -81,7 +89,7 @@ def closure(extras: tuple[str, ...]) -> set[str]:
         if (name, extra) in seen:
             continue
         seen.add((name, extra))
-        for text in importlib.metadata.requires(name) or []:
+        for text in needs(name):
             needed = Requirement(text)
             if needed.marker is None or needed.marker.evaluate({"extra": extra}):
                 waiting += [(needed, each) for each in ("", *needed.extras)]

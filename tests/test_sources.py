@@ -432,6 +432,11 @@ def test_an_unreachable_hub_is_an_environment_fault(tmp_path: Path, monkeypatch:
         resolve_data("someone/reviews")
 
 
+def test_the_http_library_is_the_one_whose_errors_the_hub_raises() -> None:
+    assert issubclass(errors.HfHubHTTPError, http_client().HTTPError)
+    assert isinstance(huggingface_hub.get_session(), http_client().Client)
+
+
 def refusal(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
     response = httpx.Response(403, request=httpx.Request("GET", SECRET))
     return kind(f"said no for url: {SECRET}\n(Request ID: 1)", response=response)

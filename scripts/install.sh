@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Create a virtual environment and install hftoolkit in it with the tested versions.
+# Create a virtual environment and install hftoolkit in it with the tested versions, each file checked against its hash.
 #   bash scripts/install.sh [EXTRAS]        for example: bash scripts/install.sh test
 # The environment goes to .venv, or to $HFTOOLKIT_VENV.
 set -euo pipefail
@@ -11,4 +11,9 @@ python="${PYTHON:-python3}"
     exit 4
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".${1:+[$1]}"
+# Two steps, because pip checks hashes only where everything has one, and a folder of sources has none.
+pins="$(mktemp)"
+trap 'rm -f "$pins"' EXIT
+"$venv/bin/python" scripts/pins.py "${1:-}" > "$pins"
+"$venv/bin/python" -m pip install --quiet --require-hashes --requirement "$pins"
+"$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation --editable .

@@ -5,6 +5,7 @@ the files themselves are read here, since its CSV reader turns texts like ``NA``
 """
 
 import difflib
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,7 +118,8 @@ def _layout(folder: Path, subset: str | None) -> _Layout:
     """Ask ``datasets`` which files form which split; nothing is converted or cached."""
     with tempfile.TemporaryDirectory() as cache, _without_progress_bars():
         try:
-            builder = datasets.load_dataset_builder(str(folder), name=subset, cache_dir=cache)
+            saved = _saved_files(folder)
+            builder = datasets.load_dataset_builder(str(folder), name=subset, data_files=saved, cache_dir=cache)
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise DataError(f"cannot use {folder} as a data set: {error}{_hint(folder, error)}") from error
     files = {str(split): [Path(file) for file in found] for split, found in (builder.config.data_files or {}).items()}
@@ -125,6 +127,16 @@ def _layout(folder: Path, subset: str | None) -> _Layout:
         raise DataError(f"{folder} holds no table files")
     is_csv = isinstance(builder.config, CsvConfig)
     return _Layout(files, builder.info.features, *(_csv_reading(builder.config) if is_csv else ({}, None)))
+
+
+def _saved_files(folder: Path) -> dict[str, str] | None:
+    """Return the patterns of a data set that ``save_to_disk`` wrote; datasets 4 would take its state.json for rows."""
+    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
+        return {"train": "*.arrow"}
+    if not (folder / "dataset_dict.json").exists():
+        return None
+    splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    return {split: f"{split}/*.arrow" for split in splits}
 
 
 def _csv_reading(config: Any) -> tuple[dict[str, Any], Sequence[str] | None]:

@@ -7,22 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-import httpx2  # the client inside huggingface_hub, whose errors come through
 from huggingface_hub import errors, get_session
 
 from hftoolkit.contracts import Emit, Message
 from hftoolkit.data.sources.address import without_secrets
+from hftoolkit.data.sources.http_client import http_client
 from hftoolkit.errors import EnvironmentFault
 
+httpx = http_client()
 FIRST_WAITS_SECONDS = (1.0, 2.0, 4.0)  # before anything was sent: without a network, say so soon
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 LONGEST_WAIT_SECONDS = 600.0  # the Hub counts requests in windows of five minutes
-LONGEST_ANSWER = httpx2.Timeout(600.0, connect=30.0)  # seconds; huggingface_hub would wait for ever
+LONGEST_ANSWER = httpx.Timeout(600.0, connect=30.0)  # seconds; huggingface_hub would wait for ever
 # 409: another operation holds the repository; 412: its head moved, and the next attempt looks at what is there.
 TRANSIENT_STATUS = {408, 409, 412, 429}
 # huggingface_hub puts RuntimeError around a failed LFS upload, and raises ValueError for an answer it cannot read and
 # for large files that are refused; hf_xet raises ConnectionError.
-HUB_ERRORS = (httpx2.HTTPError, OSError, RuntimeError, ValueError)
+HUB_ERRORS = (httpx.HTTPError, OSError, RuntimeError, ValueError)
 XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3}) ")
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ def hub_faults(what: str, advice: str) -> Iterator[None]:
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status behind an error, if the Hub answered at all."""
     for each in _chain(error):
-        if isinstance(each, errors.HfHubHTTPError | httpx2.HTTPStatusError):
+        if isinstance(each, errors.HfHubHTTPError | httpx.HTTPStatusError):
             return int(each.response.status_code)
     match = XET_STATUS.search(str(error))
     return int(match[1]) if match else None
@@ -87,7 +88,7 @@ def _is_transient(error: BaseException) -> bool:
     code = _status(error)
     if code is not None:
         return code in TRANSIENT_STATUS or code >= 500
-    return any(isinstance(each, httpx2.TransportError | json.JSONDecodeError) for each in _chain(error))
+    return any(isinstance(each, httpx.TransportError | json.JSONDecodeError) for each in _chain(error))
 
 
 def _retry_after(error: BaseException) -> float:
@@ -104,7 +105,7 @@ def _reason(error: BaseException) -> str:
     code = _status(error)
     if code is None:
         links = list(_chain(error))
-        lost = any(isinstance(each, httpx2.TransportError | ConnectionError) for each in links)
+        lost = any(isinstance(each, httpx.TransportError | ConnectionError) for each in links)
         first = (str(links[-1]) or type(links[-1]).__name__).splitlines()[0]
         return f"{'the connection to the Hub failed' if lost else 'the upload stopped'} ({without_secrets(first)})"
     said = next((each.server_message for each in _chain(error) if isinstance(each, errors.HfHubHTTPError)), None)
@@ -127,6 +128,6 @@ def _explain(error: BaseException) -> str:
             return f"{_reason(error)}: there is no such repository for this account; name one of yours"
     if isinstance(error, ConnectionError):
         return f"{_reason(error)}; check network and proxy, or set HF_HUB_DISABLE_XET=1 to upload without hf_xet"
-    if isinstance(error, httpx2.TransportError):
+    if isinstance(error, httpx.TransportError):
         return f"{_reason(error)}; check network, proxy and HF_ENDPOINT"
     return _reason(error)

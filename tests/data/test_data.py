@@ -18,6 +18,8 @@ from hftoolkit.data.texts import load_text_splits
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import Split, TextClassification, TextData
 
+pytestmark = pytest.mark.smoke
+
 TASK = TextClassification(kind="text-classification")
 MULTI_TASK = TextClassification(kind="text-classification", multi_label=True)
 

@@ -17,6 +17,8 @@ from hftoolkit.data.text_rows import clean_rows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
 
+pytestmark = pytest.mark.smoke
+
 DATA = TextData.model_validate({"source": "x", "columns": {"text": "text", "label": "label"}})
 SUFFIX_OF = {gzip: ".gz", bz2: ".bz2", lzma: ".xz"}
 
@@ -226,9 +228,16 @@ def test_class_label_codes_become_names_in_parquet_and_saved_data_sets(tmp_path)
     assert (table.columns["label"], table.columns["tags"]) == (["z", "a", None], [["v", "u"], [], None])
     assert table.class_names == {"label": ["z", "a"], "tags": ["u", "v"]}
     assert read_table(tmp_path / "saved", split="train").columns["label"] == ["z", "a"]
+    saved.select([1]).save_to_disk(tmp_path / "one")
+    assert read_table(tmp_path / "one").columns["label"] == ["a"]
     rows = clean_rows(read_table(tmp_path / "saved", split="train"), DATA, multi_label=False)
     assert rows.labels.names == ("z", "a")
     assert rows.targets.tolist() == [0, 1]
+
+
+def test_a_table_that_is_called_state_json_is_a_table(tmp_path):
+    (tmp_path / "state.json").write_text('[{"text": "Iowa"}]')
+    assert read_table(tmp_path).columns == {"text": ["Iowa"]}
 
 
 @pytest.mark.parametrize("mapping", [{0: "no", 1: "yes"}, {"z": "no", "a": "yes"}])

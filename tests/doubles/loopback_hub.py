@@ -197,7 +197,8 @@ class LoopbackHub:
         answer = {"url": f"{self.endpoint}/{key}", "name": name}
         if key in self.repositories:
             return Answer(answer | {"error": "You already created this model repo"}, status=409)
-        self.repositories[key] = Repository(private=asked.get("visibility") == "private")
+        private = asked.get("visibility") == "private" or asked.get("private") is True  # 1.8, 1.7
+        self.repositories[key] = Repository(private=private)
         self.repositories[key].add({".gitattributes": small(ATTRIBUTES)}, "initial commit")
         return Answer(answer)
 

@@ -16,6 +16,8 @@ from hftoolkit.metrics.probabilities import fit_temperature, log_losses, to_deci
 from hftoolkit.metrics.statistics import intervals, is_better, paired_lead, resample, resample_counts
 from hftoolkit.recipe.sections import ClassificationEvaluation
 
+pytestmark = pytest.mark.smoke
+
 NAMES = ("bad", "fine", "good", "rare")
 SAMPLES = 12
 

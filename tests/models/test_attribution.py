@@ -1,9 +1,12 @@
 """Occlusion maps against covering by hand."""
 
 import numpy as np
+import pytest
 import torch
 
 from hftoolkit.models.attribution import occlusion_maps
+
+pytestmark = pytest.mark.smoke
 
 
 def test_the_map_is_hot_where_the_evidence_is_and_cold_elsewhere():

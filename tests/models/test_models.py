@@ -43,6 +43,8 @@ from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning
 from hftoolkit.train.speedups.cls_only import cls_position_only
 from hftoolkit.train.speedups.cpu import block_stack, faster_steps
 
+pytestmark = pytest.mark.smoke
+
 SIZE = {"vocab_size": len(VOCABULARY), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 WIDE = SIZE | {"intermediate_size": 32, "max_position_embeddings": 64}
 CONFIGS = {

@@ -17,6 +17,8 @@ from hftoolkit.recommend.ranking import (
     user_metrics,
 )
 
+pytestmark = pytest.mark.smoke
+
 K = 4
 
 

@@ -40,6 +40,8 @@ from hftoolkit.recommend.losses import (
 from hftoolkit.recommend.scorers import Queries, TextVectors
 from hftoolkit.recommend.tower import ItemTower, TowerShape
 
+pytestmark = pytest.mark.smoke
+
 NUM_ITEMS = 9
 LISTS = [[0, 1, 2, 3], [1, 2, 4], [5, 0, 1], [6, 7], [2, 3, 5, 6, 8], [4]]
 SETTINGS = IdModels(

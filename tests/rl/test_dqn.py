@@ -24,6 +24,8 @@ from hftoolkit.rl.evaluation import Episodes, evaluate_policy
 from hftoolkit.rl.replay import Transitions
 from hftoolkit.rl.training import Training
 
+pytestmark = pytest.mark.smoke
+
 CPU = torch.device("cpu")
 
 

@@ -18,7 +18,7 @@ from hftoolkit.commands.predict import load_run
 from hftoolkit.contracts import InferenceProgress
 from hftoolkit.errors import DataError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.smoke]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from transformers import get_scheduler
 from hftoolkit.models.tuning import rate_scales
 from hftoolkit.train.optim import build_optimizer, rate_factor, set_rate
 
+pytestmark = pytest.mark.smoke
+
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 

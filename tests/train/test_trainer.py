@@ -38,6 +38,8 @@ from hftoolkit.train.inference import Inference
 from hftoolkit.train.loop import one_step
 from hftoolkit.train.weights import trained_state
 
+pytestmark = pytest.mark.smoke
+
 CPU = torch.device("cpu")
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hftoolkit.data.sources.address import ADDRESS_FORMS, PYPI_FORM, without_secrets
+from hftoolkit.data.sources.http_client import http_client
 from hftoolkit.errors import DataError, EnvironmentFault
 
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm", "*.codes", "*.tiktoken", "*.tokenizer")
@@ -56,7 +57,6 @@ def _has_any(folder: Path, patterns: tuple[str, ...]) -> bool:
 
 @contextmanager
 def _hub_faults(address: str) -> Iterator[None]:
-    import httpx2  # the client inside huggingface_hub; a proxy or a broken stream raises its errors
     from huggingface_hub import constants, errors
 
     try:
@@ -68,7 +68,7 @@ def _hub_faults(address: str) -> Iterator[None]:
     except (errors.RepositoryNotFoundError, errors.DisabledRepoError, errors.HFValidationError) as error:
         what = f"the Hub shows no repository {address!r} (`hf auth login` shows private ones), and no local path has"
         raise DataError(f"{what} that name; write {ADDRESS_FORMS}") from error
-    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # hf_xet raises RuntimeError when its connection fails
+    except (http_client().HTTPError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet lost its connection
         reason = without_secrets((str(error) or type(error).__name__).splitlines()[0])
         hint = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check network, proxy, HF_HOME and free space"
         what = f"cannot get {address!r} from the Hub, and no local path has that name: {reason}"

@@ -31,6 +31,8 @@ from hftoolkit.data.labels import LabelSet
 from hftoolkit.errors import DataError, EnvironmentFault
 from hftoolkit.recipe import ImageClassification, ImageColumns, ImageData, Pixels
 
+pytestmark = pytest.mark.smoke
+
 TASK = ImageClassification(kind="image-classification")
 SMALL = Geometry(8, 8, 1.0, "bilinear")
 PIXELS = {"shape": [2, 3], "label": "last", "header": False}

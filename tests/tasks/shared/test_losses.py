@@ -7,6 +7,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from hftoolkit.tasks.shared.losses import ClassificationLoss, build_loss, class_frequencies, sampling_weights
 
+pytestmark = pytest.mark.smoke
+
 TARGETS = np.repeat([0, 1, 2], [60, 30, 10])
 MULTI_TARGETS = np.stack([np.arange(20) < 15, np.arange(20) % 2 == 0, np.arange(20) == 3], axis=1).astype(np.float32)
 

@@ -23,6 +23,7 @@ from hftoolkit.export import gate as export
 from hftoolkit.recipe import load_recipe
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.tasks import text_classification
+from hftoolkit.train.distributed.strategy import WHOLE
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,7 @@ def test_training_goes_on_with_the_position_that_the_head_reads(
     seen: dict[bool, set[int]] = {True: set(), False: set()}
     layer = job.tuned.model.get_submodule("bert.encoder.layer.1.intermediate")
     layer.register_forward_pre_hook(lambda module, inputs: seen[module.training].add(inputs[0].shape[1]))
-    fit_setup(job, RunDir.create("tiny", tmp_path / "run"), None, lambda event: None)
+    fit_setup(job, RunDir.create("tiny", tmp_path / "run"), WHOLE, lambda event: None)
     assert seen[True] == {1}
     seen[False].clear()
     job.learner.outputs(job.tuned.model, job.infer, "validation")

@@ -259,11 +259,13 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gate
         files = {who: tmp_path / f"{who}.safetensors" for who in reloaded}
         for who, outputs in reloaded.items():
             save_file(outputs, files[who])
-        answer = {"names": [], "processor": [], "outputs": files}
+        answer = {"names": [], "processor": [], "pipeline": [], "outputs": files}
         monkeypatch.setattr(gate, "reload_in_fresh_process", lambda *_: answer)
         inputs, run_dir = GateInputs({"input_ids": torch.zeros(1, 1)}), RunDir(tmp_path)
         run_dir.adapter_base.mkdir(parents=True, exist_ok=True)
-        return check_round_trip(run_dir, inputs, "AutoModel", (), lambda folder: None, merged=merged, unmerged=unmerged)
+        return check_round_trip(
+            run_dir, inputs, "AutoModel", (), lambda folder: None, merged=merged, unmerged=unmerged, answers=None
+        )
 
     return run
 

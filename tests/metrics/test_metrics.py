@@ -30,9 +30,10 @@ def bootstrap_intervals(
 
 
 def paired_difference(
-    ours: np.ndarray, theirs: np.ndarray, targets: np.ndarray, names: Any, *, metric: str, samples: int, seed: int
+    ours: np.ndarray, theirs: np.ndarray, targets: np.ndarray, names: Any, *, metric: str, samples: int, **kind: Any
 ) -> tuple[float, float, float]:
-    both = [classification_statistics(each, targets, names) for each in (ours, theirs)]
+    seed = kind.pop("seed")
+    both = [classification_statistics(each, targets, names, **kind) for each in (ours, theirs)]
     return paired_lead(*(resample(each, samples=samples, seed=seed) for each in both), metric)
 
 

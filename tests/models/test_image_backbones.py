@@ -37,13 +37,13 @@ from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import divide_logits, enable_gradient_checkpointing, is_under
 from hftoolkit.models.image_backbones import (
     ImageBackbone,
-    arrange_for_cpus,
     image_parameter_layers,
     is_convolutional,
     load_image_classifier,
     load_saved_image_classifier,
     save_image_classifier,
 )
+from hftoolkit.models.kernels import arrange_for_cpus
 from hftoolkit.models.lora import lora_target_names, merge, save_adapter
 from hftoolkit.models.preprocessing import Preprocessing, make_processor, normalize, processor_preprocessing
 from hftoolkit.models.tuning import apply_tuning, frozen_statistics, trainable_table
@@ -207,7 +207,8 @@ def test_a_trained_model_reloads_in_plain_libraries_with_its_labels_and_preproce
     scores = {entry["label"]: entry["score"] for entry in classify(image, top_k=3)}
     assert [scores[label] for label in CLASSES] == pytest.approx(wanted.tolist(), abs=1e-5)
 
-    again, preprocessing = load_saved_image_classifier(tmp_path)
+    saved = load_saved_image_classifier(tmp_path)
+    again, preprocessing = saved.model, saved.preprocessing
     assert preprocessing.geometry == backbone.preprocessing.geometry
     assert preprocessing.mean == pytest.approx(backbone.preprocessing.mean)
     assert difference(logits(again), trained) < 1e-5
@@ -570,7 +571,7 @@ def test_crop_modes_of_timm_are_kept_and_reload_in_plain_libraries(
         own = ours(backbone.preprocessing, image)
         assert torch.allclose(transform(image)[None], own, atol=1e-5)
         assert torch.allclose(processed(wrapper, image), own, atol=1e-5)
-    assert load_saved_image_classifier(tmp_path / "b")[1].geometry == backbone.preprocessing.geometry
+    assert load_saved_image_classifier(tmp_path / "b").preprocessing.geometry == backbone.preprocessing.geometry
 
 
 def test_normalize_scales_each_channel() -> None:

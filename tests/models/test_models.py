@@ -35,8 +35,8 @@ from hftoolkit.models.backbones import (
     encoder_layers,
     load_text_model,
     parameter_layers,
-    set_attention,
 )
+from hftoolkit.models.kernels import set_attention
 from hftoolkit.models.lora import is_lora, merge, save_adapter
 from hftoolkit.models.tuning import apply_tuning, trainable_table
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning

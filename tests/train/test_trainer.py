@@ -711,15 +711,13 @@ def test_inference_is_without_dropout_and_gradients_and_restores_the_mode():
         first = infer(model, task.rows)
         assert model.training is training
         np.testing.assert_array_equal(first, infer(model, task.rows))
-    assert not infer(
-        model, task.rows, step=lambda m, b: torch.full((len(b["x"]),), float(m(b["x"]).requires_grad))
-    ).any()
+    assert not infer(model, task.rows, predict=lambda m, b: [float(m(b["x"]).requires_grad)] * len(b["x"])).any()
 
 
 def test_inference_restores_the_mode_after_a_failure():
     task, model = ToyTask(), toy_model()
     with pytest.raises(ZeroDivisionError):
-        Inference(task, make_accelerator("fp32"))(model, task.rows, step=lambda *_: 1 / 0)
+        Inference(task, make_accelerator("fp32"))(model, task.rows, predict=lambda *_: 1 / 0)
     assert model.training
 
 
@@ -728,6 +726,7 @@ def test_inference_is_fp32_on_demand_whatever_the_precision_of_the_run():
     infer = Inference(task, make_accelerator("bf16"))
     half, full = infer(model, task.rows), infer(model, task.rows, full_precision=True)
     assert task.dtypes == [torch.bfloat16, torch.float32]
+    half, full = np.stack(half), np.stack(full)
     assert half.dtype == full.dtype == np.float32
     np.testing.assert_allclose(full, model(task.x).detach().numpy(), rtol=0, atol=1e-6)
     assert np.abs(half - full).max() > 1e-4

@@ -33,7 +33,7 @@ def one_shipped(tmp_path, monkeypatch):
     folder = tmp_path / "site-packages" / "hftoolkit" / "recipes"
     folder.mkdir(parents=True)
     (folder / "tiny.yaml").write_text("# A title.   hftoolkit finetune tiny.yaml\ntask:\n")
-    monkeypatch.setattr(shipped, "__file__", str(folder.parent / "recipe" / "shipped.py"))
+    monkeypatch.setattr(shipped, "__file__", str(folder.parent / "recipe" / "reading" / "shipped.py"))
     return folder
 
 

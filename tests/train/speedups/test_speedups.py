@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from hftoolkit.commands.job import prepare, train
 
 from hftoolkit import recipe as recipes
+from hftoolkit.commands.setup import prepare
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.train import speedups
+from hftoolkit.train.distributed.strategy import WHOLE
 from hftoolkit.train.speedups import cpu
 
 ALL = ("faster_steps", "cls_position_only", "batch_halves_in_threads")
@@ -40,7 +41,7 @@ def trained(path, folder, *overrides):
     recipe = recipes.load_recipe(path, ["train.epochs=2", "train.precision=fp32", "model.dropout=0", *overrides])
     folder.mkdir()
     job = prepare(recipe, lambda event: None)
-    train(recipe, job, RunDir(folder), emit=lambda event: None)
+    fit_setup(job, RunDir(folder), WHOLE, lambda event: None)
     return {name: p.detach() for name, p in job.tuned.model.named_parameters() if not name.endswith("key.bias")}
 
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ from pydantic import BaseModel
 
 from doubles.paths import ROOT
 from hftoolkit.recipe import ALL_RECIPES, is_reinforcement_recipe, load_recipe, load_reinforcement_recipe
+from hftoolkit.recipe.kinds import RECIPES
 
 PACKAGE = ROOT / "hftoolkit"
 TESTS = ROOT / "tests"
 DOUBLES = TESTS / "doubles"
 MAX_FILE_LINES = 500  # the contract of a task and the tasks themselves are read whole
 MAX_FUNCTION_LINES = 60
+MAX_ENTRIES = 18  # of the package, modules and folders
+MAX_LAYERS = 12
 
 
 def run_tool(*command: str) -> None:
@@ -47,6 +51,72 @@ def test_layers_hold() -> None:
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", ended.stdout), ended.stdout
+
+
+def test_the_package_has_few_rooms_and_few_layers() -> None:
+    entries = [path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    assert 10 < len(entries) <= MAX_ENTRIES, entries
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["name"] == "layers"]
+    assert 5 < len(layers) <= MAX_LAYERS, layers
+
+
+def branches_on_kinds(source: str) -> list[int]:
+    """Return the lines that ask of which kind a recipe is; assertions that tell mypy so are no branches."""
+    tree = ast.parse(source)
+    asserted = {node for check in ast.walk(tree) if isinstance(check, ast.Assert) for node in ast.walk(check.test)}
+    return sorted({node.lineno for node in ast.walk(tree) if node not in asserted and asks_for_a_kind(node)})
+
+
+def asks_for_a_kind(node: ast.AST) -> bool:
+    """Tell whether a node compares with a class of recipes or the name of a kind, or is a table with such keys."""
+    match node:
+        case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, classes]):
+            return names_a_recipe(classes)
+        case ast.MatchClass(cls=cls):
+            return names_a_recipe(cls)
+        case ast.MatchValue(value=value):
+            return names_a_kind(value)
+        case ast.Compare():
+            return any(names_a_kind(side) or names_a_recipe(side) for side in (node.left, *node.comparators))
+        case ast.Dict():
+            return any(key is not None and (names_a_kind(key) or names_a_recipe(key)) for key in node.keys)
+    return False
+
+
+def names_a_recipe(node: ast.AST) -> bool:
+    names = [part.id if isinstance(part, ast.Name) else getattr(part, "attr", "") for part in ast.walk(node)]
+    return any(name in {"Recipe", *(recipe.__name__ for recipe in ALL_RECIPES)} for name in names)
+
+
+def names_a_kind(node: ast.AST) -> bool:
+    return any(isinstance(part, ast.Constant) and part.value in RECIPES for part in ast.walk(node))
+
+
+def test_nothing_outside_the_recipes_asks_for_the_kind_of_one() -> None:
+    allowed = {"recommend/predictor.py": 1}  # what recommends nothing is refused by name
+    outside = [file for file in python_files() if file.relative_to(PACKAGE).parts[0] != "recipe"]
+    found = {file.relative_to(PACKAGE).as_posix(): branches_on_kinds(file.read_text()) for file in outside}
+    assert {file: lines for file, lines in found.items() if len(lines) > allowed.get(file, 0)} == {}
+    assert [file for file, count in allowed.items() if len(found[file]) < count] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("if isinstance(recipe, (Section, TextRecipe)): pass", 1),
+        ("x = isinstance(recipe, recipe_module.ImageRecipe | None)", 1),
+        ("match recipe:\n    case RecommendationRecipe(task=t):\n        pass", 1),
+        ("match kind:\n    case 'text-classification' | 'other':\n        pass", 1),
+        ("x = recipe.task.kind in ('image-classification',)", 1),
+        ("x = type(recipe) is TextRecipe", 1),
+        ("x = {'text-classification': 1}[recipe.task.kind]", 1),
+        ("assert isinstance(recipe, Recipe)", 0),
+        ("def load(recipe: TextRecipe, title='text-classification'): return TextRecipe.implementation", 0),
+    ],
+)
+def test_branches_on_kinds_are_found(code: str, count: int) -> None:
+    assert len(branches_on_kinds(code)) == count
 
 
 def test_there_is_one_training_loop_and_that_of_dqn() -> None:
@@ -84,20 +154,25 @@ def section_classes(model: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
+def names_read(tree: ast.AST) -> set[str]:
+    """Return the attributes that code reads, in expressions and in patterns."""
+    nodes = list(ast.walk(tree))
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return attributes | {name for node in nodes if isinstance(node, ast.MatchClass) for name in node.kwd_attrs}
+
+
 def test_every_knob_is_read_outside_the_recipe_package() -> None:
-    sources = [file.read_text() for file in python_files() if "recipe" not in file.relative_to(PACKAGE).parts]
-    read = {
-        node.attr for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)
-    } | {
-        name
-        for source in sources
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.MatchClass)
-        for name in node.kwd_attrs
-    }
+    trees = {file: ast.parse(file.read_text()) for file in python_files()}
+    recipes = [tree for file, tree in trees.items() if "recipe" in file.relative_to(PACKAGE).parts]
+    outside = [tree for tree in trees.values() if tree not in recipes]
+    read = set().union(*map(names_read, outside))
+    for node in (node for tree in recipes for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        is_property = any(isinstance(name, ast.Name) and name.id == "property" for name in node.decorator_list)
+        if is_property and node.name in read:
+            read |= names_read(node)
     knobs = {name for recipe in ALL_RECIPES for section in section_classes(recipe) for name in section.model_fields}
     assert len(knobs) > 40
-    assert not knobs - read
+    assert not knobs - read, knobs - read
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
@@ -134,7 +209,7 @@ def test_the_folders_of_tests_are_those_of_the_package() -> None:
 
 def test_what_tests_share_is_in_doubles_and_no_test_module_imports_another() -> None:
     files = sorted(TESTS.rglob("*.py"))
-    own = {file.stem for file in files if file.parent != DOUBLES}
+    own = {file.stem for file in files if DOUBLES not in file.parents}
     assert len(own) > 50
     assert not [name for name in own if not name.startswith("test_") and name != "conftest"]
     borrowed = {(file.stem, name) for file in files for name in own.intersection(names_imported(file))}

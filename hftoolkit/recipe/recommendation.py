@@ -273,6 +273,7 @@ class RecommendationRecipe(Section):
 
     commands: ClassVar[str] = "hftoolkit.recommend.commands"
     usage: ClassVar[str] = "recommend {} --user ID"
+    extended_by: ClassVar[str | None] = "train.epochs"
 
     task: RecommendationTask = Field(description="What to learn.")
     data: RecommendationData = Field(description="What to learn it from.")

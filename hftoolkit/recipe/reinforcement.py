@@ -211,6 +211,7 @@ class ReinforcementRecipe(Section):
 
     commands: ClassVar[str] = "hftoolkit.rl.commands"
     usage: ClassVar[str] = "rl play {}"
+    extended_by: ClassVar[str | None] = None
 
     environment: Environment = Field(description="Where the agent acts.")
     algorithm: Algorithm = Field(description="How it learns.")

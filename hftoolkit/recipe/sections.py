@@ -309,6 +309,7 @@ class Recipe(Section):
     implementation: ClassVar[str]  # "module:class" of the kind's ``contracts.Task``
     commands: ClassVar[str] = "hftoolkit.commands.tasks"  # module with what the command line calls
     usage: ClassVar[str] = "predict {} INPUT"  # of a finished run
+    extended_by: ClassVar[str | None] = "train.epochs"  # the knob of which more extends a finished run
 
     task: Task = Field(description="What to learn.")
     data: Data = Field(description="What to learn it from.")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,10 @@ from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import (
     FREE_TO_CHANGE,
     AnyRecipe,
-    ReinforcementRecipe,
     differences,
     dump_recipe,
     is_reinforcement_recipe,
-    load_recipe,
-    load_reinforcement_recipe,
+    load_alike,
 )
 from hftoolkit.runs.checkpoint import has_states
 from hftoolkit.runs.directory import RunDir, read_json, write_json, write_text
@@ -37,8 +36,7 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
         DataError: it is done, and the state that it could be resumed from was removed.
     """
     run = RunDir.to_resume(name, exact)
-    learns_by_acting = isinstance(recipe, ReinforcementRecipe)
-    before = (load_reinforcement_recipe if learns_by_acting else load_recipe)(run.recipe)
+    before = load_alike(run.recipe, recipe)
     changed = differences(before, recipe, ignored=FREE_TO_CHANGE)
     if run.is_done():
         if _is_longer(before, recipe):
@@ -46,7 +44,7 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
                 raise DataError(f"{run.checkpoints} is gone, and with it what {run.root} could be extended from")
             return run
         if not changed:
-            more = "" if learns_by_acting else "; a larger train.epochs would extend it"
+            more = "" if recipe.extended_by is None else f"; a larger {recipe.extended_by} would extend it"
             raise RecipeError(f"the run {run.root} is done; there is nothing to resume{more}")
     if changed:
         raise RecipeError(
@@ -87,11 +85,10 @@ def check_unchanged(path: Path, content: Mapping[str, Any], what: str) -> None:
 
 
 def _is_longer(before: AnyRecipe, recipe: AnyRecipe) -> bool:
-    if isinstance(before, ReinforcementRecipe) or isinstance(recipe, ReinforcementRecipe):
+    knob = recipe.extended_by
+    if knob is None or attrgetter(knob)(recipe) <= attrgetter(knob)(before):
         return False
-    if recipe.train.epochs <= before.train.epochs:
-        return False
-    return not differences(before, recipe, ignored=(*FREE_TO_CHANGE, "train.epochs"))
+    return not differences(before, recipe, ignored=(*FREE_TO_CHANGE, knob))
 
 
 def check_same_data(run: RunDir, source: str, fingerprint: str) -> None:

@@ -74,6 +74,11 @@ def load_any_recipe(path: Path) -> AnyRecipe:
     return _any(_read(path), path)
 
 
+def load_alike(path: Path, recipe: AnyRecipe) -> AnyRecipe:
+    """Return the recipe of a file by the loader of another recipe, which refuses files that are for other commands."""
+    return (load_reinforcement_recipe if isinstance(recipe, ReinforcementRecipe) else load_recipe)(path)
+
+
 def parse_any_recipe(text: str, origin: Path) -> AnyRecipe:
     """Return the recipe in a text, of whatever kind; ``origin`` is named in errors."""
     return _any(read_yaml(text, str(origin)), origin)

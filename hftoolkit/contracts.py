@@ -145,12 +145,14 @@ class PipelineCheck:
     """What transformers' pipeline of the exported folder must answer.
 
     Attributes:
+        task: the pipeline's name.
         options: keyword arguments of the pipeline.
         inputs: what it is given.
         keys: what is compared of each answer.
         expected: returns, for a model, the values of these keys for each answer to each input.
     """
 
+    task: str
     options: Mapping[str, Any]
     inputs: Sequence[str]
     keys: tuple[str, ...]

@@ -9,6 +9,7 @@ from hftoolkit.data.sources.resolve import resolve_data
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.models.backbones import head_names
+from hftoolkit.models.kernels import arrange_for
 from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe import Recipe, load_recipe
 from hftoolkit.runs.directory import RunDir, read_json
@@ -59,7 +60,9 @@ class Predictor:
         self._schema.check_names(head_names(base.model), str(folder))
         self.task = kind.build(recipe, self._schema, base, None)
         self._model = base.model
-        self._infer = Inference(self.task, make_accelerator("fp32"), emit)
+        accelerator = make_accelerator("fp32")
+        arrange_for(base.model, accelerator.device)  # as in training, so that figures come out the same
+        self._infer = Inference(self.task, accelerator, emit)
 
     def predict(self, rows: Sequence[Any]) -> list[Any]:
         """Predict rows, in order: of texts, or dicts with the columns of the recipe; of images, files or pixels.

@@ -135,23 +135,12 @@ def check_round_trip(
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        tensors = folder / "tensors.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in inputs.tensors.items()}, tensors)
-        request: dict[str, Any] = {
-            "model": str(run.model),
+        request = _request(run, inputs, folder) | {
             "auto_class": auto_class,
-            "tensors": str(tensors),
             "outputs": list(merged),
-            "processor": inputs.processor,
-            "raw": dict(inputs.raw),
             "num_labels": len(names),
-            "threads": torch.get_num_threads(),
-            "adapter": None,
+            "answers": answers,
         }
-        if inputs.pipeline is not None:
-            check = inputs.pipeline
-            request["pipeline"] = {"options": dict(check.options), "inputs": list(check.inputs), "keys": check.keys}
-            request["pipeline"] |= {"answers": answers}
         if unmerged is not None:
             base = run.adapter_base
             if not base.is_dir():
@@ -178,6 +167,22 @@ def check_round_trip(
             "Everything is kept on disk; do not use or push this model"
         )
     return report
+
+
+def _request(run: RunDir, inputs: GateInputs, folder: Path) -> dict[str, Any]:
+    """Return what the fresh process is asked, the tensors in a file beside it."""
+    tensors, check = folder / "tensors.safetensors", inputs.pipeline
+    save_file({name: tensor.contiguous() for name, tensor in inputs.tensors.items()}, tensors)
+    return {
+        "model": str(run.model),
+        "tensors": str(tensors),
+        "processor": inputs.processor,
+        "raw": dict(inputs.raw),
+        "threads": torch.get_num_threads(),
+        "adapter": None,
+        "pipeline": check
+        and {"task": check.task, "options": dict(check.options), "inputs": list(check.inputs), "keys": check.keys},
+    }
 
 
 def _problems(report: GateReport, scale: float) -> list[str]:

@@ -311,7 +311,11 @@ class TokenClassificationTask:
         marks = getattr(self._tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None)
         whole = [text for text, found in zip(texts, ids, strict=True) if len(found) < self._tokenizer.model_max_length]
         check = PipelineCheck(
-            {"aggregation_strategy": "first"}, whole, ("entity_group", "start", "end"), partial(self._found, whole)
+            self.pipeline_tag,
+            {"aggregation_strategy": "first"},
+            whole,
+            ("entity_group", "start", "end"),
+            partial(self._found, whole),
         )
         return GateInputs(
             pad_tokens(ids, self._tokenizer, multiple_of=1),

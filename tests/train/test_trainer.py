@@ -711,7 +711,7 @@ def test_inference_is_without_dropout_and_gradients_and_restores_the_mode():
         first = infer(model, task.rows)
         assert model.training is training
         np.testing.assert_array_equal(first, infer(model, task.rows))
-    assert not infer(model, task.rows, predict=lambda m, b: [float(m(b["x"]).requires_grad)] * len(b["x"])).any()
+    assert not any(infer(model, task.rows, predict=lambda m, b: [float(m(b["x"]).requires_grad)] * len(b["x"])))
 
 
 def test_inference_restores_the_mode_after_a_failure():

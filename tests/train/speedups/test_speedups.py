@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hftoolkit import recipe as recipes
+from hftoolkit.commands.finetune import fit_setup
 from hftoolkit.commands.setup import prepare
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.train import speedups

@@ -21,7 +21,7 @@ model: {{backbone: bert, max_length: 16, dropout: {dropout}}}
 tuning: {{{tuning}}}
 train: {{epochs: {epochs}, batch_size: 8, micro_batch_size: 4, learning_rate: 1.0e-2, precision: fp32,
   checkpoint_every: {every}}}
-evaluation: {{bootstrap_samples: 100}}
+evaluation: {{bootstrap_samples: 100, baselines: {baselines}}}
 """
 IMAGES = """\
 task: {{kind: image-classification}}

@@ -1,6 +1,6 @@
 """Fine-tune pretrained backbones from one recipe file and ship models that plain libraries load.
 
-Public are ``load``, ``finetune``, ``Run`` and ``errors``; see docs/api.md.
+Public are ``load`` and ``finetune``, and the exceptions in ``hftoolkit.errors``.
 """
 
 from collections.abc import Mapping

@@ -310,7 +310,7 @@ def interrupt_and_resume(server: Any, job: Job, run: Path, number: int, after: i
     start = time.monotonic()
     assert process.wait() == 128 + number, process.said
     assert time.monotonic() - start < STOP_SECONDS
-    assert "--resume goes on" in process.said and "Traceback" not in process.said
+    assert "with --resume continues there" in process.said and "Traceback" not in process.said
     done = steps_logged(run)
     assert list((run / "checkpoints").glob(f"step-{done:06d}*"))
     assert read_json(run / "status.json")["state"] == "interrupted"

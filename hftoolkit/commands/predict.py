@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hftoolkit.contracts import Emit, Inputs, Ranks, Unusable
+from hftoolkit.contracts import Emit, Event, InferenceProgress, Inputs, Ranks, Unusable
 from hftoolkit.data.sources.resolve import resolve_data
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.export.manifest import Manifest
@@ -62,7 +62,9 @@ class Predictor:
         self._model = base.model
         accelerator = make_accelerator("fp32")
         arrange_for(base.model, accelerator.device)  # as in training, so that figures come out the same
-        self._infer = Inference(self.task, accelerator, emit)
+        self._emit = emit
+        self._infer = Inference(self.task, accelerator, self._tell)
+        self._part: tuple[int, int, int] | None = None  # first row, rows, and rows in all, of a part that is predicted
 
     def predict(self, rows: Sequence[Any]) -> list[Any]:
         """Predict rows, in order: of texts, or dicts with the columns of the recipe; of images, files or pixels.
@@ -86,7 +88,9 @@ class Predictor:
             if bad and not inputs.skip_unusable:
                 continue
             usable = [row for row in rows if not isinstance(row, Unusable)]
+            self._part = start, len(rows), inputs.num_rows
             found = iter(self.task.answers(self.outputs(usable), usable) if usable else ())
+            self._part = None
             answers += [self.task.no_answer if isinstance(row, Unusable) else next(found) for row in rows]
         if bad and not inputs.skip_unusable:
             where = self._run.recipe if self._run else "the recipe"
@@ -97,6 +101,12 @@ class Predictor:
         """Return what the model gives for each raw row, in fp32."""
         examples = self.task.encode(rows)
         return joined(self.task, self._infer(self._model, examples, full_precision=True), examples, rows)
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, InferenceProgress) and self._part is not None:
+            first, num_rows, total = self._part
+            event = InferenceProgress(first + num_rows * event.done // event.total, total)
+        self._emit(event)
 
     def labelled(self, split: str, source: str | None) -> Sequence[Any]:
         """Return the rows of a split of the run, or all rows of another source, with their targets.

@@ -110,7 +110,7 @@ def test_a_push_makes_a_private_repository_equal_to_the_model_in_one_commit_and_
     assert remote_files(repository) == model_files(run)
     assert commits(repository) == 1
     assert f"{client.hub.endpoint}/ada/reviews (private, commit {repository.commits[-1][:12]})" in ended.out
-    assert 'transformers.pipeline("text-classification", model="ada/reviews")' in ended.out
+    assert 'hftoolkit.load("ada/reviews")' in ended.out
     is_xet = [blob.xet_hash is not None for blob in repository.tree().values() if blob.sha256]
     assert is_xet == [client.xet] * 2
 
@@ -165,7 +165,7 @@ def test_plain_libraries_load_what_was_pushed_by_its_id(
         ended = client.run("push", run, f"ada/{name}")
         assert ended.code == 0, ended
         assert remote_files(client.hub.repositories[f"ada/{name}"]) == model_files(run)
-    assert 'huggingface_hub.snapshot_download("ada/cartpole")' in ended.out
+    assert 'hftoolkit.load("ada/cartpole")' in ended.out
     printed = client.python(f"""
 import json, pathlib, torch, timm
 from huggingface_hub import snapshot_download

@@ -79,7 +79,9 @@ def test_a_finished_run_holds_its_policy_its_results_and_its_curve(run: Path):
         *("recipe.yaml", "environment.json", "metrics.jsonl", "train.log", "status.json", "results.json"),
         *("model", "report", ".lock"),
     }
-    assert {path.name for path in (run / "model").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert {path.name for path in (run / "model").iterdir()} == {
+        *("model.safetensors", "config.json", "hftoolkit.json", "README.md")
+    }
     assert (run / "report" / "learning_curve.png").stat().st_size > 1000
     results = read_json(run / "results.json")
     assert results["task"] == "reinforcement-learning" and results["test"]["examples"] == 4

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -133,9 +134,11 @@ def test_a_broken_image_stops_a_prediction_or_leaves_its_row_empty(run, pictures
     predictor = hftoolkit.load(run)
     with pytest.raises(DataError, match=r"1 of 3 images cannot be read:\n.*broken\.png"):
         predictor.predict(images)
-    data = predictor.recipe.data.model_copy(update={"on_bad_rows": "skip"})
-    predictor.recipe = predictor.recipe.model_copy(update={"data": data})
-    skipped = predictor.predict(images)
+    shutil.copytree(run, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    assert "on_bad_rows: error" in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace("on_bad_rows: error", "on_bad_rows: skip"))
+    skipped = hftoolkit.load(tmp_path / "run").predict(images)
     assert [prediction.label for prediction in skipped] == [
         *(p.label for p in predictor.predict(images[:1])),
         "",

@@ -64,7 +64,8 @@ class DividedRows(Generic[RowT]):
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-Parse = Callable[[DataTable], tuple[list[RowT], BadRows]]
+Parsed = tuple[list[RowT], BadRows]
+Parse = Callable[[DataTable], Parsed[RowT]]
 
 
 def load_rows(source: Path, data: Data, parse: Parse[RowT], what: str) -> DividedRows[RowT]:
@@ -80,7 +81,24 @@ def load_rows(source: Path, data: Data, parse: Parse[RowT], what: str) -> Divide
         DataError: the files, columns, rows or splits cannot be used; all bad rows are in one message.
     """
     tables = read_each_split(data.split, lambda split: read_table(source, split=split, subset=data.subset))
-    rows = usable_rows(tables, data, parse)
+    return divide_rows(tables, data, {name: parse(table) for name, table in tables.items()}, what)
+
+
+def divide_rows(
+    tables: Mapping[str, DataTable], data: Data, parsed: Mapping[str, Parsed[RowT]], what: str
+) -> DividedRows[RowT]:
+    """Check and divide parsed rows; ``load_rows`` for rows that more than the cells of their table went into.
+
+    Args:
+        tables: each given split; ``train`` is the one that fractions are taken from.
+        data: splits, and what to do with bad rows.
+        parsed: the rows of each table.
+        what: an example is called, for the names of keys and for warnings.
+
+    Raises:
+        DataError: the rows or splits cannot be used; all bad rows are in one message.
+    """
+    rows = usable_rows(tables, data, parsed)
     check_disjoint_groups(rows)
     splits, numbers = _divide(rows, data.split)
     summary = _reading(rows, tables) | _summary(splits, numbers, what)
@@ -88,13 +106,14 @@ def load_rows(source: Path, data: Data, parse: Parse[RowT], what: str) -> Divide
     return DividedRows(splits, numbers, summary)
 
 
-def usable_rows(tables: Mapping[str, DataTable], data: Data, parse: Parse[RowT]) -> dict[str, UsableRows[RowT]]:
-    """Return the usable rows of each table.
+def usable_rows(
+    tables: Mapping[str, DataTable], data: Data, parsed: Mapping[str, Parsed[RowT]]
+) -> dict[str, UsableRows[RowT]]:
+    """Return the usable rows of each table, given all of them and which are bad.
 
     Raises:
         DataError: there are bad rows and ``data.on_bad_rows`` is ``error``, or no row is left.
     """
-    parsed = {name: parse(table) for name, table in tables.items()}
     found, bad_by_source = {}, {}
     for name, table in tables.items():
         rows, bad = parsed[name]

@@ -96,9 +96,9 @@ def load_token_rows(
 def read_token_rows(source: Path, data: TokenData, types: Sequence[str], spans_of: Any) -> list[SpanText]:
     """Return all usable rows of another source, with entities of known types."""
     data = data.model_copy(update={"split": Split()})
-    return usable_rows({"train": read_table(source)}, data, lambda table: _parse(table, data, types, spans_of, []))[
-        "train"
-    ].rows
+    table = read_table(source)
+    parsed = _parse(table, data, types, spans_of, [])
+    return usable_rows({"train": table}, data, {"train": parsed})["train"].rows
 
 
 def _types_of(splits: Mapping[str, Sequence[SpanText]]) -> list[str]:

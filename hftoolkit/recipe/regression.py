@@ -36,7 +36,7 @@ class RegressionEvaluation(Evaluation):
 class TextRegressionRecipe(Recipe):
     """Fine-tuning of a model that gives texts a number."""
 
-    implementation: ClassVar[str] = "hftoolkit.tasks.regression:TextRegressionTask"
+    implementation: ClassVar[str] = "hftoolkit.tasks.text_regression:TextRegressionTask"
 
     task: TextRegression = Field(description="What to learn.")
     data: TextData = Field(description="What to learn it from; data.columns.label holds the numbers.")

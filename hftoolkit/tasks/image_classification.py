@@ -18,7 +18,6 @@ from hftoolkit.contracts import (
     Emit,
     Examples,
     GateInputs,
-    HeadSpec,
     Infer,
     Inputs,
     Message,
@@ -34,12 +33,10 @@ from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.attribution import occlusion_maps
 from hftoolkit.models.image_backbones import (
     ImageBackbone,
-    load_image_classifier,
     load_saved_image_classifier,
     save_image_classifier,
-    saved_preprocessing,
 )
-from hftoolkit.models.preprocessing import Preprocessing, normalize
+from hftoolkit.models.preprocessing import Preprocessing
 from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe import ImageRecipe
 from hftoolkit.runs.figures import overlay, worst_first, write_image_grid
@@ -60,6 +57,15 @@ from hftoolkit.tasks.shared.class_head import (
     to_rows,
 )
 from hftoolkit.tasks.shared.image_inputs import image_inputs
+from hftoolkit.tasks.shared.image_models import (
+    PixelsOf,
+    channels_first,
+    image_gate_inputs,
+    load_backbone,
+    logits_of,
+    preprocessing_of,
+    stack_pixels,
+)
 
 WORST_SHOWN = 24
 SAMPLES_SHOWN = 12
@@ -111,7 +117,7 @@ class ImageClassificationTask:
         cls, recipe: ImageRecipe, source: Path, weights: Weights, schema: LabelSet | None, emit: Emit
     ) -> Dataset[LabelledImage]:
         """Return the checked images of a source, fitted to the size of the weights and divided into splits."""
-        geometry = _preprocessing(recipe, weights).geometry
+        geometry = preprocessing_of(recipe.model, weights, recipe.train.seed).geometry
         emit(Message(f"decoding images to {geometry.height} x {geometry.width} pixels, unless they are in the cache"))
         splits = load_image_splits(source, recipe.data, recipe.task, geometry, schema)
         rows = {
@@ -128,7 +134,7 @@ class ImageClassificationTask:
         cls, recipe: ImageRecipe, source: Path, weights: Weights, schema: LabelSet
     ) -> list[LabelledImage]:
         """Return all usable images of another source."""
-        geometry = _preprocessing(recipe, weights).geometry
+        geometry = preprocessing_of(recipe.model, weights, recipe.train.seed).geometry
         pixels, targets = load_labelled_images(source, recipe.data, geometry, schema)
         return [LabelledImage(pixels, place, "", target) for place, target in enumerate(targets)]
 
@@ -142,7 +148,7 @@ class ImageClassificationTask:
         """Return the backbone with a head for the classes."""
         if weights.saved is not None:
             return load_saved_image_classifier(weights.saved)
-        return _load(recipe, class_head_spec(schema), weights)
+        return load_backbone(recipe.model, class_head_spec(schema), weights, recipe.train.seed)
 
     @classmethod
     def build(
@@ -165,7 +171,7 @@ class ImageClassificationTask:
         if isinstance(examples[0], CachedExample):
             batch = {"features": torch.from_numpy(np.stack([example.features for example in examples]))}
         else:
-            batch = {"pixels": torch.from_numpy(np.stack([example.pixels for example in examples]))}
+            batch = {"pixels": stack_pixels(examples)}
         if examples[0].target is None:
             return batch
         return batch | {"targets": stack_targets([example.target for example in examples])}
@@ -176,14 +182,14 @@ class ImageClassificationTask:
             return {"logits": model(pixel_values=batch["pixel_values"]).logits}
         if "features" in batch:
             return {"logits": self._from_features(model, batch)}
-        return {"logits": self._logits(model, _channels_first(batch["pixels"]))}
+        return {"logits": self._logits(model, channels_first(batch["pixels"]))}
 
     def loss(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Return the summed loss of a batch of changed and, with mixup or CutMix, blended images."""
         targets = batch["targets"]
         if "features" in batch:
             return self._head.step(self._from_features(model, batch), batch)
-        mixed = self._augment.mix(self._augment(_channels_first(batch["pixels"])))
+        mixed = self._augment.mix(self._augment(channels_first(batch["pixels"])))
         logits = self._logits(model, mixed.pixels)
         losses_B = self._head.losses(logits, targets)
         if mixed.share < 1:
@@ -194,7 +200,7 @@ class ImageClassificationTask:
         """Return the logits of each example, (C,) float32; with ``test_time_flip``, means with its mirror image."""
         if "features" in batch:
             return to_rows(self._from_features(model, batch))
-        images = _channels_first(batch["pixels"])
+        images = channels_first(batch["pixels"])
         logits = self._logits(model, images)
         if self._recipe.task.test_time_flip:
             logits = (logits + self._logits(model, images.flip(-1))) / 2
@@ -254,9 +260,8 @@ class ImageClassificationTask:
         save_image_classifier(model, self._preprocessing, folder)
 
     def gate_inputs(self, raw: Sequence[LabelledImage]) -> GateInputs:
-        """Return normalized images, ``pixel_values`` (N, 3, H, W) float32."""
-        pixels = torch.from_numpy(np.stack([row.pixels for row in raw]))
-        return GateInputs({"pixel_values": normalize(_channels_first(pixels), self._preprocessing).contiguous()})
+        """Return normalized images."""
+        return image_gate_inputs(raw, self._preprocessing)
 
     def calibrate(
         self, model: nn.Module, outputs: Sequence[np.ndarray], raw: Sequence[LabelledImage]
@@ -271,7 +276,7 @@ class ImageClassificationTask:
         targets, classes = targets_of(train), len(self._head.labels.names)
         found = {
             "majority": majority(targets, len(raw), classes, False),
-            "pixel_logreg": pixel_logreg(_Pixels(train), targets, _Pixels(raw), num_classes=classes, seed=seed),
+            "pixel_logreg": pixel_logreg(PixelsOf(train), targets, PixelsOf(raw), num_classes=classes, seed=seed),
         }
         return {name: self._head.statistics(probabilities, raw) for name, probabilities in found.items()}
 
@@ -333,8 +338,7 @@ class ImageClassificationTask:
         yield examples
 
     def _logits(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = model(pixel_values=normalize(images, self._preprocessing)).logits
-        return logits
+        return logits_of(model, images, self._preprocessing)
 
     def _from_features(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         logits: torch.Tensor = model.get_submodule(self._head_modules[0])(batch["features"])
@@ -343,7 +347,7 @@ class ImageClassificationTask:
     def _attention_maps(self, model: nn.Module, pixels: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
         """Return where the model looks in images for a class of each, (N, H, W)."""
         device = next(model.parameters()).device
-        images = _channels_first(torch.from_numpy(np.stack(pixels))).float().to(device)
+        images = channels_first(torch.from_numpy(np.stack(pixels))).float().to(device)
         return occlusion_maps(
             lambda part: self._logits(model.eval(), part), images, torch.from_numpy(classes).to(device)
         )
@@ -364,46 +368,10 @@ class ImageClassificationTask:
             lambda _, inputs, output: seen.extend((inputs[0], output))
         )
         try:
-            logits = self._logits(model, _channels_first(batch["pixels"]))
+            logits = self._logits(model, channels_first(batch["pixels"]))
         finally:
             handle.remove()
         return seen[0], seen[1], logits
-
-
-@dataclass(frozen=True, slots=True)
-class _Pixels(Sequence[np.ndarray]):
-    """The pixels of images, each read when it is asked for."""
-
-    rows: Sequence[LabelledImage]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self.rows[place].pixels
-
-
-def _preprocessing(recipe: ImageRecipe, weights: Weights) -> Preprocessing:
-    """Return what the weights expect of images; the names of the head do not matter for that."""
-    if weights.saved is not None:
-        return saved_preprocessing(weights.saved)
-    return _load(recipe, HeadSpec(("a", "b"), "single_label_classification"), weights).preprocessing
-
-
-def _load(recipe: ImageRecipe, head: HeadSpec, weights: Weights) -> ImageBackbone:
-    return load_image_classifier(
-        weights.path,
-        head,
-        architecture=recipe.model.architecture,
-        image_size=recipe.model.image_size,
-        dropout=recipe.model.dropout,
-        drop_path=recipe.model.drop_path,
-        seed=recipe.train.seed,
-    )
-
-
-def _channels_first(pixels_NHWC: torch.Tensor) -> torch.Tensor:
-    return pixels_NHWC.permute(0, 3, 1, 2)
 
 
 USAGE = """from transformers import pipeline

@@ -92,7 +92,8 @@ class TextRegressionTask:
     ) -> list[ScoredText]:
         """Return all usable rows of another table."""
         data = recipe.data.model_copy(update={"split": Split()})
-        return usable_rows({"train": read_table(source)}, data, lambda table: _parse(table, data))["train"].rows
+        table = read_table(source)
+        return usable_rows({"train": table}, data, {"train": _parse(table, data)})["train"].rows
 
     @classmethod
     def schema_from_json(cls, stored: Mapping[str, Any]) -> Score:

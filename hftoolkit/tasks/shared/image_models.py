@@ -1,0 +1,82 @@
+"""What tasks on images have in common: the backbone of a recipe, and pixels on their way into it.
+
+Shape suffixes: B images of H x W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from hftoolkit.contracts import GateInputs, HeadSpec
+from hftoolkit.models.image_backbones import ImageBackbone, load_image_classifier, saved_preprocessing
+from hftoolkit.models.preprocessing import Preprocessing, normalize
+from hftoolkit.models.pretrained import Weights
+from hftoolkit.recipe import ImageModel
+
+
+class HasPixels(Protocol):
+    """A raw row with an image."""
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The image, (H, W, 3) uint8."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PixelsOf(Sequence[np.ndarray]):
+    """The pixels of images, each read when it is asked for."""
+
+    rows: Sequence[HasPixels]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.rows[place].pixels
+
+
+def load_backbone(section: ImageModel, head: HeadSpec, weights: Weights, seed: int) -> ImageBackbone:
+    """Return the backbone that a recipe names with this head; ``seed`` is of what has no weights yet."""
+    return load_image_classifier(
+        weights.path,
+        head,
+        architecture=section.architecture,
+        image_size=section.image_size,
+        dropout=section.dropout,
+        drop_path=section.drop_path,
+        seed=seed,
+    )
+
+
+def preprocessing_of(section: ImageModel, weights: Weights, seed: int) -> Preprocessing:
+    """Return what the weights expect of images; the names of the head do not matter for that."""
+    if weights.saved is not None:
+        return saved_preprocessing(weights.saved)
+    return load_backbone(section, HeadSpec(("a", "b"), "single_label_classification"), weights, seed).preprocessing
+
+
+def stack_pixels(rows: Sequence[HasPixels]) -> torch.Tensor:
+    """Return images in one tensor, (B, H, W, 3) uint8."""
+    return torch.from_numpy(np.stack([row.pixels for row in rows]))
+
+
+def channels_first(pixels_BHWC: torch.Tensor) -> torch.Tensor:
+    """Return a view of images, (B, 3, H, W)."""
+    return pixels_BHWC.permute(0, 3, 1, 2)
+
+
+def logits_of(model: nn.Module, images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return the logits of images, (B, 3, H, W), that are not normalized yet."""
+    logits: torch.Tensor = model(pixel_values=normalize(images, preprocessing)).logits
+    return logits
+
+
+def image_gate_inputs(rows: Sequence[HasPixels], preprocessing: Preprocessing) -> GateInputs:
+    """Return normalized images, ``pixel_values`` (B, 3, H, W) float32."""
+    images = channels_first(stack_pixels(rows))
+    return GateInputs({"pixel_values": normalize(images, preprocessing).contiguous()})

@@ -2,7 +2,7 @@
 
 from hftoolkit.recipe.image_classification import ImageRecipe
 from hftoolkit.recipe.recommendation import RecommendationRecipe
-from hftoolkit.recipe.regression import TextRegressionRecipe
+from hftoolkit.recipe.regression import ImageRegressionRecipe, TextRegressionRecipe
 from hftoolkit.recipe.reinforcement import ReinforcementRecipe
 from hftoolkit.recipe.sections import Recipe
 from hftoolkit.recipe.text_classification import TextRecipe
@@ -15,6 +15,7 @@ RECIPES: dict[str, type[AnyFineTuning]] = {
     "image-classification": ImageRecipe,
     "token-classification": TokenRecipe,
     "text-regression": TextRegressionRecipe,
+    "image-regression": ImageRegressionRecipe,
     "recommendation": RecommendationRecipe,
 }
 ALL_RECIPES: tuple[type[AnyRecipe], ...] = (*RECIPES.values(), ReinforcementRecipe)

@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG: confusion matrix, reliability diagram, learning curve, grid of images."""
+"""Figures of a run, as PNG: confusion, reliability, predicted against true numbers, learning curve, images, spans."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +66,25 @@ def write_reliability_png(probabilities: np.ndarray, targets: np.ndarray, path: 
     upper.legend(loc="upper left", frameon=False)
     lower.bar(left, bins.counts, 1 / NUM_BINS, align="edge", color="0.6", edgecolor="white")
     lower.set(xlabel="confidence", ylabel="predictions")
+    figure.savefig(path, format="png")
+
+
+def write_scatter_png(truth: np.ndarray, predicted: np.ndarray, name: str, path: Path) -> None:
+    """Draw predicted against true numbers, with the line on which both are equal.
+
+    Args:
+        truth: ``(N,)``.
+        predicted: ``(N,)``.
+        name: of the number.
+        path: a PNG of 750 by 750 dots, overwritten.
+    """
+    figure = _new_figure(5.0, 5.0)
+    axes = figure.subplots()
+    limits = min(truth.min(), predicted.min()), max(truth.max(), predicted.max())
+    axes.plot(limits, limits, color="0.5", linestyle="--", linewidth=1, label="predicted = true")
+    axes.scatter(truth, predicted, s=8, alpha=min(1.0, 5 / len(truth) ** 0.4), color="#08519c", linewidths=0)
+    axes.set(xlabel=f"true {_shorten(name)}", ylabel=f"predicted {_shorten(name)}", aspect="equal")
+    axes.legend(loc="upper left", frameon=False)
     figure.savefig(path, format="png")
 
 

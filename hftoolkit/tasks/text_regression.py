@@ -25,7 +25,7 @@ from hftoolkit.contracts import (
 from hftoolkit.data.rows import load_rows, numbers_of, usable_rows
 from hftoolkit.data.tables import DataTable, read_table, require_columns
 from hftoolkit.data.text_rows import BadRows, clean_texts, text_columns
-from hftoolkit.metrics.statistics import RowStatistics, measure
+from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
 from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe import Split, TextData
@@ -162,8 +162,7 @@ class TextRegressionTask:
 
     def metric_names(self, raw: Sequence[ScoredText]) -> frozenset[str]:
         """Return the metrics that the targets allow."""
-        varied = [float(row.target or 0) + index % 2 for index, row in enumerate(raw)]
-        return frozenset(measure(self._head.statistics(varied, raw)))
+        return self._head.metric_names(raw)
 
     def score(self, outputs: Sequence[float], raw: Sequence[ScoredText]) -> RowStatistics:
         """Return the metrics of numbers."""
@@ -206,6 +205,18 @@ class TextRegressionTask:
         """Return texts, and their tokens padded as the tokenizer alone pads them."""
         tensors = pad_rows(self.encode(raw).items, self._tokenizer, multiple_of=1)
         return GateInputs(tensors, "AutoTokenizer", processor_inputs([row.text for row in raw]))
+
+    def draw(
+        self,
+        model: nn.Module,
+        outputs: Sequence[float],
+        raw: Sequence[ScoredText],
+        *,
+        report: Path,
+        model_folder: Path,
+    ) -> None:
+        """Write predicted against true numbers."""
+        self._head.draw(outputs, raw, report)
 
     def baselines(self, train: Sequence[ScoredText], raw: Sequence[ScoredText], seed: int) -> dict[str, RowStatistics]:
         """Return the mean of the training rows, and a ridge regression on TF-IDF."""

@@ -137,7 +137,7 @@ def _usable(
         first = sources["train"]
         labels = find_labels(parsed.values(), [first.label], multi_label=False, mapping=mapping, table=first.table)
     encoded = {name: encode_rows(rows, labels) for name, rows in parsed.items()}
-    bad = {sources[name].table.source: _with_names(bad_rows, sources[name]) for name, (_, bad_rows) in encoded.items()}
+    bad = {sources[name].table.source: with_names(bad_rows, sources[name]) for name, (_, bad_rows) in encoded.items()}
     check_bad_rows(bad, labels, data.on_bad_rows)
     return {name: kept for name, (kept, _) in encoded.items()}, cached, offsets
 
@@ -151,7 +151,8 @@ def _parse(source: ImageTable, data: ImageData, problems: Sequence[str | None]) 
     return ParsedRows(names, values, groups, {**bad_groups, **bad_labels, **broken, **source.bad})
 
 
-def _with_names(bad: BadRows, source: ImageTable) -> BadRows:
+def with_names(bad: BadRows, source: ImageTable) -> BadRows:
+    """Return bad rows with the names of their images, where those are more than a row's number."""
     names = {number: source.images[number - 1].name for number in bad}
     return {
         number: problem if names[number] == f"row {number}" else replace(problem, name=names[number])

@@ -86,6 +86,24 @@ def tfidf_ridge(train_texts: Sequence[str], train_targets: np.ndarray, texts: Se
     return numbers
 
 
+def pixel_ridge(
+    train_pixels: Sequence[np.ndarray], train_targets: np.ndarray, pixels: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Return the numbers, (n,), of a ridge regression on gray images of 16 x 16 pixels.
+
+    Args:
+        train_pixels: N images, each (H, W, 3) uint8.
+        train_targets: (N,) float.
+        pixels: n images like those.
+
+    Raises:
+        DataError: there are no training rows.
+    """
+    _check_train(train_targets)
+    numbers: np.ndarray = Ridge().fit(_thumbnails(train_pixels), train_targets).predict(_thumbnails(pixels))
+    return numbers
+
+
 def _check_train(train_targets: np.ndarray) -> None:
     if len(train_targets) == 0:
         raise DataError("a baseline needs training rows (0 found); check data.split or set evaluation.baselines=false")

@@ -6,6 +6,7 @@ both into the output layers, so that plain transformers gives the number itself.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch.nn import functional
 from hftoolkit.contracts import Batch, Columns, HeadSpec, StepOutput
 from hftoolkit.errors import DataError
 from hftoolkit.metrics.regression import regression_statistics
-from hftoolkit.metrics.statistics import RowStatistics
+from hftoolkit.metrics.statistics import RowStatistics, measure
 from hftoolkit.models.backbones import is_under
+from hftoolkit.runs.figures import write_scatter_png
 
 HEADLINE = {"rmse": "RMSE", "mae": "MAE", "r2": "R2", "pearson": "Pearson", "spearman": "Spearman"}
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
@@ -137,6 +139,16 @@ class ScoreHead:
     def statistics(self, outputs: Sequence[float], raw: Sequence[Any]) -> RowStatistics:
         """Return the metrics of numbers."""
         return regression_statistics(np.array(outputs), np.array([row.target for row in raw]))
+
+    def metric_names(self, raw: Sequence[Any]) -> frozenset[str]:
+        """Return the metrics that the targets of rows allow, whatever is predicted."""
+        varied = [float(row.target or 0) + index % 2 for index, row in enumerate(raw)]
+        return frozenset(measure(self.statistics(varied, raw)))
+
+    def draw(self, outputs: Sequence[float], raw: Sequence[Any], report: Path) -> None:
+        """Write predicted against true numbers."""
+        truth = np.array([row.target for row in raw])
+        write_scatter_png(truth, np.array(outputs), self.score.name, report / "predicted.png")
 
     def columns(self, answers: Sequence[Any]) -> Columns:
         """Return the numbers as a table; None for rows that were skipped."""

@@ -183,7 +183,9 @@ def recorded(run: Path) -> Record:
         "files": {path.relative_to(run).as_posix(): "" for path in sorted(run.rglob("*")) if path.is_file()},
         "weights": weights_of(run),
         "results": flat(repeatable(results)),
-        "metrics": {f"line {place}": json.dumps(repeatable(line)) for place, line in enumerate(metrics, 1)},
+        "metrics": {
+            f"line {place}": json.dumps(repeatable(line), sort_keys=True) for place, line in enumerate(metrics, 1)
+        },
         "predictions": {"test.csv": digest(predictions.read_bytes())} if predictions.is_file() else {},
     }
 

@@ -30,6 +30,7 @@ class Backbone:
         model: fp32, on the CPU, in eval mode; its output has ``logits``.
         output_layers: names of the layers that give the logits: one, or several whose outputs are added or averaged.
         fresh_modules: modules with random weights, the output layers in or among them; all must be trained and saved.
+        has_trained_head: whether its own head was trained for the same names, and is kept.
         replaced_labels: class names of the head that was thrown away; empty when there was none.
         note: what a user should know of how the weights were found; empty for nothing.
     """
@@ -37,6 +38,7 @@ class Backbone:
     model: nn.Module
     output_layers: tuple[str, ...] = ()
     fresh_modules: tuple[str, ...] = ()
+    has_trained_head: bool = False
     replaced_labels: tuple[str, ...] = ()
     note: str = ""
 
@@ -76,7 +78,12 @@ def load_text_model(
         )
     configure_lengths(config, tokenizer, max_length)
     return TextBackbone(
-        model=model, tokenizer=tokenizer, output_layers=output_layers, fresh_modules=fresh, replaced_labels=replaced
+        model=model,
+        tokenizer=tokenizer,
+        output_layers=output_layers,
+        fresh_modules=fresh,
+        has_trained_head=kept,
+        replaced_labels=replaced,
     )
 
 

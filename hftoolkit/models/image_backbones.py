@@ -237,7 +237,7 @@ def _load_timm(
 ) -> ImageBackbone:
     if config is None and architecture is None:
         raise RecipeError("model.architecture is missing: bare weights need it; write the name of a timm model")
-    replaced: tuple[str, ...] = ()
+    kept, replaced = False, tuple[str, ...]()
     loaded_by: LoadedBy = "none"
     if path is None:
         name, arguments = check_architecture(str(architecture)), dict[str, Any]()
@@ -259,7 +259,8 @@ def _load_timm(
                 raise
             create_pretrained(weights, weights.arguments)  # raises if the weights are at fault, not the size
             raise RecipeError(f"model.image_size: {image_size} does not suit this backbone: {error}") from error
-        if weights.class_names != head.names:
+        kept = weights.class_names == head.names
+        if not kept:
             seed_torch("head", seed)
             replace_head(inner, len(head.names), arguments)
             replaced = _readable_labels(weights.class_names)
@@ -270,6 +271,7 @@ def _load_timm(
         model=_wrap(inner, name.partition(".")[0], head, arguments, preprocessing),
         output_layers=tuple(f"timm_model.{layer}" for layer in outputs),
         fresh_modules=tuple(f"timm_model.{module}" for module in heads),
+        has_trained_head=kept,
         replaced_labels=replaced,
         preprocessing=preprocessing,
         architecture=name,
@@ -320,6 +322,7 @@ def _load_transformers(
         model=model,
         output_layers=layers,
         fresh_modules=fresh,
+        has_trained_head=kept,
         replaced_labels=_readable_labels(replaced),
         preprocessing=preprocessing,
         architecture=None,

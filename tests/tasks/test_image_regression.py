@@ -71,7 +71,7 @@ def test_blended_images_are_drawn_to_the_number_of_either(tmp_path: Path):
     batch = task.collate(raw, training=True)
     targets = torch.tensor([row.target for row in raw])
     score = setup.dataset.schema
-    units = (targets - score.mean) / score.spread
+    units = (targets - score.mean) / score.std
     torch.manual_seed(3)
     ours = task.loss(model, batch)
     torch.manual_seed(3)

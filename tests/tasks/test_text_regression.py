@@ -64,6 +64,17 @@ def test_python_gives_the_same_numbers(run: Path):
     assert hftoolkit.load(run / "model").predict(["word1 good word2", "bad word3"]) == answers
 
 
+def test_a_run_goes_on_from_an_earlier_one_in_its_unit(run: Path):
+    """With a rate that changes nothing, an earlier run of the same number is as good as it was."""
+    earlier, recipe = read_json(run / "results.json")["test"]["metrics"], run.parent / "later.yaml"
+    text = RECIPE.format(table=run.parent / "prices.csv", backbone=run / "model")
+    recipe.write_text(text.replace("1.0e-2", "1.0e-12").replace("epochs: 6", "epochs: 1"))
+    ended = hft("finetune", recipe, "--run-dir", run.parent / "later")
+    assert ended.code == 0, ended
+    later = read_json(run.parent / "later" / "results.json")["test"]["metrics"]
+    assert later["mae"] == pytest.approx(earlier["mae"], rel=1e-3)
+
+
 def test_evaluate_gives_results_again(run: Path):
     ended = hft("evaluate", run)
     assert ended.code == 0, ended

@@ -36,12 +36,12 @@ class Score:
     Attributes:
         name: of its column.
         mean: over the training rows.
-        spread: standard deviation over the training rows.
+        std: standard deviation over the training rows.
     """
 
     name: str
     mean: float
-    spread: float
+    std: float
 
     @classmethod
     def of(cls, name: str, targets: np.ndarray) -> Self:
@@ -50,10 +50,10 @@ class Score:
         Raises:
             DataError: it is the same in all of them.
         """
-        spread = float(targets.std())
-        if spread == 0:
+        std = float(targets.std())
+        if std == 0:
             raise DataError(f"all {len(targets)} training rows have the same {name}, {targets[0]:g}; check the column")
-        return cls(name, float(targets.mean()), spread)
+        return cls(name, float(targets.mean()), std)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
@@ -63,17 +63,17 @@ class Score:
             DataError: something else was stored.
         """
         try:
-            return cls(str(stored["name"]), float(stored["mean"]), float(stored["spread"]))
+            return cls(str(stored["name"]), float(stored["mean"]), float(stored["std"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"this is no stored number ({error!r}); copy labels.json from the run again") from error
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return {"name": self.name, "mean": self.mean, "spread": self.spread}
+        return {"name": self.name, "mean": self.mean, "std": self.std}
 
     def describe(self) -> str:
         """Return the number in words."""
-        return f"{self.name}: mean {self.mean:.4g}, standard deviation {self.spread:.4g}"
+        return f"{self.name}: mean {self.mean:.4g}, standard deviation {self.std:.4g}"
 
     def check_names(self, names: Sequence[str], where: str) -> None:
         """Raise DataError unless the model in ``where`` has this one output."""
@@ -104,10 +104,19 @@ class ScoreHead:
 
     @classmethod
     def of(cls, score: Score, loss: str, base: Any, *, is_trained: bool) -> "ScoreHead":
-        """Return a head; where an output layer has no bias, the mean cannot be folded in, and is not taken off."""
-        biases = [getattr(base.model.get_submodule(layer), "bias", None) for layer in base.output_layers]
-        if base.output_layers and any(bias is None for bias in biases):
+        """Return a head; where an output layer has no bias, the mean cannot be folded in, and is not taken off.
+
+        A head that gives the number already, as that of an earlier run does, is brought to the unit of training.
+        """
+        layers = [base.model.get_submodule(name) for name in base.output_layers]
+        if any(getattr(layer, "bias", None) is None for layer in layers):
             score = replace(score, mean=0.0)
+        if base.has_trained_head:
+            with torch.no_grad():
+                for layer in layers:
+                    layer.weight.div_(score.std)
+                    if layer.bias is not None:
+                        layer.bias.sub_(score.mean).div_(score.std)
         return cls(score, loss, base.output_layers, folded=is_trained)
 
     def fold(self, model: nn.Module) -> None:
@@ -117,15 +126,15 @@ class ScoreHead:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad and is_under(name, self.output_layers):
-                    parameter.mul_(self.score.spread)
+                    parameter.mul_(self.score.std)
                     if name.endswith("bias"):
                         parameter.add_(self.score.mean)
         self.folded = True
 
     def step(self, outputs: torch.Tensor, batch: Batch) -> StepOutput:
-        """Return the summed loss of outputs, (B, 1), in units of the spread; ``targets`` are (B,) float32."""
+        """Return the summed loss of outputs, (B, 1), in standard deviations; ``targets`` are (B,) float32."""
         assert not self.folded, "a folded model is not trained further"
-        targets_B = (batch["targets"] - self.score.mean) / self.score.spread
+        targets_B = (batch["targets"] - self.score.mean) / self.score.std
         loss = LOSSES[self.loss](outputs.float().squeeze(-1), targets_B, reduction="sum")
         return StepOutput(loss, len(targets_B), len(targets_B))
 
@@ -133,7 +142,7 @@ class ScoreHead:
         """Return the numbers, in their own unit, of outputs, (B, 1)."""
         values: np.ndarray = outputs.float().squeeze(-1).cpu().numpy().astype(np.float64)
         if not self.folded:
-            values = values * self.score.spread + self.score.mean
+            values = values * self.score.std + self.score.mean
         return list(map(float, values))
 
     def statistics(self, outputs: Sequence[float], raw: Sequence[Any]) -> RowStatistics:
@@ -157,7 +166,7 @@ class ScoreHead:
     def limits(self, results: Mapping[str, Any]) -> tuple[str, ...]:
         """Return what a card says of the limits."""
         return (
-            f"Trained on values with mean {self.score.mean:.4g} and standard deviation {self.score.spread:.4g}; far "
+            f"Trained on values with mean {self.score.mean:.4g} and standard deviation {self.score.std:.4g}; far "
             "beyond them it was never measured.",
             f"Half of the variance explained would be R2 .5; here it is {results['test']['metrics'].get('r2', 0):.3f}.",
         )

@@ -19,7 +19,7 @@ STRONG_SCALE = (0.5, 1.0)  # share of the area that a crop keeps
 class Mixed:
     """Images that may be blends of two: the loss is ``share`` of the first target's, the rest of the second's."""
 
-    pixels: torch.Tensor  # (B, 3, H, W) uint8 or float32, 0 to 255
+    pixels: torch.Tensor  # (B, 3, H, W) uint8, or float32 of blends, 0 to 255
     partners: torch.Tensor  # (B,) index of the second image of each
     share: float
 
@@ -28,7 +28,7 @@ class Augment:
     """The changes that a recipe asks for."""
 
     def __init__(self, section: Augmentation, height: int, width: int) -> None:
-        self._section = section
+        self._blend = _blend(section)
         self._change = _preset(section.preset, height, width)
         self._erase = v2.RandomErasing(p=section.erasing, value=0) if section.erasing > 0 else None
 
@@ -40,17 +40,11 @@ class Augment:
 
     def mix(self, pixels: torch.Tensor) -> Mixed:
         """Blend or paste images of a batch by mixup or CutMix; where the recipe has both, one of them by chance."""
-        mixup, cutmix = self._section.mixup, self._section.cutmix
-        partners = torch.arange(len(pixels), device=pixels.device)
-        if mixup == 0 and cutmix == 0:
+        partners = torch.arange(len(pixels)).roll(1)  # as torchvision pairs them
+        if self._blend is None:
             return Mixed(pixels, partners, 1.0)
-        paste = cutmix > 0 and (mixup == 0 or bool(torch.rand(()) < 0.5))
-        share = _draw_share(cutmix if paste else mixup)
-        partners = torch.randperm(len(pixels)).to(pixels.device)
-        if paste:
-            return _paste(pixels, partners, share)
-        blended = share * pixels.float() + (1 - share) * pixels[partners].float()
-        return Mixed(blended, partners, share)
+        blended, shares_BB = self._blend(pixels.float(), torch.eye(len(pixels)))
+        return Mixed(blended, partners.to(pixels.device), float(shares_BB[0, 0]))
 
     def _one(self, image: torch.Tensor) -> torch.Tensor:
         changed: torch.Tensor = image if self._change is None else self._change(image)
@@ -72,22 +66,7 @@ def _preset(name: str, height: int, width: int) -> v2.Transform | None:
             raise AssertionError(f"unknown preset {name}")
 
 
-def _draw_share(alpha: float) -> float:
-    """Draw from Beta(alpha, alpha) with torch's generator."""
-    return float(torch.distributions.Beta(alpha, alpha).sample())
-
-
-def _paste(pixels: torch.Tensor, partners: torch.Tensor, share: float) -> Mixed:
-    """Put a rectangle of each partner into each image; the share is then what is left of the image, to the pixel."""
-    height, width = pixels.shape[-2:]
-    side = (1 - share) ** 0.5
-    middle_y, middle_x = int(torch.randint(height, ())), int(torch.randint(width, ()))
-    top, bottom = _span(middle_y, side * height, height)
-    left, right = _span(middle_x, side * width, width)
-    pasted = pixels.clone()
-    pasted[..., top:bottom, left:right] = pixels[partners][..., top:bottom, left:right]
-    return Mixed(pasted, partners, 1 - (bottom - top) * (right - left) / (height * width))
-
-
-def _span(middle: int, length: float, limit: int) -> tuple[int, int]:
-    return max(0, round(middle - length / 2)), min(limit, round(middle + length / 2))
+def _blend(section: Augmentation) -> v2.Transform | None:
+    chosen = [v2.MixUp(alpha=section.mixup)] if section.mixup > 0 else []
+    chosen += [v2.CutMix(alpha=section.cutmix)] if section.cutmix > 0 else []
+    return v2.RandomChoice(chosen) if chosen else None

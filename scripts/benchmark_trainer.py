@@ -4,6 +4,7 @@
     python scripts/benchmark_trainer.py --rounds 1                     the whole recipe: rates, macro-F1, paired test
     python scripts/benchmark_trainer.py --recipe recipes/vision.yaml --set train.epochs=1 --trainer-precision fp32
     python scripts/benchmark_trainer.py --against no-speedups --examples 1920     itself with train.speedups: none
+    python scripts/benchmark_trainer.py --against without-halves --examples 1920  itself without one of the speedups
     python scripts/benchmark_trainer.py --gpu --rounds 3               texts, then images, an epoch in bf16 on a GPU
     python scripts/benchmark_trainer.py --gpu --rounds 3 --rates-only \\
       --launch "accelerate launch --config_file docs/accelerate/fsdp2-8-gpus.yaml"      the same on several, divided
@@ -15,6 +16,7 @@ the memory is that of the first.
 """
 
 import argparse
+import importlib
 import json
 import os
 import shlex
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 OURS, TRAINER, NO_SPEEDUPS = "hftoolkit", "trainer", "no-speedups"
 SIDES = {OURS: "hftoolkit", TRAINER: "HF Trainer", NO_SPEEDUPS: "no speedups"}
+ONE_SPEEDUP = {  # side -> module and name of what it does without
+    "without-memory": ("hftoolkit.train.speedups.cpu", "keep_freed_memory"),
+    "without-bf16-stream": ("hftoolkit.train.speedups.cpu", "low_precision_stream"),
+    "without-row-gradients": ("hftoolkit.train.speedups.cpu", "row_gradients"),
+    "without-cls-only": ("hftoolkit.train.speedups", "cls_position_only"),
+    "without-halves": ("hftoolkit.train.speedups", "batch_halves_in_threads"),
+}
+SIDES |= {side: side.replace("-", " ") for side in ONE_SPEEDUP}
 
 
 def main() -> None:
@@ -49,7 +60,10 @@ def main() -> None:
         "--gpu", action="store_true", help="one epoch of recipes/sentiment.yaml and of recipes/vision.yaml in bf16"
     )
     parser.add_argument(
-        "--against", choices=[TRAINER, NO_SPEEDUPS], default=TRAINER, help="the other side; default: %(default)s"
+        "--against",
+        choices=[side for side in SIDES if side != OURS],
+        default=TRAINER,
+        help="the other side; default: %(default)s",
     )
     parser.add_argument("--launch", default="", metavar="COMMAND", help="what starts the processes of a side")
     parser.add_argument("--rounds", type=int, default=3)
@@ -61,6 +75,9 @@ def main() -> None:
     if options.side:
         if options.side == NO_SPEEDUPS:
             options.set = [*options.set, "train.speedups=none"]
+        if options.side in ONE_SPEEDUP:
+            module, name = ONE_SPEEDUP[options.side]
+            setattr(importlib.import_module(module), name, lambda *arguments: nullcontext())
         side = run_trainer if options.side == TRAINER else run_hftoolkit
         side(options)
     elif options.gpu:
@@ -100,7 +117,7 @@ def compare(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
                 results[side].append(result)
                 memory = result["peak_memory_bytes"] / 1e6
                 print(
-                    f"round {number + 1} {side:<11} {result['rate']:8.1f} examples/s, peak memory {memory:,.0f} MB",
+                    f"round {number + 1} {side:<21} {result['rate']:8.1f} examples/s, peak memory {memory:,.0f} MB",
                     flush=True,
                 )
         report(results, options.against, with_quality=not options.rates_only)

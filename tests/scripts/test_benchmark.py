@@ -57,6 +57,11 @@ def test_a_recipe_is_timed_with_speedups_and_without(write_recipe):
     assert ratio.startswith("hftoolkit over no speedups: median")
 
 
+def test_each_speedup_that_is_left_out_is_there(benchmark):
+    for module, name in benchmark.ONE_SPEEDUP.values():
+        assert callable(getattr(importlib.import_module(module), name))
+
+
 @pytest.mark.faults
 def test_several_processes_are_compared(write_recipe):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

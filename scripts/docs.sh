@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Build the docs as a web site in .site and check its links and anchors; a warning is an error.
+#   bash scripts/docs.sh [MKDOCS ARGUMENTS]
+# Installs MkDocs with the versions in scripts/docs-requirements.txt, each file checked against its hash, in .venv-docs or
+# $HFTOOLKIT_VENV. The reference pages are written by scripts/docs_reference.py, and docs/images by scripts/docs_picture.py.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv="${HFTOOLKIT_VENV:-.venv-docs}"
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --require-hashes --requirement scripts/docs-requirements.txt
+"$venv/bin/python" -m mkdocs build --strict --config-file scripts/mkdocs.yml "$@"
+echo "built .site/index.html"

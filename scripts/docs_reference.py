@@ -88,7 +88,8 @@ def recipes_page() -> str:
 OPENING = """\
 A recipe is a YAML file of sections. Here is every knob, with the values it takes, its default and its meaning. Anything
 else in a recipe is an error, which names the line and the nearest knob. `--set section.key=value` changes one knob on
-the command line. `hftoolkit recipes schema` prints the same as JSON Schema, for editors that complete and check YAML."""
+the command line. `hftoolkit recipes schema` prints the same as a JSON Schema, for editors that complete and check
+YAML."""
 
 
 def kinds_table() -> str:

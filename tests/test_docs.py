@@ -10,6 +10,7 @@ import pytest
 
 import hftoolkit
 from doubles.paths import ROOT
+from hftoolkit import errors
 
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
@@ -98,6 +99,13 @@ def test_what_is_public_is_what_the_docs_list() -> None:
     listed = re.findall(r"^## `hftoolkit\.(\w+)", text, flags=re.MULTILINE)
     assert sorted(listed) == sorted(hftoolkit.__all__)
     assert all(hasattr(hftoolkit, name) for name in listed)
+
+
+def test_every_exception_is_listed_with_its_exit_code() -> None:
+    text = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)` \| (\d+|128 plus the signal) \|", text, flags=re.MULTILINE))
+    expected = {error.__name__: str(error.exit_code) for error in errors.HFToolkitError.__subclasses__()}
+    assert listed == expected | {"Interrupted": "128 plus the signal"}
 
 
 def test_every_page_is_in_the_navigation_of_the_site() -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Write constraints.txt (tested versions of everything for all extras, with hashes) and constraints-lowest.txt (the lower
-# bounds of pyproject.toml, and the newest of what those need) anew, with uv, from the package index.
+# Write constraints.txt (tested versions of everything for all extras, with hashes), constraints-lowest.txt (the lower
+# bounds of pyproject.toml, and the newest of what those need) and scripts/docs-requirements.txt (what builds the docs, with
+# hashes) anew, with uv, from the package index.
 #   bash scripts/lock.sh [UV ARGUMENTS]     tested versions stay where pyproject.toml allows them; --upgrade, or
 #                                           --upgrade-package NAME, takes newer ones
 set -euo pipefail
@@ -38,4 +39,12 @@ printf '%s\n' pytest pytest-xdist hypothesis sentence-transformers >> "$work/low
 cat - "$work/lowest.txt" > constraints-lowest.txt <<'HEADER'
 # The lower bounds of pyproject.toml, and the newest versions of what those need, on Linux with Python 3.11 or 3.12;
 # scripts/test_lowest.sh tests them. Made by scripts/lock.sh.
+HEADER
+
+# Apart from the tested set: what builds the docs is in an environment of its own and sets no bounds for what runs.
+[ ! -e scripts/docs-requirements.txt ] || cp scripts/docs-requirements.txt "$work/docs.txt"
+printf '%s\n' mkdocs-material 'mkdocstrings[python]' |
+    "${compile[@]}" - --no-annotate --universal --generate-hashes --output-file "$work/docs.txt" "$@"
+cat - "$work/docs.txt" > scripts/docs-requirements.txt <<'HEADER'
+# What scripts/docs.sh builds the docs with, with the hashes of its files on any system. Made by scripts/lock.sh.
 HEADER

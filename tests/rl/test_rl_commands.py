@@ -398,15 +398,16 @@ evaluation: {episodes: 2, curve_points: 0, bootstrap_samples: 100}
 
 
 @pytest.mark.parametrize(
-    "network",
+    ("network", "speedups"),
     [
-        "{encoder: nature-cnn, hidden_sizes: [16]}",
-        "{encoder: timm, architecture: test_resnet, frozen: false, hidden_sizes: [16]}",
+        ("{encoder: nature-cnn, hidden_sizes: [16]}", "auto"),
+        ("{encoder: timm, architecture: test_resnet, frozen: false, hidden_sizes: [16]}", "auto"),
+        ("{encoder: timm, architecture: test_resnet, frozen: false, hidden_sizes: [16]}", "none"),
     ],
 )
-def test_an_agent_that_sees_pixels_is_trained_resumed_saved_and_played(network: str, tmp_path: Path):
+def test_an_agent_that_sees_pixels_is_trained_resumed_saved_and_played(network: str, speedups: str, tmp_path: Path):
     recipe = tmp_path / "pixels.yaml"
-    recipe.write_text(PIXELS.replace("NETWORK", network))
+    recipe.write_text(PIXELS.replace("NETWORK", network).replace("train: {", f"train: {{speedups: {speedups}, "))
     run = trained(recipe, tmp_path / "run")
     shown = hft("rl", "evaluate", run)
     expected = read_json(run / "results.json")["test"]["metrics"]["mean_return"]

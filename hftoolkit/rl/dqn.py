@@ -19,12 +19,12 @@ from hftoolkit.errors import TrainingError
 from hftoolkit.recipe import Dqn, PixelObservations
 from hftoolkit.rl.encoders import Perception, perception
 from hftoolkit.rl.environments import Environments, Step
-from hftoolkit.rl.exploration import Exploration
+from hftoolkit.rl.exploration import EpsilonGreedy
 from hftoolkit.rl.networks import RunningNormalizer, build_network
-from hftoolkit.rl.replay import Replay, Transitions
-from hftoolkit.rl.schedules import epsilon, importance_exponent, rate
+from hftoolkit.rl.replay import ReplayBuffer, Transitions
+from hftoolkit.rl.running_means import RunningMeans
+from hftoolkit.rl.schedules import epsilon_at, importance_exponent_at, learning_rate_at
 from hftoolkit.rl.speedups import FastLearner
-from hftoolkit.rl.statistics import Statistics
 from hftoolkit.seeding import numpy_generator, seed_torch
 
 DIVERGED = 10.0  # mean values this many times beyond what rewards allow are no values any more
@@ -150,20 +150,21 @@ class DqnAgent:
         self._perceive = perception(section.network, environments.observations[0]).to(device)
         self._seen = self._perceive(environments.observations)
         self.online = build_network(section, self._seen[0], environments.num_actions).to(device)
-        self.target = copy.deepcopy(self.online).requires_grad_(False)
         self._learner = FastLearner(self.online, section) if speedups else Learner(self.online, section)
-        self.policy = QPolicy(self.online, self._perceive.forgetful(), device)
+        # After the learner, which may change where in memory weights are, and with that their products' last bits.
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.policy = QPolicy(self.online, self._perceive.with_empty_cache(), device)
         self._generator = numpy_generator(seed, "agent")
-        self._exploration = Exploration(
+        self._exploration = EpsilonGreedy(
             environments.num_envs,
             environments.num_actions,
             self._generator,
             repeat_exponent=section.repeat_exponent,
         )
-        self._statistics = Statistics()
+        self._statistics = RunningMeans()
         self._largest_reward = 0.0
         frames = self._seen if pixels is None else self._seen[:, -1]
-        self.replay = Replay(
+        self.replay = ReplayBuffer(
             section.replay_size,
             environments.num_envs,
             frame=frames[0],
@@ -183,12 +184,12 @@ class DqnAgent:
         self.replay.add(seen, masks, actions, followed)
         self._exploration.stop(outcome.terminated | outcome.truncated)
         self._seen = self._perceive(self.environments.observations)
-        self._take_note(seen, outcome)
+        self._record(seen, outcome)
         before, self.step = self.step, self.step + self.environments.num_envs
         # Many environments may pass several multiples at once, some of them before learning starts.
         before = max(before, self.section.learning_starts - 1)
-        self.learn(self._times(self.section.update_every, before) * self.section.updates)
-        for _ in range(self._times(self.section.target_update_every, before)):
+        self.learn(self._multiples_passed(self.section.update_every, before) * self.section.updates)
+        for _ in range(self._multiples_passed(self.section.target_update_every, before)):
             self._update_target()
 
     def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
@@ -197,7 +198,7 @@ class DqnAgent:
 
     def _explore(self, seen: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
         """Return greedy actions, and random ones with probability epsilon, decided for each environment by itself."""
-        actions, random = self._exploration.draw(epsilon(self.section, self.step, self.total_steps), masks)
+        actions, random = self._exploration.draw(epsilon_at(self.section, self.step, self.total_steps), masks)
         return actions if random.all() else np.where(random, actions, self.policy.choose(seen, masks))
 
     @torch.no_grad()
@@ -220,7 +221,7 @@ class DqnAgent:
 
     def learn(self, updates: int) -> None:
         """Do so many gradient steps, each towards the targets of other remembered transitions."""
-        beta = importance_exponent(self.section, self.step, self.total_steps)
+        beta = importance_exponent_at(self.section, self.step, self.total_steps)
         for batch in self.replay.batches(updates, self.section.batch_size, self._generator, beta):
             self._update(batch)
 
@@ -239,10 +240,10 @@ class DqnAgent:
                 f"step {self.step}: the loss or its gradient is not finite, and nothing was updated with it; "
                 "try a lower algorithm.learning_rate, or see whether a reward is no finite number"
             )
-        self._learner.step(rate(self.section, self.step, self.total_steps))
+        self._learner.step(learning_rate_at(self.section, self.step, self.total_steps))
         self.updates += 1
         if batch.weights is not None:
-            self.replay.set_priorities(batch.places, (q_values - targets).cpu().numpy())
+            self.replay.set_priorities(batch.indices, (q_values - targets).cpu().numpy())
         self._statistics.add(loss=loss, mean_value=q_values.mean().item(), gradient_norm=norm)
 
     @torch.no_grad()
@@ -253,11 +254,11 @@ class DqnAgent:
         for kept, latest in zip(self.target.buffers(), self.online.buffers(), strict=True):
             kept.copy_(latest)
 
-    def _times(self, every: int, before: int) -> int:
+    def _multiples_passed(self, every: int, before: int) -> int:
         """Return how many multiples of ``every`` environment steps the last step passed."""
         return max(0, self.step // every - before // every)
 
-    def _take_note(self, seen: np.ndarray, outcome: Step) -> None:
+    def _record(self, seen: np.ndarray, outcome: Step) -> None:
         for total_reward, length in outcome.finished:
             self._statistics.add(episode_return=total_reward, episode_length=length)
         self._largest_reward = max(self._largest_reward, float(np.abs(outcome.rewards).max()))
@@ -270,9 +271,9 @@ class DqnAgent:
         Raises:
             TrainingError: values are far beyond what the rewards so far allow.
         """
-        means = self._statistics.take()
-        means["epsilon"] = epsilon(self.section, self.step, self.total_steps)
-        means["learning_rate"] = rate(self.section, self.step, self.total_steps)
+        means = self._statistics.pop()
+        means["epsilon"] = epsilon_at(self.section, self.step, self.total_steps)
+        means["learning_rate"] = learning_rate_at(self.section, self.step, self.total_steps)
         value = abs(means.get("mean_value", 0.0))
         if self.section.discount < 1:
             largest = max(1.0, self._largest_reward)  # values begin at random, also where every reward so far was 0
@@ -314,7 +315,7 @@ class DqnAgent:
         """
         self.environments.restore(values["environments"], arrays["observations"])
         self._seen = arrays["seen"]
-        self._perceive.remember(arrays["observations"], self._seen)
+        self._perceive.fill_cache(arrays["observations"], self._seen)
         _set_weights(self.online, torch.from_numpy(arrays["weights"]))
         _set_weights(self.target, torch.from_numpy(arrays["target_weights"]))
         for prefix, network in (("online", self.online), ("target", self.target)):
@@ -343,7 +344,7 @@ def _allowed(values: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
 
 def _weights(network: nn.Module) -> torch.Tensor:
     """Return all weights of a network one after the other, (W,)."""
-    return nn.utils.parameters_to_vector(network.parameters()).detach()
+    return torch.cat([weight.detach().reshape(-1) for weight in network.parameters()])
 
 
 @torch.no_grad()

@@ -185,7 +185,7 @@ def transitions(following: list[int], returns: list[float], discounts: list[floa
         next_observations=np.array(following, np.float32)[:, None],
         next_masks=None if masks is None else np.array(masks, bool),
         weights=None,
-        places=np.arange(number),
+        indices=np.arange(number),
     )
 
 
@@ -315,9 +315,9 @@ def test_updates_are_those_of_plain_torch(knobs: dict[str, Any], masked: bool, s
     plain, batches, betas, errors = PlainDqn(agent), [], [], []
     sample, set_priorities, weighted = agent.replay.sample, agent.replay.set_priorities, 0
 
-    def note(places: np.ndarray, error: np.ndarray) -> None:
+    def note(indices: np.ndarray, error: np.ndarray) -> None:
         errors.append(error)
-        set_priorities(places, error)
+        set_priorities(indices, error)
 
     def record(count: int, generator: np.random.Generator, beta: float) -> Transitions:
         betas.append(beta)
@@ -366,8 +366,8 @@ def test_prioritized_updates_leave_the_new_errors_as_priorities() -> None:
         taken = values(torch.from_numpy(batch.observations))[range(8), batch.actions.tolist()]
         errors = (taken - agent.targets(batch)).abs().numpy()
     leaves = agent.replay.state()["priorities.leaves"]
-    np.testing.assert_allclose(leaves[batch.places], np.sqrt(errors + 1e-6), atol=1e-4)
-    untouched = np.setdiff1d(np.arange(30), batch.places)
+    np.testing.assert_allclose(leaves[batch.indices], np.sqrt(errors + 1e-6), atol=1e-4)
+    untouched = np.setdiff1d(np.arange(30), batch.indices)
     assert len(untouched) > 5 and (leaves[untouched] == 1).all()
 
 

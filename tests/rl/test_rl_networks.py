@@ -235,11 +235,11 @@ def test_a_perception_can_be_told_what_it_knew_and_forget_it() -> None:
     perceive = Perception(encoder)
     seen = perceive(stacks)
     np.testing.assert_array_equal(seen, stacks[:, :, 0, :5])
-    resumed = perceive.forgetful()
-    resumed.remember(stacks, seen + 1)
+    resumed = perceive.with_empty_cache()
+    resumed.fill_cache(stacks, seen + 1)
     np.testing.assert_array_equal(resumed(stacks), seen + 1)
     assert encoder.counts == [2 * STACK]
-    np.testing.assert_array_equal(perceive.forgetful()(stacks), seen)
+    np.testing.assert_array_equal(perceive.with_empty_cache()(stacks), seen)
     assert encoder.counts == [2 * STACK] * 2
 
 
@@ -265,9 +265,9 @@ def test_equal_frames_are_encoded_once_and_all_others_apart() -> None:
 def test_without_a_frozen_encoder_observations_are_seen_as_they_are(network: Any) -> None:
     observations = frames(2, STACK, SIZE, SIZE)
     perceive = perception(network, observations[0])
-    perceive.remember(observations, observations)
+    perceive.fill_cache(observations, observations)
     assert perceive(observations) is observations
-    assert perceive.forgetful()(observations) is observations
+    assert perceive.with_empty_cache()(observations) is observations
 
 
 @pytest.mark.parametrize("dueling", [False, True])

@@ -5,7 +5,8 @@
 
 Both learn CartPole-v1 with the tuned settings of rl-baselines3-zoo. Each side is a process of its own; its rate is
 environment steps over the time of learning, without start-up and evaluation. SB3's DQN is not Double, so its updates do
-one forward pass less than ours as shipped; --set algorithm.double=false makes them equal.
+one forward pass less than ours as shipped; --set algorithm.double=false makes them equal. With --set
+train.speedups=none, ours learns with plain PyTorch, as rl/dqn.py has it.
 
 hftoolkit gives so small a network one thread, and this script gives SB3 one, too: beside other work, two threads that
 wait for each other made SB3 20 times slower. Where nothing else runs, try --sb3-threads 2 as well.

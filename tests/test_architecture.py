@@ -121,7 +121,7 @@ def test_branches_on_kinds_are_found(code: str, count: int) -> None:
 
 def test_there_is_one_training_loop_and_that_of_dqn() -> None:
     found = {file.name for file in python_files() if ".backward(" in file.read_text()}
-    assert found == {"loop.py", "dqn.py", "backpropagation.py"}  # the last one is dqn's chain rule, and no loop
+    assert found == {"loop.py", "dqn.py", "speedups.py"}  # the last one is dqn's chain rule, and no loop
 
 
 def test_files_and_functions_fit_a_reader() -> None:

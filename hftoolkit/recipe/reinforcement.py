@@ -194,6 +194,11 @@ class Interaction(Section):
     checkpoint_every: int = Field(
         100_000, ge=1, description="Environment steps between checkpoints; an interrupt saves one too."
     )
+    speedups: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: updates of a DQN compute the same gradients in less time. none: as plain PyTorch computes "
+        "them, see rl/dqn.py. Tables have no speedups.",
+    )
 
 
 class PolicyEvaluation(Section):
@@ -226,6 +231,12 @@ class ReinforcementRecipe(Section):
                 f"algorithm.learning_starts: {self.algorithm.learning_starts} must be less than train.steps "
                 f"({self.train.steps}), or nothing is ever learnt"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_dqn_has_speedups(self) -> Self:
+        if self.train.speedups == "none" and not isinstance(self.algorithm, Dqn):
+            raise ValueError(f"train.speedups: {self.algorithm.kind} has none that could be turned off; drop it")
         return self
 
     @model_validator(mode="after")

@@ -48,8 +48,10 @@ def check_saved(folder: Path, agent: DqnAgent | TabularAgent) -> None:
 
 def _tensors(agent: DqnAgent | TabularAgent) -> dict[str, torch.Tensor]:
     if isinstance(agent, DqnAgent):
-        # Copies, because the weights of an agent are views of one vector, which the format does not know.
-        return {name: tensor.detach().cpu().clone() for name, tensor in agent.online.state_dict().items()}
+        # Copies, because weights may be views of one vector or have channels last, which the format does not know.
+        plain = torch.contiguous_format
+        weights = agent.online.state_dict()
+        return {name: tensor.detach().cpu().clone(memory_format=plain) for name, tensor in weights.items()}
     return {"table": torch.from_numpy(agent.table.copy())}
 
 

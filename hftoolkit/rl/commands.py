@@ -217,8 +217,15 @@ def _build(recipe: ReinforcementRecipe, environments: Environments, device: torc
     seed, steps = recipe.train.seed, recipe.train.steps
     match recipe.algorithm:
         case Dqn() as section:
-            pixels = recipe.environment.pixels
-            return DqnAgent(section, environments, pixels=pixels, seed=seed, total_steps=steps, device=device)
+            return DqnAgent(
+                section,
+                environments,
+                pixels=recipe.environment.pixels,
+                seed=seed,
+                total_steps=steps,
+                device=device,
+                speedups=recipe.train.speedups == "auto",
+            )
         case section:
             return TabularAgent(section, environments, seed=seed, total_steps=steps)
 

@@ -135,7 +135,7 @@ class Perception:
 
     def __init__(self, encoder: nn.Module | None) -> None:
         self.encoder = encoder
-        self._known: dict[bytes, np.ndarray] = {}
+        self._cache: dict[bytes, np.ndarray] = {}
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
         """Return (N, stack, F) float32 for stacks of N environments, (N, stack, H, W[, 3]); or what was given."""
@@ -143,11 +143,11 @@ class Perception:
             return observations
         frames = observations.reshape(-1, 1, *observations.shape[2:])
         keys = [frame.tobytes() for frame in frames]
-        new = {key: index for index, key in enumerate(keys) if key not in self._known}
+        new = {key: index for index, key in enumerate(keys) if key not in self._cache}
         if new:
-            self._known.update(zip(new, self._encode(self.encoder, frames[list(new.values())]), strict=True))
-        self._known = {key: self._known[key] for key in keys}
-        return np.stack([self._known[key] for key in keys]).reshape(*observations.shape[:2], -1)
+            self._cache.update(zip(new, self._encode(self.encoder, frames[list(new.values())]), strict=True))
+        self._cache = {key: self._cache[key] for key in keys}
+        return np.stack([self._cache[key] for key in keys]).reshape(*observations.shape[:2], -1)
 
     def to(self, device: torch.device) -> Self:
         """Move the encoder, if there is one."""
@@ -155,16 +155,16 @@ class Perception:
             self.encoder.to(device)
         return self
 
-    def remember(self, observations: np.ndarray, seen: np.ndarray) -> None:
+    def fill_cache(self, observations: np.ndarray, seen: np.ndarray) -> None:
         """Take what a call had returned as if it had been made here.
 
         The last bits of features depend on how many frames are encoded together, so this is what makes resuming exact.
         """
         if self.encoder is not None:
             keys = (frame.tobytes() for stack in observations for frame in stack)
-            self._known = dict(zip(keys, seen.reshape(-1, seen.shape[-1]), strict=True))
+            self._cache = dict(zip(keys, seen.reshape(-1, seen.shape[-1]), strict=True))
 
-    def forgetful(self) -> "Perception":
+    def with_empty_cache(self) -> "Perception":
         """Return another one with the same encoder that knows no frame: for environments other than those so far."""
         return Perception(self.encoder)
 

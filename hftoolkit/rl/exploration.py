@@ -7,7 +7,7 @@ import numpy as np
 MOST_REPEATS = 100  # of one random action; an unbounded draw could be longer than a whole run
 
 
-class Exploration:
+class EpsilonGreedy:
     """Epsilon-greedy for N environments that decide independently, or epsilon-z-greedy.
 
     Args:

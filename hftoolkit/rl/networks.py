@@ -104,21 +104,3 @@ def mlp(sizes: Sequence[int], *, layer_norm: bool) -> nn.Sequential:
             layers.append(nn.LayerNorm(outputs))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
-
-
-def one_vector(network: nn.Module) -> nn.Parameter:
-    """Move the trainable weights of a network, and their gradients, into one vector each, and return it.
-
-    The network goes on working on views of it. Clipping, optimizer and target update then are one operation each
-    instead of one a layer, which for small networks saves a quarter of an update.
-    """
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    vector = nn.Parameter(torch.cat([weight.detach().reshape(-1) for weight in weights]))
-    vector.grad = torch.zeros_like(vector)
-    begin = 0
-    for weight in weights:
-        end = begin + weight.numel()
-        weight.data = vector.data[begin:end].view_as(weight)
-        weight.grad = vector.grad[begin:end].view_as(weight)
-        begin = end
-    return vector

@@ -8,37 +8,37 @@ SMALLEST_ERROR = 1e-6  # added to every error, so that nothing is never drawn ag
 
 
 class SumTree:
-    """Priorities of numbered places, and draws in proportion to them.
+    """Priorities by index, and draws of indices in proportion to them.
 
     Args:
-        num_places: how many there are.
-        exponent: alpha; a place with error e has priority (|e| + 1e-6) ** alpha.
+        capacity: indices are less than this.
+        exponent: alpha; an index with error e has priority (|e| + 1e-6) ** alpha.
     """
 
-    def __init__(self, num_places: int, exponent: float) -> None:
-        self._leaves = 1 << max(1, (num_places - 1).bit_length())
-        self._sums = np.zeros(2 * self._leaves)  # node i has the children 2i and 2i + 1; place p is node leaves + p
+    def __init__(self, capacity: int, exponent: float) -> None:
+        self._leaves = 1 << max(1, (capacity - 1).bit_length())
+        self._sums = np.zeros(2 * self._leaves)  # node i has the children 2i and 2i + 1; index p is node leaves + p
         self._exponent = exponent
         self._largest = 1.0
 
     def add_row(self, new: np.ndarray, gone: np.ndarray) -> None:
-        """Give new places the largest priority so far, and places that are gone none."""
+        """Give new indices the largest priority so far, and those that are gone none."""
         self._set(new, np.full(len(new), self._largest))
         self._set(gone, np.zeros(len(gone)))
 
-    def update(self, places: np.ndarray, errors: np.ndarray) -> None:
-        """Set the priorities of places, (B,), from their temporal-difference errors, (B,)."""
+    def update(self, indices: np.ndarray, errors: np.ndarray) -> None:
+        """Set the priorities of indices, (B,), from their temporal-difference errors, (B,)."""
         priorities = (np.abs(errors.astype(np.float64)) + SMALLEST_ERROR) ** self._exponent
         self._largest = max(self._largest, float(priorities.max()))
-        self._set(places, priorities)
+        self._set(indices, priorities)
 
     def sample(
         self, count: int, generator: np.random.Generator, importance_exponent: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw one place from each of ``count`` equal shares of the sum of priorities.
+        """Draw one index from each of ``count`` equal shares of the sum of priorities.
 
         Returns:
-            places: (B,) int64.
+            indices: (B,) int64.
             weights: (B,) float32, probability ** -beta, divided by the largest of them.
         """
         targets = (np.arange(count) + generator.random(count)) * self._sums[1] / count
@@ -61,8 +61,8 @@ class SumTree:
         self._largest = float(arrays["largest"])
         self._set(np.arange(self._leaves), arrays["leaves"])
 
-    def _set(self, places: np.ndarray, priorities: np.ndarray) -> None:
-        nodes = places + self._leaves
+    def _set(self, indices: np.ndarray, priorities: np.ndarray) -> None:
+        nodes = indices + self._leaves
         self._sums[nodes] = priorities
         while nodes.size and nodes[0] > 1:
             nodes = nodes // 2  # brothers meet here and do the same twice, which is quicker than to find them

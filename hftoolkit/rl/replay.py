@@ -27,7 +27,7 @@ class Transitions:
         next_observations: (B, ...), k steps later.
         next_masks: (B, A) bool, the actions allowed there; None where all always are.
         weights: (B,) float32, importance weights of prioritized replay; None for uniform replay.
-        places: (B,) int64, where they are, for ``Replay.set_priorities``.
+        indices: (B,) int64, by which they are known to ``ReplayBuffer.set_priorities``.
     """
 
     observations: np.ndarray
@@ -37,13 +37,13 @@ class Transitions:
     next_observations: np.ndarray
     next_masks: np.ndarray | None
     weights: np.ndarray | None
-    places: np.ndarray
+    indices: np.ndarray
 
 
 MAX_AT_ONCE = 1024  # transitions that are put together; of four frames of 84 x 84, 58 MB
 
 
-class Replay:
+class ReplayBuffer:
     """The latest transitions of N environments.
 
     Args:
@@ -120,7 +120,7 @@ class Replay:
         self._head = following
         self._size = min(self._size + 1, self._rows - 1)
         if self._priorities is not None:
-            self._priorities.add_row(self._places(np.array(row)), self._places(self._undrawable()))
+            self._priorities.add_row(self._indices(np.array(row)), self._indices(self._undrawable()))
 
     def sample(self, count: int, generator: np.random.Generator, importance_exponent: float = 1.0) -> Transitions:
         """Draw transitions with replacement.
@@ -134,8 +134,8 @@ class Replay:
             ranks = generator.integers(self._first(), self._size, count)  # 0: the oldest row
             rows = (self._head - self._size + ranks) % self._rows
             return self._transitions(rows, generator.integers(0, self._num_envs, count), None)
-        places, weights = self._priorities.sample(count, generator, importance_exponent)
-        return self._transitions(places // self._num_envs, places % self._num_envs, weights)
+        indices, weights = self._priorities.sample(count, generator, importance_exponent)
+        return self._transitions(indices // self._num_envs, indices % self._num_envs, weights)
 
     def batches(
         self, number: int, count: int, generator: np.random.Generator, importance_exponent: float = 1.0
@@ -147,10 +147,10 @@ class Replay:
             for start in range(0, len(drawn.actions), count):
                 yield _part(drawn, slice(start, start + count))
 
-    def set_priorities(self, places: np.ndarray, errors: np.ndarray) -> None:
+    def set_priorities(self, indices: np.ndarray, errors: np.ndarray) -> None:
         """Give drawn transitions the priority of their new temporal-difference errors, (B,)."""
         assert self._priorities is not None
-        self._priorities.update(places, errors)
+        self._priorities.update(indices, errors)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything as arrays; ``restore`` of a replay of the same shape takes them back."""
@@ -209,7 +209,7 @@ class Replay:
             next_observations=self._next_observations(last, envs),
             next_masks=self._next_masks(last, envs, terminated),
             weights=weights,
-            places=rows * self._num_envs + envs,
+            indices=rows * self._num_envs + envs,
         )
 
     def _observations(self, rows: np.ndarray, envs: np.ndarray, ages: np.ndarray) -> np.ndarray:
@@ -252,9 +252,9 @@ class Replay:
         oldest: np.ndarray = (self._head - self._size + np.arange(self._first())) % self._rows
         return np.append(oldest, self._head)
 
-    def _places(self, rows: np.ndarray) -> np.ndarray:
-        places: np.ndarray = (rows.reshape(-1, 1) * self._num_envs + np.arange(self._num_envs)).ravel()
-        return places
+    def _indices(self, rows: np.ndarray) -> np.ndarray:
+        indices: np.ndarray = (rows.reshape(-1, 1) * self._num_envs + np.arange(self._num_envs)).ravel()
+        return indices
 
     def _forget(self, row: int) -> None:
         for index in np.flatnonzero(self._truncated[row]).tolist():

@@ -15,8 +15,8 @@ import numpy as np
 from hftoolkit.errors import RecipeError
 from hftoolkit.recipe import QLearning, Sarsa
 from hftoolkit.rl.environments import Environments
-from hftoolkit.rl.schedules import epsilon, rate
-from hftoolkit.rl.statistics import Statistics
+from hftoolkit.rl.running_means import RunningMeans
+from hftoolkit.rl.schedules import epsilon_at, learning_rate_at
 from hftoolkit.seeding import numpy_generator
 
 
@@ -65,13 +65,13 @@ class TabularAgent:
         self.table = np.full((environments.num_states, environments.num_actions), section.initial_value)
         self.policy = TablePolicy(self.table)
         self._generator = numpy_generator(seed, "exploration")
-        self._statistics = Statistics()
+        self._statistics = RunningMeans()
         self._actions = self._explore(environments.observations, environments.masks)  # (N,), what it does next
 
     def advance(self) -> None:
         """Act once in every environment, and correct the values of what was done."""
         states, actions = _states(self.environments.observations), self._actions
-        learning_rate = rate(self.section, self.step, self.total_steps)
+        learning_rate = learning_rate_at(self.section, self.step, self.total_steps)
         outcome = self.environments.step(actions)
         self.step += self.environments.num_envs
         is_sarsa = isinstance(self.section, Sarsa)
@@ -99,9 +99,9 @@ class TabularAgent:
         episodes ended.
         """
         return {
-            **self._statistics.take(),
-            "epsilon": epsilon(self.section, self.step, self.total_steps),
-            "learning_rate": rate(self.section, self.step, self.total_steps),
+            **self._statistics.pop(),
+            "epsilon": epsilon_at(self.section, self.step, self.total_steps),
+            "learning_rate": learning_rate_at(self.section, self.step, self.total_steps),
         }
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -131,7 +131,7 @@ class TabularAgent:
     def _explore(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
         """Return allowed actions, (N,) int: any with probability epsilon, else one of the best."""
         values = _allowed(self.table[_states(observations)], masks)
-        random = self._generator.random(len(values)) < epsilon(self.section, self.step, self.total_steps)
+        random = self._generator.random(len(values)) < epsilon_at(self.section, self.step, self.total_steps)
         candidates = np.where(random[:, None], values > -np.inf, values == values.max(axis=1, keepdims=True))
         lots = np.where(candidates, self._generator.random(values.shape), -1.0)
         actions: np.ndarray = lots.argmax(axis=1)

@@ -13,15 +13,15 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
-from torch.nn import functional
 
 from hftoolkit.errors import TrainingError
 from hftoolkit.recipe import Dqn, Environment, Interaction, MlpNetwork
-from hftoolkit.rl.dqn import DqnAgent, QPolicy
+from hftoolkit.rl.dqn import DqnAgent, Learner, QPolicy
 from hftoolkit.rl.encoders import Perception
 from hftoolkit.rl.environments import Environments, Step, make_environment
 from hftoolkit.rl.evaluation import Episodes, evaluate_policy
 from hftoolkit.rl.replay import Transitions
+from hftoolkit.rl.speedups import FastLearner
 from hftoolkit.rl.training import Training
 
 pytestmark = pytest.mark.smoke
@@ -140,12 +140,24 @@ def section(**knobs: Any) -> Dqn:
 
 
 def agent_in(
-    world: str, algorithm: Dqn, *, num_envs: int = 3, seed: int = 0, total_steps: int = 200, **knobs: Any
+    world: str,
+    algorithm: Dqn,
+    *,
+    num_envs: int = 3,
+    seed: int = 0,
+    total_steps: int = 200,
+    speedups: bool = True,
+    **knobs: Any,
 ) -> DqnAgent:
     limit = knobs.pop("max_episode_steps", None)
     where = Environment(id=f"{world}-v0", num_envs=num_envs, options=knobs, max_episode_steps=limit)
     environments = Environments(where, seed=seed)
-    return DqnAgent(algorithm, environments, pixels=None, seed=seed, total_steps=total_steps, device=CPU)
+    return DqnAgent(
+        algorithm, environments, pixels=None, seed=seed, total_steps=total_steps, device=CPU, speedups=speedups
+    )
+
+
+with_and_without_speedups = pytest.mark.parametrize("speedups", [True, False], ids=["auto", "none"])
 
 
 def weights_of(network: nn.Module) -> torch.Tensor:
@@ -173,7 +185,7 @@ def transitions(following: list[int], returns: list[float], discounts: list[floa
         next_observations=np.array(following, np.float32)[:, None],
         next_masks=None if masks is None else np.array(masks, bool),
         weights=None,
-        places=np.arange(number),
+        indices=np.arange(number),
     )
 
 
@@ -194,7 +206,7 @@ def test_targets_are_rewards_and_the_discounted_value_of_the_preferred_allowed_a
     double: bool, masks: Any, values: list[float]
 ) -> None:
     agent = agent_in("Meadow", section(double=double))
-    agent._values, agent._target_values = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
+    agent.online, agent.target = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
     # gamma to the power of 1 and of 3, and a termination
     batch = transitions([0, 1, 0], [1.0, -2.0, 3.0], [0.9, 0.729, 0.0], masks and [*masks, [1, 1, 1]])
     targets = agent.targets(batch)
@@ -206,7 +218,7 @@ def test_targets_are_rewards_and_the_discounted_value_of_the_preferred_allowed_a
 @pytest.mark.parametrize("double", [False, True])
 def test_a_terminated_state_that_allows_nothing_is_worth_nothing(double: bool) -> None:
     agent = agent_in("Meadow", section(double=double))
-    agent._values, agent._target_values = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
+    agent.online, agent.target = Table(ONLINE), Table(TARGET)  # type: ignore[assignment]
     targets = agent.targets(transitions([0], [3.0], [0.0], [[0, 0, 0]]))
     torch.testing.assert_close(targets, torch.tensor([3.0]))
 
@@ -295,15 +307,17 @@ class PlainDqn:
     ids=str,
 )
 @pytest.mark.parametrize("masked", [False, True], ids=["all-allowed", "masked"])
-def test_updates_are_those_of_plain_torch(knobs: dict[str, Any], masked: bool) -> None:
+@with_and_without_speedups
+def test_updates_are_those_of_plain_torch(knobs: dict[str, Any], masked: bool, speedups: bool) -> None:
     algorithm = section(max_gradient_norm=0.7, discount=0.9, **knobs)
-    agent = agent_in("Meadow", algorithm, masked=masked)
+    agent = agent_in("Meadow", algorithm, masked=masked, speedups=speedups)
+    assert isinstance(agent._learner, FastLearner if speedups else Learner)
     plain, batches, betas, errors = PlainDqn(agent), [], [], []
     sample, set_priorities, weighted = agent.replay.sample, agent.replay.set_priorities, 0
 
-    def note(places: np.ndarray, error: np.ndarray) -> None:
+    def note(indices: np.ndarray, error: np.ndarray) -> None:
         errors.append(error)
-        set_priorities(places, error)
+        set_priorities(indices, error)
 
     def record(count: int, generator: np.random.Generator, beta: float) -> Transitions:
         betas.append(beta)
@@ -332,18 +346,6 @@ def test_updates_are_those_of_plain_torch(knobs: dict[str, Any], masked: bool) -
     assert weighted > 20 or not algorithm.prioritized
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("loss", "torchs"), [("huber", functional.smooth_l1_loss), ("mse", functional.mse_loss)])
-def test_losses_and_their_derivatives_are_those_of_torch(loss: str, torchs: Any, weighted: bool) -> None:
-    errors = torch.linspace(-3, 3, 12, requires_grad=True)
-    weights = torch.linspace(0.1, 1, 12) if weighted else None
-    wanted = (torchs(errors, torch.zeros(12), reduction="none") * (1 if weights is None else weights)).mean()
-    wanted.backward()
-    found, slopes = agent_in("Meadow", section(loss=loss))._loss(errors.detach(), weights)
-    assert found == pytest.approx(wanted.item(), rel=1e-6)
-    torch.testing.assert_close(slopes, errors.grad)
-
-
 def test_prioritized_updates_leave_the_new_errors_as_priorities() -> None:
     agent = agent_in("Meadow", section(prioritized=True, priority_exponent=0.5, learning_starts=10**6))
     for _ in range(10):
@@ -364,8 +366,8 @@ def test_prioritized_updates_leave_the_new_errors_as_priorities() -> None:
         taken = values(torch.from_numpy(batch.observations))[range(8), batch.actions.tolist()]
         errors = (taken - agent.targets(batch)).abs().numpy()
     leaves = agent.replay.state()["priorities.leaves"]
-    np.testing.assert_allclose(leaves[batch.places], np.sqrt(errors + 1e-6), atol=1e-4)
-    untouched = np.setdiff1d(np.arange(30), batch.places)
+    np.testing.assert_allclose(leaves[batch.indices], np.sqrt(errors + 1e-6), atol=1e-4)
+    untouched = np.setdiff1d(np.arange(30), batch.indices)
     assert len(untouched) > 5 and (leaves[untouched] == 1).all()
 
 
@@ -424,6 +426,31 @@ def test_learnt_values_are_those_of_value_iteration(n_steps: int, double: bool, 
     # Rewards of several random steps are spread, and so are the values that are learnt from 6000 of them.
     np.testing.assert_allclose(learnt[met], wanted[met], atol=0.03 if n_steps == 1 else 0.05)
     assert np.ptp(wanted[met]) > 0.5
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"dueling": True, "loss": "mse", "tau": 0.3, "n_steps": 2},
+        {"normalize_observations": True, "network": MlpNetwork(hidden_sizes=(16, 8), layer_norm=True)},
+    ],
+    ids=str,
+)
+def test_speedups_change_an_agent_by_rounding_only(knobs: dict[str, Any]) -> None:
+    # Actions are random, so that both agents meet the same transitions.
+    algorithm = section(epsilon_start=1.0, epsilon_end=1.0, max_gradient_norm=1.0, **knobs)
+    plain, fast = (agent_in("Meadow", algorithm, speedups=speedups) for speedups in (False, True))
+    initial = weights_of(plain.online)
+    while plain.step < 180:
+        plain.advance()
+        fast.advance()
+    assert plain.updates == fast.updates > 40
+    for one, other in ((plain.online, fast.online), (plain.target, fast.target)):
+        torch.testing.assert_close(weights_of(one), weights_of(other), atol=1e-5, rtol=1e-4)
+    assert (weights_of(plain.online) - initial).abs().mean() > 0.01
+    report, other_report = plain.report(), fast.report()
+    assert report == pytest.approx(other_report, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 4, 5, 12])
@@ -679,11 +706,13 @@ def training(agent: DqnAgent, folder: Path, steps: int) -> Training:
 )
 @pytest.mark.parametrize("masked", [False, True], ids=["all-allowed", "masked"])
 @pytest.mark.parametrize("stop", [6, 180])  # before anything was learnt, and long after
+@with_and_without_speedups
 def test_a_resumed_agent_goes_on_to_the_last_bit_as_if_nothing_had_happened(
-    tmp_path: Path, knobs: dict[str, Any], masked: bool, stop: int
+    tmp_path: Path, knobs: dict[str, Any], masked: bool, stop: int, speedups: bool
 ) -> None:
-    def new(seed: int = 3) -> DqnAgent:
-        return agent_in("Meadow", section(n_steps=3, **knobs), seed=seed, total_steps=600, masked=masked)
+    def new() -> DqnAgent:
+        algorithm = section(n_steps=3, **knobs)
+        return agent_in("Meadow", algorithm, seed=3, total_steps=600, masked=masked, speedups=speedups)
 
     whole, first, second = new(), new(), new()
     training(first, tmp_path, stop).run()
@@ -704,41 +733,52 @@ def test_a_resumed_agent_goes_on_to_the_last_bit_as_if_nothing_had_happened(
 @pytest.mark.parametrize("broken", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("loss", ["huber", "mse"])
 @pytest.mark.parametrize("prioritized", [False, True], ids=["uniform", "prioritized"])
+@with_and_without_speedups
 def test_a_reward_that_is_no_number_stops_training_before_it_is_learnt(
-    broken: str, loss: str, prioritized: bool
+    broken: str, loss: str, prioritized: bool, speedups: bool
 ) -> None:
     algorithm = section(loss=loss, prioritized=prioritized, batch_size=32)
-    agent = agent_in("Meadow", algorithm, broken_after=20, broken=broken)
+    agent = agent_in("Meadow", algorithm, broken_after=20, broken=broken, speedups=speedups)
     assert_stops_before_weights_change(agent, r"step \d+: the loss or its gradient is not finite")
     assert agent.step >= 60
 
 
-def test_a_gradient_that_overflows_stops_training_before_it_is_learnt() -> None:
-    agent = agent_in("Meadow", section(loss="mse", batch_size=32), broken_after=20, broken="1e38")
+@with_and_without_speedups
+def test_a_gradient_that_overflows_stops_training_before_it_is_learnt(speedups: bool) -> None:
+    algorithm = section(loss="mse", batch_size=32)
+    agent = agent_in("Meadow", algorithm, broken_after=20, broken="1e38", speedups=speedups)
     assert_stops_before_weights_change(agent, "not finite")
 
 
 def test_a_gradient_that_is_no_number_stops_training_though_the_loss_is_one() -> None:
     agent = agent_in("Meadow", section())
-
-    backward = agent._values.backward
+    assert isinstance(agent._learner, FastLearner)
+    values = agent._learner._values
+    backward = values.backward
 
     def spoil(gradient: torch.Tensor) -> None:
         backward(gradient if agent.updates < 10 else gradient * torch.inf)
 
-    with mock.patch.object(agent._values, "backward", spoil):
+    with mock.patch.object(values, "backward", spoil):
         assert_stops_before_weights_change(agent, "not finite")
+
+
+def test_a_gradient_of_autograd_that_is_no_number_stops_training_too() -> None:
+    agent = agent_in("Meadow", section(), speedups=False)
+    agent.online.head.weight.register_hook(lambda gradient: gradient if agent.updates < 10 else gradient * torch.inf)
+    assert_stops_before_weights_change(agent, "not finite")
 
 
 def assert_stops_before_weights_change(agent: DqnAgent, message: str) -> None:
     with pytest.raises(TrainingError, match=message) as error:
         while agent.step < 600:
             before, updates = weights_of(agent.online), agent.updates
-            moments = {name: tensor.clone() for name, tensor in agent._optimizer.state().items()}
+            moments = {name: tensor.clone() for name, tensor in agent._learner.state().items()}
             agent.advance()
     assert "algorithm.learning_rate" in str(error.value) and "reward" in str(error.value)
     assert updates > 5 and agent.updates == updates and torch.equal(before, weights_of(agent.online))
-    for name, tensor in agent._optimizer.state().items():
+    assert moments
+    for name, tensor in agent._learner.state().items():
         assert torch.equal(tensor, moments[name])
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from hftoolkit.rl import exploration
-from hftoolkit.rl.exploration import Exploration
+from hftoolkit.rl.exploration import EpsilonGreedy
 
 
-def begin(repeat_exponent: float | None, num_envs: int = 1, num_actions: int = 1000) -> Exploration:
+def begin(repeat_exponent: float | None, num_envs: int = 1, num_actions: int = 1000) -> EpsilonGreedy:
     generator = np.random.default_rng(0)
-    return Exploration(num_envs, num_actions, generator, repeat_exponent=repeat_exponent)
+    return EpsilonGreedy(num_envs, num_actions, generator, repeat_exponent=repeat_exponent)
 
 
 def test_without_an_exponent_every_random_action_is_drawn_anew() -> None:

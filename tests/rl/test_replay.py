@@ -9,7 +9,7 @@ from scipy import stats
 
 from hftoolkit.rl.environments import Step
 from hftoolkit.rl.priorities import SMALLEST_ERROR, SumTree
-from hftoolkit.rl.replay import Replay
+from hftoolkit.rl.replay import ReplayBuffer
 
 NUM_ACTIONS = 3
 DISCOUNT = 0.9
@@ -72,8 +72,8 @@ class Stream:
             return frames[-1]
         return np.stack([frames[max(0, len(frames) - 1 - back)] for back in reversed(range(self.stack))])
 
-    def replay(self, capacity: int, n_steps: int, **knobs: Any) -> Replay:
-        return Replay(
+    def replay(self, capacity: int, n_steps: int, **knobs: Any) -> ReplayBuffer:
+        return ReplayBuffer(
             capacity,
             self.num_envs,
             frame=self.frames[0][0],
@@ -84,7 +84,7 @@ class Stream:
             **knobs,
         )
 
-    def feed(self, *replays: Replay) -> None:
+    def feed(self, *replays: ReplayBuffer) -> None:
         """Take one step, and let replay memories remember it."""
         everywhere = range(self.num_envs)
         observations, masks = np.stack([self.observation(index) for index in everywhere]), self.masks
@@ -141,7 +141,9 @@ class Stream:
         return reward, 0.0 if window[-1].terminated else DISCOUNT ** len(window), window[-1]
 
 
-def assert_equals_brute_force(replay: Replay, stream: Stream, capacity: int, n_steps: int) -> tuple[int, int, int]:
+def assert_equals_brute_force(
+    replay: ReplayBuffer, stream: Stream, capacity: int, n_steps: int
+) -> tuple[int, int, int]:
     """Compare everything that can be drawn; return how many windows were shortened by each of three things."""
     time_now = len(stream.history[0])
     newest = range(max(0, time_now - capacity // stream.num_envs), time_now)
@@ -149,7 +151,7 @@ def assert_equals_brute_force(replay: Replay, stream: Stream, capacity: int, n_s
     assert len(replay) == len(drawable)
     drawn = replay.sample(40 * len(drawable), np.random.default_rng(time_now))  # missing one: less than 1e-15
     assert drawn.weights is None or len(drawn.weights) == len(drawn.actions)
-    _, firsts = np.unique(drawn.places, return_index=True)
+    _, firsts = np.unique(drawn.indices, return_index=True)
     found, shortened = set(), [0, 0, 0]
     for number in firsts:
         index, time = stream.where(drawn.observations[number])
@@ -202,7 +204,7 @@ def test_prioritized_replay_holds_the_same_transitions(stack: int | None) -> Non
         if time <= 12 or time % 9 == 0:
             assert_equals_brute_force(replay, stream, 20, 3)
             drawn = replay.sample(5, generator)
-            replay.set_priorities(drawn.places, generator.uniform(0.5, 1, 5))
+            replay.set_priorities(drawn.indices, generator.uniform(0.5, 1, 5))
 
 
 def test_an_episode_that_is_longer_than_the_memory_keeps_its_stacks() -> None:
@@ -216,7 +218,7 @@ def test_an_episode_that_is_longer_than_the_memory_keeps_its_stacks() -> None:
 
 def test_a_cut_off_window_bootstraps_from_the_last_observation_and_not_from_the_next_episode() -> None:
     # One environment, three steps: the second is the last of an episode that is cut off.
-    replay = Replay(10, 1, frame=np.zeros(1, np.float32), stack=None, num_actions=None, n_steps=2, discount=0.5)
+    replay = ReplayBuffer(10, 1, frame=np.zeros(1, np.float32), stack=None, num_actions=None, n_steps=2, discount=0.5)
     steps = [(0.0, 1.0, False, 1.0), (1.0, 2.0, True, 2.0), (50.0, 4.0, False, 51.0)]
     for seen, reward, truncated, following in steps:
         step = Step(np.float32([reward]), np.array([False]), np.array([truncated]), np.float32([[following]]), None, ())
@@ -237,7 +239,7 @@ def test_uniform_replay_draws_every_transition_equally_often(stack: int | None, 
     for _ in range(steps):
         stream.feed(replay)
     drawn = replay.sample(24_000, np.random.default_rng(7))
-    _, counts = np.unique(drawn.places, return_counts=True)
+    _, counts = np.unique(drawn.indices, return_counts=True)
     assert len(counts) == len(replay) == min(24, 2 * steps)
     assert stats.chisquare(counts).pvalue > 0.001
 
@@ -250,7 +252,7 @@ def test_a_restored_replay_goes_on_as_the_first_one(stack: int | None) -> None:
     for _ in range(30):
         stream.feed(first)
         drawn = first.sample(3, generator)
-        first.set_priorities(drawn.places, generator.normal(size=3))
+        first.set_priorities(drawn.indices, generator.normal(size=3))
     second = stream.replay(16, 3, priority_exponent=0.5)
     second.restore({name: array.copy() for name, array in first.state().items()})
     for _ in range(30):
@@ -258,36 +260,36 @@ def test_a_restored_replay_goes_on_as_the_first_one(stack: int | None) -> None:
         for name in ("observations", "actions", "returns", "discounts", "next_observations", "next_masks", "weights"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
         for replay in (first, second):
-            replay.set_priorities(one.places, np.linspace(0.1, 0.9, 8))
+            replay.set_priorities(one.indices, np.linspace(0.1, 0.9, 8))
         stream.feed(first, second)
     assert first.state().keys() == second.state().keys()
     for name, array in first.state().items():
         np.testing.assert_array_equal(array, second.state()[name])
 
 
-def set_priority(tree: SumTree, place: int, priority: float) -> None:
+def set_priority(tree: SumTree, index: int, priority: float) -> None:
     """With exponent 1, an error a little below the priority gives it."""
-    tree.update(np.array([place]), np.array([priority - SMALLEST_ERROR]))
+    tree.update(np.array([index]), np.array([priority - SMALLEST_ERROR]))
 
 
-@pytest.mark.parametrize("num_places", [1, 2, 3, 8, 13, 100])
-def test_the_sum_tree_knows_the_sum_of_all_priorities(num_places: int) -> None:
-    tree, plain = SumTree(num_places, 0.6), np.zeros(num_places)
-    generator = np.random.default_rng(num_places)
+@pytest.mark.parametrize("capacity", [1, 2, 3, 8, 13, 100])
+def test_the_sum_tree_knows_the_sum_of_all_priorities(capacity: int) -> None:
+    tree, plain = SumTree(capacity, 0.6), np.zeros(capacity)
+    generator = np.random.default_rng(capacity)
     largest = 1.0
     for _ in range(30):
-        places = generator.choice(num_places, size=generator.integers(1, num_places + 1), replace=False)
-        errors = generator.normal(scale=3, size=len(places))
-        tree.update(places, errors)
-        plain[places] = (np.abs(errors) + 1e-6) ** 0.6
+        indices = generator.choice(capacity, size=generator.integers(1, capacity + 1), replace=False)
+        errors = generator.normal(scale=3, size=len(indices))
+        tree.update(indices, errors)
+        plain[indices] = (np.abs(errors) + 1e-6) ** 0.6
         largest = max(largest, plain.max())
-        new, gone = generator.permutation(num_places)[: num_places // 4], generator.permutation(num_places)[:1]
+        new, gone = generator.permutation(capacity)[: capacity // 4], generator.permutation(capacity)[:1]
         tree.add_row(new, gone)
         plain[new] = largest
         plain[gone] = 0
         state = tree.state()
-        np.testing.assert_allclose(state["leaves"][:num_places], plain, rtol=1e-12)
-        assert tree._sums[1] == pytest.approx(plain.sum()) and not state["leaves"][num_places:].any()
+        np.testing.assert_allclose(state["leaves"][:capacity], plain, rtol=1e-12)
+        assert tree._sums[1] == pytest.approx(plain.sum()) and not state["leaves"][capacity:].any()
 
 
 def test_the_last_error_of_a_place_that_was_drawn_twice_counts_and_once_only() -> None:
@@ -300,8 +302,8 @@ def test_the_last_error_of_a_place_that_was_drawn_twice_counts_and_once_only() -
 def test_places_are_drawn_in_proportion_to_their_priorities_and_never_without_one() -> None:
     priorities = np.array([0.0, 1.0, 0.0, 5.0, 0.25, 0.0, 2.0, 0.0, 0.5, 0.0, 0.0])
     tree = SumTree(len(priorities), 1.0)
-    for place in np.flatnonzero(priorities).tolist():
-        set_priority(tree, place, priorities[place])
+    for index in np.flatnonzero(priorities).tolist():
+        set_priority(tree, index, priorities[index])
     generator = np.random.default_rng(0)
     # One at a time, because the shares of one call make their draws more even than chance.
     draws = np.concatenate([tree.sample(1, generator, 1.0)[0] for _ in range(8000)])
@@ -313,11 +315,11 @@ def test_places_are_drawn_in_proportion_to_their_priorities_and_never_without_on
 
 def test_one_call_takes_one_place_from_each_equal_share_of_the_priorities() -> None:
     tree = SumTree(4, 1.0)
-    for place, priority in enumerate((1.0, 2.0, 4.0, 1.0)):
-        set_priority(tree, place, priority)
+    for index, priority in enumerate((1.0, 2.0, 4.0, 1.0)):
+        set_priority(tree, index, priority)
     for seed in range(50):
-        places, _ = tree.sample(8, np.random.default_rng(seed), 1.0)
-        np.testing.assert_array_equal(places, [0, 1, 1, 2, 2, 2, 2, 3])
+        indices, _ = tree.sample(8, np.random.default_rng(seed), 1.0)
+        np.testing.assert_array_equal(indices, [0, 1, 1, 2, 2, 2, 2, 3])
 
 
 def test_draws_at_the_very_edges_never_find_a_place_without_priority() -> None:
@@ -332,24 +334,24 @@ def test_draws_at_the_very_edges_never_find_a_place_without_priority() -> None:
 
     tree = SumTree(8, 1.0)
     generator = np.random.default_rng(0)
-    for place in (1, 2, 5):
-        set_priority(tree, place, float(generator.random()) * 1e-3 + 0.1)
+    for index in (1, 2, 5):
+        set_priority(tree, index, float(generator.random()) * 1e-3 + 0.1)
     for value in (0.0, np.nextafter(1, 0)):
         for count in (1, 3, 7, 1000):
-            places, weights = tree.sample(count, Edges(value), 1.0)  # type: ignore[arg-type]
-            assert set(places.tolist()) <= {1, 2, 5} and np.isfinite(weights).all()
+            indices, weights = tree.sample(count, Edges(value), 1.0)  # type: ignore[arg-type]
+            assert set(indices.tolist()) <= {1, 2, 5} and np.isfinite(weights).all()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 def test_importance_weights_are_the_inverse_probabilities_to_the_power_of_beta(beta: float) -> None:
     priorities = np.array([1.0, 5.0, 0.25, 2.0, 0.5])
     tree = SumTree(len(priorities), 1.0)
-    for place, priority in enumerate(priorities.tolist()):
-        set_priority(tree, place, priority)
-    places, weights = tree.sample(64, np.random.default_rng(0), beta)
+    for index, priority in enumerate(priorities.tolist()):
+        set_priority(tree, index, priority)
+    indices, weights = tree.sample(64, np.random.default_rng(0), beta)
     probabilities = priorities / priorities.sum()
-    wanted = (1 / (len(priorities) * probabilities[places])) ** beta
-    assert len(set(places.tolist())) == 5
+    wanted = (1 / (len(priorities) * probabilities[indices])) ** beta
+    assert len(set(indices.tolist())) == 5
     np.testing.assert_allclose(weights, wanted / wanted.max(), rtol=1e-5)
 
 
@@ -371,7 +373,7 @@ def test_new_transitions_get_the_largest_priority_so_far() -> None:
     leaves = replay.state()["priorities.leaves"]
     np.testing.assert_allclose(leaves[:4], [0.5, 0.1, 7, 7], atol=1e-5)
     drawn = replay.sample(1000, generator)
-    assert np.isin(drawn.places, [2, 3]).mean() == pytest.approx(14 / 14.6, abs=0.01)
+    assert np.isin(drawn.indices, [2, 3]).mean() == pytest.approx(14 / 14.6, abs=0.01)
 
 
 def test_the_memory_draws_in_proportion_to_errors_and_weighs_by_the_number_of_transitions() -> None:
@@ -379,16 +381,16 @@ def test_the_memory_draws_in_proportion_to_errors_and_weighs_by_the_number_of_tr
     replay = stream.replay(12, 1, priority_exponent=1.0)
     for _ in range(40):
         stream.feed(replay)
-    places = np.unique(replay.sample(2000, np.random.default_rng(0)).places)
-    assert len(places) == len(replay) == 12
+    indices = np.unique(replay.sample(2000, np.random.default_rng(0)).indices)
+    assert len(indices) == len(replay) == 12
     errors = np.linspace(0.1, 2, 12)
-    replay.set_priorities(places, errors)
+    replay.set_priorities(indices, errors)
     generator = np.random.default_rng(1)
-    draws = np.concatenate([replay.sample(1, generator).places for _ in range(4000)])
-    counts = np.array([(draws == place).sum() for place in places])
+    draws = np.concatenate([replay.sample(1, generator).indices for _ in range(4000)])
+    counts = np.array([(draws == index).sum() for index in indices])
     assert stats.chisquare(counts, errors / errors.sum() * len(draws)).pvalue > 0.001
     drawn = replay.sample(300, generator, 0.5)
-    probabilities = (errors / errors.sum())[np.searchsorted(places, drawn.places)]
+    probabilities = (errors / errors.sum())[np.searchsorted(indices, drawn.indices)]
     wanted = (12 * probabilities) ** -0.5
     assert drawn.weights is not None
     np.testing.assert_allclose(drawn.weights, wanted / wanted.max(), rtol=1e-4)

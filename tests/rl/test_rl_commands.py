@@ -285,7 +285,23 @@ def test_resume_minds_whether_a_run_has_several_seeds(folder: Path, tmp_path: Pa
         assert hft("rl", "train", folder / "tiny.yaml", "--run-dir", one, "--set", "train.steps=60").code == 130
     refused(hft(*again, one, "--seeds", 2), 2, "leave out --seeds")
     refused(hft("rl", "evaluate", one), 3, "interrupted")
+    refused(hft(*again, one, "--set", "train.speedups=none"), 2, "train.speedups: auto -> none")
     assert hft(*again, one).code == 0
+
+
+def test_a_dqn_trains_without_speedups_when_the_recipe_says_so(folder: Path, tmp_path: Path):
+    plain = ("--set", "train.speedups=none", "--set", "train.steps=60")
+    with mock.patch("hftoolkit.rl.dqn.FastLearner", side_effect=AssertionError):
+        run = trained(folder / "tiny.yaml", tmp_path / "plain", *plain)
+        with pytest.raises(AssertionError):
+            hft("rl", "train", folder / "tiny.yaml", "--run-dir", tmp_path / "auto", *plain[2:])
+    assert "speedups: none" in (run / "recipe.yaml").read_text()
+    assert hft("rl", "evaluate", run).code == 0
+
+
+def test_a_table_has_no_speedups_to_turn_off(folder: Path):
+    ended = hft("rl", "train", folder / "lake.yaml", "--set", "train.speedups=none")
+    refused(ended, 2, "train.speedups: q-learning has none", "drop it")
 
 
 def test_an_environment_without_a_time_limit_needs_one(folder: Path, tmp_path: Path):
@@ -382,15 +398,16 @@ evaluation: {episodes: 2, curve_points: 0, bootstrap_samples: 100}
 
 
 @pytest.mark.parametrize(
-    "network",
+    ("network", "speedups"),
     [
-        "{encoder: nature-cnn, hidden_sizes: [16]}",
-        "{encoder: timm, architecture: test_resnet, frozen: false, hidden_sizes: [16]}",
+        ("{encoder: nature-cnn, hidden_sizes: [16]}", "auto"),
+        ("{encoder: timm, architecture: test_resnet, frozen: false, hidden_sizes: [16]}", "auto"),
+        ("{encoder: timm, architecture: test_resnet, frozen: false, hidden_sizes: [16]}", "none"),
     ],
 )
-def test_an_agent_that_sees_pixels_is_trained_resumed_saved_and_played(network: str, tmp_path: Path):
+def test_an_agent_that_sees_pixels_is_trained_resumed_saved_and_played(network: str, speedups: str, tmp_path: Path):
     recipe = tmp_path / "pixels.yaml"
-    recipe.write_text(PIXELS.replace("NETWORK", network))
+    recipe.write_text(PIXELS.replace("NETWORK", network).replace("train: {", f"train: {{speedups: {speedups}, "))
     run = trained(recipe, tmp_path / "run")
     shown = hft("rl", "evaluate", run)
     expected = read_json(run / "results.json")["test"]["metrics"]["mean_return"]

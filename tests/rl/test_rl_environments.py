@@ -18,7 +18,7 @@ from hftoolkit.recipe import Environment
 from hftoolkit.rl import evaluation
 from hftoolkit.rl.environments import Environments, Step, make_environment, register
 from hftoolkit.rl.evaluation import RandomPolicy, evaluate_policy, watch
-from hftoolkit.rl.replay import Replay
+from hftoolkit.rl.replay import ReplayBuffer
 from hftoolkit.seeding import derive_seed
 
 
@@ -156,13 +156,13 @@ def any_actions(environments: Environments, generator: np.random.Generator) -> n
 def test_no_step_that_ignores_its_action_is_remembered() -> None:
     environments = counting(num_envs=4)
     example = environments.observations[0]
-    replay = Replay(10_000, 4, frame=example, stack=None, num_actions=None, n_steps=1, discount=0.5)
+    replay = ReplayBuffer(10_000, 4, frame=example, stack=None, num_actions=None, n_steps=1, discount=0.5)
     generator = np.random.default_rng(0)
     for _ in range(250):
         observations, actions = environments.observations, any_actions(environments, generator)
         replay.add(observations, None, actions, environments.step(actions))
     drawn = replay.sample(20_000, generator)
-    _, firsts = np.unique(drawn.places, return_index=True)
+    _, firsts = np.unique(drawn.indices, return_index=True)
     assert len(firsts) == len(replay) == 1000
     ends = set()
     for number in firsts:

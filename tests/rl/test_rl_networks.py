@@ -1,4 +1,4 @@
-"""Networks of agents: encoders, dueling heads, normalization, weights as one vector, against plain torch and numpy."""
+"""Networks of agents: encoders, dueling heads, normalization, against plain torch and numpy."""
 
 import copy
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import Dqn, MlpNetwork, NatureCnn, TimmEncoder
 from hftoolkit.rl.encoders import Perception, nature_cnn, perception, timm_encoder
-from hftoolkit.rl.networks import QNetwork, RunningNormalizer, build_network, mlp, one_vector
+from hftoolkit.rl.networks import QNetwork, RunningNormalizer, build_network, mlp
 
 ARCHITECTURE = "test_resnet"
 SIZE, STACK = 32, 3
@@ -141,31 +141,6 @@ def test_an_untouched_normalizer_changes_nothing() -> None:
     torch.testing.assert_close(RunningNormalizer(2)(observations), observations)
 
 
-def test_weights_in_one_vector_train_like_weights_apart() -> None:
-    torch.manual_seed(0)
-    apart = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
-    apart[2].bias.requires_grad_(False)
-    together = copy.deepcopy(apart)
-    inputs, targets = torch.randn(5, 1, 4, 4), torch.randn(5, 2)
-    vector = one_vector(together)
-    trained = [weight for weight in apart.parameters() if weight.requires_grad]
-    assert vector.numel() == sum(weight.numel() for weight in trained)
-    torch.testing.assert_close(together(inputs), apart(inputs), rtol=0, atol=0)
-    optimizers = torch.optim.Adam(trained, lr=0.1), torch.optim.Adam([vector], lr=0.1)
-    for _ in range(3):
-        optimizers[0].zero_grad()
-        assert vector.grad is not None
-        vector.grad.zero_()
-        for network, optimizer in zip((apart, together), optimizers, strict=True):
-            (network(inputs) - targets).square().mean().backward()
-            optimizer.step()
-        gradients = [weight.grad.reshape(-1) for weight in trained if weight.grad is not None]
-        torch.testing.assert_close(vector.grad, torch.cat(gradients))
-        assert vector.grad.any()
-    for own, other in zip(together.parameters(), apart.parameters(), strict=True):
-        torch.testing.assert_close(own, other)
-
-
 @pytest.mark.parametrize("shape", [(STACK, SIZE, SIZE), (STACK, SIZE, SIZE, 3)])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_timm_features_are_those_of_each_frame_joined(weights: Path, shape: tuple[int, ...], frozen: bool) -> None:
@@ -260,11 +235,11 @@ def test_a_perception_can_be_told_what_it_knew_and_forget_it() -> None:
     perceive = Perception(encoder)
     seen = perceive(stacks)
     np.testing.assert_array_equal(seen, stacks[:, :, 0, :5])
-    resumed = perceive.forgetful()
-    resumed.remember(stacks, seen + 1)
+    resumed = perceive.with_empty_cache()
+    resumed.fill_cache(stacks, seen + 1)
     np.testing.assert_array_equal(resumed(stacks), seen + 1)
     assert encoder.counts == [2 * STACK]
-    np.testing.assert_array_equal(perceive.forgetful()(stacks), seen)
+    np.testing.assert_array_equal(perceive.with_empty_cache()(stacks), seen)
     assert encoder.counts == [2 * STACK] * 2
 
 
@@ -290,9 +265,9 @@ def test_equal_frames_are_encoded_once_and_all_others_apart() -> None:
 def test_without_a_frozen_encoder_observations_are_seen_as_they_are(network: Any) -> None:
     observations = frames(2, STACK, SIZE, SIZE)
     perceive = perception(network, observations[0])
-    perceive.remember(observations, observations)
+    perceive.fill_cache(observations, observations)
     assert perceive(observations) is observations
-    assert perceive.forgetful()(observations) is observations
+    assert perceive.with_empty_cache()(observations) is observations
 
 
 @pytest.mark.parametrize("dueling", [False, True])

@@ -13,7 +13,7 @@ from hftoolkit.errors import EnvironmentFault, RecipeError
 from hftoolkit.recipe import Environment, PixelObservations
 from hftoolkit.rl.environments import Environments, make_environment
 from hftoolkit.rl.pixels import pixel_frames
-from hftoolkit.rl.replay import Replay
+from hftoolkit.rl.replay import ReplayBuffer
 
 SIZE = 8
 
@@ -223,7 +223,7 @@ def test_the_replay_memory_rebuilds_the_stacks_that_were_seen(
     noise: str, stack: int, n_steps: int, capacity: int
 ) -> None:
     environments = Environments(Environment(id=noise, num_envs=2, pixels=pixels(stack=stack)), seed=0)
-    replay = Replay(
+    replay = ReplayBuffer(
         capacity,
         2,
         frame=environments.observations[0, -1],
@@ -244,7 +244,7 @@ def test_the_replay_memory_rebuilds_the_stacks_that_were_seen(
     where = {stacks[time][-1].tobytes(): (index, time) for index, stacks in enumerate(seen) for time in range(120)}
     assert len(where) == 240  # the newest frame tells which stack it is
     drawn = replay.sample(4000, np.random.default_rng(0))
-    places, cut_off = set(), 0
+    indices, cut_off = set(), 0
     for number, observation in enumerate(drawn.observations):
         index, time = where[observation[-1].tobytes()]
         np.testing.assert_array_equal(observation, seen[index][time])
@@ -253,6 +253,6 @@ def test_the_replay_memory_rebuilds_the_stacks_that_were_seen(
         assert (drawn.discounts[number] == 0) == terminated
         if not terminated:
             np.testing.assert_array_equal(drawn.next_observations[number], following)
-        places.add((index, time))
+        indices.add((index, time))
         cut_off += truncated
-    assert cut_off > 20 and len(places) == min(len(replay), 240) > 30
+    assert cut_off > 20 and len(indices) == min(len(replay), 240) > 30

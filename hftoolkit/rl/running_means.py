@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-class Statistics:
-    """Sums by name; ``take`` returns their means and begins anew."""
+class RunningMeans:
+    """Sums by name; ``pop`` returns their means and begins anew."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
@@ -17,7 +17,7 @@ class Statistics:
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def take(self) -> dict[str, float]:
+    def pop(self) -> dict[str, float]:
         """Return the mean of each name that was counted since the last time."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}

@@ -32,7 +32,7 @@ from doubles.processes import together
 from hftoolkit.commands.evaluate import evaluate
 from hftoolkit.commands.finetune import finetune
 from hftoolkit.commands.setup import Setup, prepare
-from hftoolkit.contracts import Dataset, Event, StepDone
+from hftoolkit.contracts import Dataset, Event, HasPairs, StepDone
 from hftoolkit.errors import Interrupted, RecipeError
 from hftoolkit.metrics.statistics import measure
 from hftoolkit.recipe import Recipe, dump_recipe, load_recipe
@@ -170,6 +170,22 @@ def test_batches_are_trees_of_tensors_and_outputs_have_none(tiny: Tiny) -> None:
     outputs, rows = setup.learner.outputs(setup.tuned.model, setup.infer, "test"), setup.dataset.splits["test"]
     statistics = task.score(outputs, rows)
     assert statistics.num_rows == len(rows) and measure(statistics).keys() == task.metric_names(rows)
+
+
+def test_predictions_and_references_for_metrics_of_others_are_plain_and_alike(tiny: Tiny) -> None:
+    setup = tiny.setup()
+    rows = setup.dataset.splits["test"]
+    if not isinstance(setup.task, HasPairs):
+        refused(hft("finetune", tiny.path, "--set", "evaluation.extra_metrics=[mape]", "--allow-code"), 2, tiny.kind)
+        return
+    outputs = setup.learner.outputs(setup.tuned.model, setup.infer, "test")
+    predictions, references = setup.task.pairs(outputs, rows)
+    assert len(predictions) == len(references) == len(rows) > 5
+    assert len(set(map(str, references))) > 1
+    for prediction, reference in zip(predictions, references, strict=True):
+        found, true = leaves(prediction), leaves(reference)
+        assert len(found) == len(true)  # a word, or a class, each
+        assert {type(leaf) for leaf in (*found, *true)} in ({int}, {float}, {str})
 
 
 def summed(setup: Setup, pieces: Sequence[Sequence[Any]]) -> tuple[float, float, int, dict[str, torch.Tensor]]:

@@ -1,6 +1,7 @@
 """What holds for every kind of task: see ``doubles/tiny``, where a kind enters by a tiny recipe.
 
-That every knob of every kind is read is in ``test_architecture.py``, which takes all kinds there are.
+That every knob of every kind is read, and that few files are there for a kind, is in ``test_architecture.py``, which
+takes all kinds there are.
 """
 
 import ast
@@ -27,7 +28,6 @@ from safetensors.torch import load_file, save_file
 import hftoolkit
 from doubles import tiny as tiny_recipes
 from doubles.commands import hft, read_json, refused
-from doubles.paths import ROOT
 from doubles.processes import together
 from hftoolkit.commands.evaluate import evaluate
 from hftoolkit.commands.finetune import finetune
@@ -45,8 +45,6 @@ from hftoolkit.train.distributed.collectives import process_index
 from hftoolkit.train.loop import fit, one_step
 
 KINDS = [name for name, recipe in RECIPES.items() if hasattr(recipe, "implementation")]
-PACKAGE = ROOT / "hftoolkit"
-MAX_FILES_OF_A_KIND = 5  # that name it: what a new kind may cost
 OVERFITTED_ROWS, OVERFITTED_STEPS = 8, 60
 SAME_SUM = 1e-5  # relative, of losses and gradients of one step cut in several ways
 SAME_STEP = 1e-6  # on weights, of one process and two
@@ -127,17 +125,6 @@ def test_a_recipe_that_is_written_out_is_read_back_equal(tiny: Tiny) -> None:
     assert load_recipe(copy) == recipe
     copy.write_text(dump_recipe(recipe).replace(f"kind: {tiny.kind}", "kind: none-such"), encoding="utf-8")
     refused(hft("finetune", copy), 2, "task.kind", tiny.kind)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_few_files_of_the_package_name_a_kind(kind: str) -> None:
-    recipe = RECIPES[kind]
-    names = re.compile(rf"(?<![\w-]){re.escape(kind)}(?![\w-])|\b{recipe.__name__}\b")
-    found = {file for file in PACKAGE.rglob("*.py") if names.search(file.read_text(encoding="utf-8"))}
-    own = PACKAGE.parent / f"{recipe.implementation.partition(':')[0].replace('.', '/')}.py"
-    others = set((PACKAGE / "tasks").glob("*.py")) - {own}  # where it is the Hub's name, which several kinds may have
-    files = [file.relative_to(PACKAGE).as_posix() for file in found - others]
-    assert own in found and 3 <= len(files) <= MAX_FILES_OF_A_KIND, files
 
 
 # --- examples, batches and the loss ----------------------------------------------------------------------------------

@@ -9,7 +9,10 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
@@ -27,8 +30,12 @@ from safetensors.torch import load_file, save_file
 
 import hftoolkit
 from doubles import tiny as tiny_recipes
+from doubles import toy_kind
+from doubles.bert import save_bert
 from doubles.commands import hft, read_json, refused
+from doubles.paths import ROOT
 from doubles.processes import together
+from doubles.reviews import review_rows
 from hftoolkit.commands.evaluate import evaluate
 from hftoolkit.commands.finetune import finetune
 from hftoolkit.commands.setup import Setup, prepare
@@ -125,6 +132,69 @@ def test_a_recipe_that_is_written_out_is_read_back_equal(tiny: Tiny) -> None:
     assert load_recipe(copy) == recipe
     copy.write_text(dump_recipe(recipe).replace(f"kind: {tiny.kind}", "kind: none-such"), encoding="utf-8")
     refused(hft("finetune", copy), 2, "task.kind", tiny.kind)
+
+
+LINE = "RECIPES: dict[str, type[AnyFineTuning]] = {\n"
+ONE_AFTER_ANOTHER = """
+import sys
+from hftoolkit.cli import main
+for command in sys.argv[1:]:
+    sys.argv = ["hftoolkit", *command.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+
+
+@pytest.fixture(scope="module")
+def with_toy_kind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the package that has one kind more: two files, and a line with its import."""
+    folder = tmp_path_factory.mktemp("toy")
+    package = folder / "hftoolkit"
+    shutil.copytree(ROOT / "hftoolkit", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(Path(toy_kind.__path__[0]) / "recipe.py", package / "recipe" / "length.py")
+    shutil.copy(Path(toy_kind.__path__[0]) / "task.py", package / "tasks" / "length.py")
+    kinds = package / "recipe" / "kinds.py"
+    text = kinds.read_text(encoding="utf-8")
+    assert LINE in text
+    added = f'from hftoolkit.recipe.length import LengthRecipe\n{LINE}    "text-length": LengthRecipe,\n'
+    kinds.write_text(text.replace(LINE, added), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_new_kind_is_a_recipe_a_task_and_a_line(with_toy_kind: Path, tmp_path: Path) -> None:
+    table, recipe, run = tmp_path / "texts.csv", tmp_path / "toy.yaml", tmp_path / "run"
+    table.write_text("".join(f"{text}\n" for text, _ in [("text", ""), *review_rows(60)]), encoding="utf-8")
+    recipe.write_text(
+        "task: {kind: text-length}\n"
+        f"data: {{source: {table}, columns: {{text: text}}}}\n"
+        f"model: {{backbone: {save_bert(tmp_path / 'bert')}, max_length: 16}}\n"
+        "train: {epochs: 2, batch_size: 8, precision: fp32}\nevaluation: {bootstrap_samples: 100}\n",
+        encoding="utf-8",
+    )
+
+    commands = [
+        ("finetune", recipe, "--dry-run"),
+        ("finetune", recipe, "--run-dir", run),
+        ("predict", run, table),
+        ("evaluate", run),
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, *(" ".join(map(str, command)) for command in commands)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(with_toy_kind)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results = read_json(run / "results.json")
+    assert results["task"] == "text-length" and results["gate"]["rows"] >= 5
+    assert "the recipe is good" in ended.stdout and "\nrow,length\n1," in ended.stdout
+    assert ended.stdout.count(f"{results['test']['metrics']['mae']:.3f} [") == 2  # of finetune and of evaluate
 
 
 # --- examples, batches and the loss ----------------------------------------------------------------------------------

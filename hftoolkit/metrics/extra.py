@@ -92,9 +92,11 @@ def _load(address: str) -> ExtraMetric:
             "import a line"
         ) from error
     except (FileNotFoundError, ConnectionError) as error:
+        is_path = address.startswith((".", "/", "~")) or address.endswith(".py")
+        missing = f"file {address}" if is_path else f"{address} here, and none on the Hub as far as it can be reached"
         raise RecipeError(
-            f"{KNOB}: there is no metric module {address} here, and none on the Hub as far as it can be reached; write "
-            "./FILE.py, or a Hub id: evaluate-metric/NAME or OWNER/NAME, with @REVISION to pin one"
+            f"{KNOB}: there is no {missing}; write ./FILE.py, or a Hub id: evaluate-metric/NAME or OWNER/NAME, with "
+            "@REVISION to pin one"
         ) from error
     except Exception as error:
         raise RecipeError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
-from os.path import expanduser
+from os.path import exists, expanduser
 from typing import Any
 
 from hftoolkit.contracts import Metrics
@@ -91,16 +91,16 @@ def _load(address: str) -> ExtraMetric:
             f"{KNOB}: {address} needs a package that cannot be imported ({_reason(error)}); install it, and write one "
             "import a line"
         ) from error
-    except (FileNotFoundError, ConnectionError) as error:
+    except Exception as error:
+        if exists(expanduser(name)) or not isinstance(error, FileNotFoundError | ConnectionError):
+            raise RecipeError(
+                f"{KNOB}: {address} cannot be loaded as a metric ({_reason(error)}); mend its code, or take it out"
+            ) from error
         is_path = address.startswith((".", "/", "~")) or address.endswith(".py")
         missing = f"file {address}" if is_path else f"{address} here, and none on the Hub as far as it can be reached"
         raise RecipeError(
             f"{KNOB}: there is no {missing}; write ./FILE.py, or a Hub id: evaluate-metric/NAME or OWNER/NAME, with "
             "@REVISION to pin one"
-        ) from error
-    except Exception as error:
-        raise RecipeError(
-            f"{KNOB}: {address} cannot be loaded as a metric ({_reason(error)}); mend its code, or take it out"
         ) from error
     features = module.features if isinstance(module.features, list) else [module.features]
     if not any(set(taken) == TAKES for taken in features):

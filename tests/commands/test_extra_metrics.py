@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import evaluate
@@ -14,9 +15,11 @@ import pytest
 from doubles.commands import hft, read_json, refused
 from doubles.paths import ROOT
 from doubles.tiny import text_classification
+from hftoolkit.data.labels import LabelSet
 from hftoolkit.hub.card import public_recipe
 from hftoolkit.metrics.extra import extra_values, load_extra_metrics
-from hftoolkit.recipe import Recipe, load_recipe
+from hftoolkit.recipe import Classification, Recipe, load_recipe
+from hftoolkit.tasks.shared.class_head import ClassHead
 
 AGREEMENT = ROOT / "tests" / "doubles" / "agreement.py"
 SHORT = ("--set", "train.epochs=1", "--set", "evaluation.baselines=false")
@@ -135,11 +138,12 @@ SOURCES_TOO = MODULE.replace('"references": kind}', '"references": kind, "source
         (None, 2, "@REVISION"),
         ("def (", 2, "SyntaxError"),
         ("x = 1", 2, "cannot be loaded as a metric"),
+        ("open('no such file')", 2, "cannot be loaded as a metric"),
         ("import no_such_package_at_all", 4, "no_such_package_at_all"),
         (MEASUREMENT, 2, "measurement"),
         (SOURCES_TOO, 2, "sources"),
     ],
-    ids=["missing", "no Python", "no metric", "no package", "measurement", "other inputs"],
+    ids=["missing", "no Python", "no metric", "fails", "no package", "measurement", "other inputs"],
 )
 def test_what_is_no_metric_is_found_before_anything_is_trained(
     source: str | None, code: int, said: str, recipe: Path, tmp_path: Path
@@ -163,8 +167,12 @@ def test_a_recommender_has_no_such_knob() -> None:
 
 def test_classes_of_multi_label_texts_are_0_and_1_in_the_configuration_of_that_name() -> None:
     (metric,) = load_extra_metrics([str(AGREEMENT)])
-    found = extra_values(metric.compute([[0, 1], [1, 1], [0, 0]], [[0, 1], [1, 0], [0, 0]]))
-    assert found["agreement/equal"] == pytest.approx(2 / 3)
+    head = ClassHead(LabelSet(("a", "b"), {}, multi_label=True), Classification(kind="any"), (), None)
+    logits = [np.array(row, np.float32) for row in ([-1, 1], [1, 1], [-1, -1])]
+    raw = [SimpleNamespace(target=np.array(row, np.float32)) for row in ([0, 1], [1, 0], [0, 0])]
+    predictions, references = head.pairs(logits, raw)
+    assert predictions == [[0, 1], [1, 1], [0, 0]] and references == [[0, 1], [1, 0], [0, 0]]
+    assert extra_values(metric.compute(predictions, references))["agreement/equal"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("returned", [{"curve": [1.0]}, {"f": float("inf")}, {"say": "good"}, 0.5], ids=str)

@@ -33,6 +33,7 @@ def finetune(
     *,
     run_dir: str | Path | None = None,
     resume: bool = False,
+    allow_code: bool = False,
 ) -> "Run":
     """Do what ``hftoolkit finetune RECIPE --set KEY=VALUE`` does, with the same messages; return the finished run.
 
@@ -41,10 +42,12 @@ def finetune(
         changes: ``{"train.epochs": 2}``.
         run_dir: exactly where the run goes, or is. Default: runs/RECIPE, then runs/RECIPE-2, ...
         resume: resume the unfinished run of that recipe, or in that directory.
+        allow_code: run Python code that the recipe names (``evaluation.extra_metrics``).
 
     Raises:
         HFToolkitError: see ``hftoolkit.errors``.
     """
     from hftoolkit.cli.api import finetune
 
-    return finetune(Path(recipe), changes or {}, run_dir=None if run_dir is None else Path(run_dir), resume=resume)
+    where = None if run_dir is None else Path(run_dir)
+    return finetune(Path(recipe), changes or {}, run_dir=where, resume=resume, allow_code=allow_code)

@@ -210,27 +210,19 @@ class Infer(Protocol):
 
 
 class Learner(Protocol):
-    """What the training loop asks of a task with its data; nothing of devices, processes or precision."""
+    """What the training loop asks of a task with its data; nothing of devices, processes or precision.
+
+    ``collate``, ``loss``, ``forward`` and ``predict`` are those of ``Task``.
+    """
 
     def examples(self, split: str) -> Examples:
         """Return the encoded examples of ``train`` or ``validation``."""
         ...
 
-    def collate(self, examples: Sequence[Any], *, training: bool) -> Batch:
-        """Return a batch of these examples."""
-        ...
-
-    def loss(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Return the loss of a micro-batch, summed over what its mean is over."""
-        ...
-
-    def forward(self, model: nn.Module, batch: Batch) -> Tensors:
-        """Return what the plain model gives for a batch, by the names of its library, the logits first."""
-        ...
-
-    def predict(self, model: nn.Module, batch: Batch) -> Sequence[Any]:
-        """Return one output for each example of the batch."""
-        ...
+    def collate(self, examples: Sequence[Any], *, training: bool) -> Batch: ...
+    def loss(self, model: nn.Module, batch: Batch) -> StepOutput: ...
+    def forward(self, model: nn.Module, batch: Batch) -> Tensors: ...
+    def predict(self, model: nn.Module, batch: Batch) -> Sequence[Any]: ...
 
     def metric_names(self) -> frozenset[str]:
         """Return the metrics that can be computed on the validation split, before there is any prediction."""
@@ -396,6 +388,15 @@ class CachesFeatures(Protocol):
         self, model: nn.Module, examples: Mapping[str, Examples], infer: Infer, emit: Emit
     ) -> AbstractContextManager[Mapping[str, Examples]]:
         """Return a context in which the frozen backbone is not run; it gives the examples to use inside."""
+        ...
+
+
+@runtime_checkable
+class HasPairs(Protocol):
+    """Can be measured by metrics that know nothing of it: ``evaluation.extra_metrics``."""
+
+    def pairs(self, outputs: Sequence[Any], raw: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Return predictions and references, one a row: a class, 0 or 1 for each class, a number, or tags of words."""
         ...
 
 

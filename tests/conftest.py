@@ -10,11 +10,17 @@ import pytest
 
 from doubles.bert import save_bert
 from doubles.commands import hft
+from doubles.golden import Golden
 from doubles.reviews import RECIPE, review_rows
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # on models this small, threads only wait for each other
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let golden files be written anew."""
+    parser.addoption("--update-golden", action="store_true", help="write golden texts instead of comparing them")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects
@@ -23,6 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("faults"):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """What compares texts with golden files."""
+    return Golden(request.config.getoption("--update-golden"))
 
 
 @pytest.fixture(scope="session")

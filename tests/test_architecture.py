@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ MAX_FILE_LINES = 500  # the contract of a task and the tasks themselves are read
 MAX_FUNCTION_LINES = 60
 MAX_ENTRIES = 18  # of the package, modules and folders
 MAX_LAYERS = 12
+KINDS = [kind for kind, recipe in RECIPES.items() if hasattr(recipe, "implementation")]  # a wing is no kind
+MAX_FILES_OF_A_KIND = 5  # what a new kind may cost, the file with its line in recipe/kinds.py among them
+FILES_OF_OLDER_KINDS = {  # that cost more, measured when the limit came: it may become less, and not more
+    "text-classification": 6,  # the first kind: recipe/__init__ names its recipe, and only it caches features
+    "token-classification": 6,  # tags of words and spans of characters are a file apart from rows and metrics
+}
+# What runs whichever kind there is, or is none of these kinds: where the way to code of a kind does not begin.
+SHARED_ROOMS = {"cli", "commands", "export", "hub", "recommend", "rl", "runs", "train"}
 
 
 def run_tool(*command: str) -> None:
@@ -117,6 +126,101 @@ def test_nothing_outside_the_recipes_asks_for_the_kind_of_one() -> None:
 )
 def test_branches_on_kinds_are_found(code: str, count: int) -> None:
     assert len(branches_on_kinds(code)) == count
+
+
+def implementation_of(kind: str) -> tuple[str, str]:
+    """Return the module and the class of a kind's task."""
+    module, _, name = RECIPES[kind].implementation.partition(":")
+    return module, name
+
+
+def names_that(source: str, kind: str) -> bool:
+    """Tell whether code names a kind, its recipe or its task; the Hub's name of a task may be that of several kinds."""
+    tree = ast.parse(source)
+    hub = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.AnnAssign) and is_pipeline_tag(node)}
+    module, task = implementation_of(kind)
+    classes, texts = {RECIPES[kind].__name__, task}, {kind, f"{module}:{task}"}
+    for node in (node for node in ast.walk(tree) if id(node) not in hub):
+        match node:
+            case ast.Constant(value=str(text)) if text in texts:
+                return True
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name) | ast.ClassDef(name=name):
+                if name in classes:
+                    return True
+    return False
+
+
+def is_pipeline_tag(node: ast.AnnAssign) -> bool:
+    return isinstance(node.target, ast.Name) and node.target.id == "pipeline_tag"
+
+
+def modules_imported(file: Path, modules: Mapping[str, Path]) -> set[str]:
+    """Return the modules of the package that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & modules.keys()
+
+
+def files_of_a_kind(kind: str) -> set[str]:
+    """Return the files that name a kind, and those that nothing but its task leads to."""
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in python_files()
+    }
+    imports = {name: modules_imported(file, modules) for name, file in modules.items()}
+
+    def reached(todo: list[str]) -> set[str]:
+        found: set[str] = set()
+        while todo:
+            name = todo.pop()
+            if name not in found:
+                found.add(name)
+                todo += imports[name]
+        return found
+
+    tasks = {other: implementation_of(other)[0] for other in KINDS}
+    shared = [name for name in modules if name.split(".")[1:2] and name.split(".")[1] in SHARED_ROOMS]
+    others = [module for other, module in tasks.items() if other != kind]
+    alone = {modules[name] for name in reached([tasks[kind]]) - reached(["hftoolkit", *shared, *others])}
+    named = {file for file in modules.values() if names_that(file.read_text(), kind)}
+    return {file.relative_to(PACKAGE).as_posix() for file in alone | named}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_costs_few_files_of_the_package(kind: str) -> None:
+    files = files_of_a_kind(kind)
+    module, _ = implementation_of(kind)
+    assert {"recipe/kinds.py", f"{module.removeprefix('hftoolkit.').replace('.', '/')}.py"} < files
+    assert len(files) <= FILES_OF_OLDER_KINDS.get(kind, MAX_FILES_OF_A_KIND), sorted(files)
+
+
+def test_older_kinds_have_no_higher_limit_than_they_need() -> None:
+    costs = {kind: len(files_of_a_kind(kind)) for kind in FILES_OF_OLDER_KINDS}
+    assert [kind for kind, cost in costs.items() if cost <= MAX_FILES_OF_A_KIND] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("if recipe.task.kind == 'text-regression': pass", True),
+        ("from hftoolkit.tasks.text_regression import TextRegressionTask", True),
+        ("x = hftoolkit.recipe.regression.TextRegressionRecipe", True),
+        ("title = 'a text-regression of mine'", False),
+        ("from hftoolkit.recipe.regression import Regression", False),
+    ],
+)
+def test_code_that_names_a_kind_is_found(code: str, found: bool) -> None:
+    assert names_that(code, "text-regression") is found
+
+
+def test_the_name_of_a_task_on_the_hub_is_no_kind() -> None:
+    code = "class Task:\n    pipeline_tag: ClassVar[str] = 'text-classification'"
+    assert not names_that(code, "text-classification")
+    assert names_that(code.replace("pipeline_tag", "kind"), "text-classification")
 
 
 def test_there_is_one_training_loop_and_that_of_dqn() -> None:

@@ -1,6 +1,7 @@
 """What holds for every kind of task: see ``doubles/tiny``, where a kind enters by a tiny recipe.
 
-That every knob of every kind is read is in ``test_architecture.py``, which takes all kinds there are.
+That every knob of every kind is read, and that few files are there for a kind, is in ``test_architecture.py``, which
+takes all kinds there are.
 """
 
 import ast
@@ -8,7 +9,10 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
@@ -26,13 +30,16 @@ from safetensors.torch import load_file, save_file
 
 import hftoolkit
 from doubles import tiny as tiny_recipes
+from doubles import toy_kind
+from doubles.bert import save_bert
 from doubles.commands import hft, read_json, refused
 from doubles.paths import ROOT
 from doubles.processes import together
+from doubles.reviews import review_rows
 from hftoolkit.commands.evaluate import evaluate
 from hftoolkit.commands.finetune import finetune
 from hftoolkit.commands.setup import Setup, prepare
-from hftoolkit.contracts import Dataset, Event, StepDone
+from hftoolkit.contracts import Dataset, Event, HasPairs, StepDone
 from hftoolkit.errors import Interrupted, RecipeError
 from hftoolkit.metrics.statistics import measure
 from hftoolkit.recipe import Recipe, dump_recipe, load_recipe
@@ -45,8 +52,6 @@ from hftoolkit.train.distributed.collectives import process_index
 from hftoolkit.train.loop import fit, one_step
 
 KINDS = [name for name, recipe in RECIPES.items() if hasattr(recipe, "implementation")]
-PACKAGE = ROOT / "hftoolkit"
-MAX_FILES_OF_A_KIND = 5  # that name it: what a new kind may cost
 OVERFITTED_ROWS, OVERFITTED_STEPS = 8, 60
 SAME_SUM = 1e-5  # relative, of losses and gradients of one step cut in several ways
 SAME_STEP = 1e-6  # on weights, of one process and two
@@ -129,15 +134,67 @@ def test_a_recipe_that_is_written_out_is_read_back_equal(tiny: Tiny) -> None:
     refused(hft("finetune", copy), 2, "task.kind", tiny.kind)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_few_files_of_the_package_name_a_kind(kind: str) -> None:
-    recipe = RECIPES[kind]
-    names = re.compile(rf"(?<![\w-]){re.escape(kind)}(?![\w-])|\b{recipe.__name__}\b")
-    found = {file for file in PACKAGE.rglob("*.py") if names.search(file.read_text(encoding="utf-8"))}
-    own = PACKAGE.parent / f"{recipe.implementation.partition(':')[0].replace('.', '/')}.py"
-    others = set((PACKAGE / "tasks").glob("*.py")) - {own}  # where it is the Hub's name, which several kinds may have
-    files = [file.relative_to(PACKAGE).as_posix() for file in found - others]
-    assert own in found and 3 <= len(files) <= MAX_FILES_OF_A_KIND, files
+LINE = "RECIPES: dict[str, type[AnyFineTuning]] = {\n"
+ONE_AFTER_ANOTHER = """
+import sys
+from hftoolkit.cli import main
+for command in sys.argv[1:]:
+    sys.argv = ["hftoolkit", *command.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+
+
+@pytest.fixture(scope="module")
+def with_toy_kind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the package that has one kind more: two files, and a line with its import."""
+    folder = tmp_path_factory.mktemp("toy")
+    package = folder / "hftoolkit"
+    shutil.copytree(ROOT / "hftoolkit", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(Path(toy_kind.__path__[0]) / "recipe.py", package / "recipe" / "length.py")
+    shutil.copy(Path(toy_kind.__path__[0]) / "task.py", package / "tasks" / "length.py")
+    kinds = package / "recipe" / "kinds.py"
+    text = kinds.read_text(encoding="utf-8")
+    assert LINE in text
+    added = f'from hftoolkit.recipe.length import LengthRecipe\n{LINE}    "text-length": LengthRecipe,\n'
+    kinds.write_text(text.replace(LINE, added), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_new_kind_is_a_recipe_a_task_and_a_line(with_toy_kind: Path, tmp_path: Path) -> None:
+    table, recipe, run = tmp_path / "texts.csv", tmp_path / "toy.yaml", tmp_path / "run"
+    table.write_text("".join(f"{text}\n" for text, _ in [("text", ""), *review_rows(60)]), encoding="utf-8")
+    recipe.write_text(
+        "task: {kind: text-length}\n"
+        f"data: {{source: {table}, columns: {{text: text}}}}\n"
+        f"model: {{backbone: {save_bert(tmp_path / 'bert')}, max_length: 16}}\n"
+        "train: {epochs: 2, batch_size: 8, precision: fp32}\nevaluation: {bootstrap_samples: 100}\n",
+        encoding="utf-8",
+    )
+
+    commands = [
+        ("finetune", recipe, "--dry-run"),
+        ("finetune", recipe, "--run-dir", run),
+        ("predict", run, table),
+        ("evaluate", run),
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, *(" ".join(map(str, command)) for command in commands)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(with_toy_kind)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results = read_json(run / "results.json")
+    assert results["task"] == "text-length" and results["gate"]["rows"] >= 5
+    assert "the recipe is good" in ended.stdout and "\nrow,length\n1," in ended.stdout
+    assert ended.stdout.count(f"{results['test']['metrics']['mae']:.3f} [") == 2  # of finetune and of evaluate
 
 
 # --- examples, batches and the loss ----------------------------------------------------------------------------------
@@ -170,6 +227,22 @@ def test_batches_are_trees_of_tensors_and_outputs_have_none(tiny: Tiny) -> None:
     outputs, rows = setup.learner.outputs(setup.tuned.model, setup.infer, "test"), setup.dataset.splits["test"]
     statistics = task.score(outputs, rows)
     assert statistics.num_rows == len(rows) and measure(statistics).keys() == task.metric_names(rows)
+
+
+def test_predictions_and_references_for_metrics_of_others_are_plain_and_alike(tiny: Tiny) -> None:
+    setup = tiny.setup()
+    rows = setup.dataset.splits["test"]
+    if not isinstance(setup.task, HasPairs):
+        refused(hft("finetune", tiny.path, "--set", "evaluation.extra_metrics=[mape]", "--allow-code"), 2, tiny.kind)
+        return
+    outputs = setup.learner.outputs(setup.tuned.model, setup.infer, "test")
+    predictions, references = setup.task.pairs(outputs, rows)
+    assert len(predictions) == len(references) == len(rows) > 5
+    assert len(set(map(str, references))) > 1
+    for prediction, reference in zip(predictions, references, strict=True):
+        found, true = leaves(prediction), leaves(reference)
+        assert len(found) == len(true)  # a word, or a class, each
+        assert {type(leaf) for leaf in (*found, *true)} in ({int}, {float}, {str})
 
 
 def summed(setup: Setup, pieces: Sequence[Sequence[Any]]) -> tuple[float, float, int, dict[str, torch.Tensor]]:

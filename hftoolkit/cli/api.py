@@ -49,12 +49,14 @@ class Run:
         return self.predictor.predict(rows)
 
 
-def finetune(recipe: Path, changes: Mapping[str, Any], *, run_dir: Path | None, resume: bool) -> Run:
+def finetune(recipe: Path, changes: Mapping[str, Any], *, run_dir: Path | None, resume: bool, allow_code: bool) -> Run:
     """Train, export, check and measure a model; arguments and errors are those of ``hftoolkit.finetune``."""
     from hftoolkit.cli.render import render_events
 
     parsed = load_recipe(recipe, [f"{key}={write_value(value)}" for key, value in changes.items()])
     with render_events() as emit:
-        where = commands_of(parsed).finetune(parsed, name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
+        where = commands_of(parsed).finetune(
+            parsed, name=recipe.stem, run_dir=run_dir, emit=emit, resume=resume, allow_code=allow_code
+        )
     assert where is not None, "several processes are started by a launcher, with the command line"
     return Run(where)

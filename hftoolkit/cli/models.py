@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from hftoolkit.cli.options import (
+    AllowCode,
     Overrides,
     RecipeFile,
     RunDirectory,
@@ -35,6 +36,7 @@ def finetune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and do one real step; leave nothing behind.")
     ] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Fine-tune a model: train, export, check and measure it."""
     from hftoolkit.recipe import load_recipe
@@ -46,11 +48,13 @@ def finetune(
     commands = commands_of(parsed)
     with render_events() as emit:
         if dry_run:
-            loss = commands.dry_run(parsed, run_dir=run_dir, emit=emit)
+            loss = commands.dry_run(parsed, run_dir=run_dir, emit=emit, allow_code=allow_code)
             if is_rank_zero():
                 typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
             return
-        where = commands.finetune(parsed, name=recipe.stem, run_dir=run_dir, resume=resume, emit=emit)
+        where = commands.finetune(
+            parsed, name=recipe.stem, run_dir=run_dir, emit=emit, resume=resume, allow_code=allow_code
+        )
     if where is None:  # rank zero prints the result
         return
     typer.echo(f"\nmodel     {where / 'model'}\nresults   {where / 'results.json'}")
@@ -66,6 +70,7 @@ def evaluate(
         Optional[str],
         typer.Option(help="Evaluate on all rows of another table or image folder like that of the run."),
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure the model of a run again, on one of its splits or on other data."""
     if split is not None and data is not None:
@@ -73,7 +78,9 @@ def evaluate(
     from hftoolkit.cli.render import render_events
 
     with render_events() as emit:
-        commands_of_run(run_folder).evaluate(run_folder, split=split or "test", source=data, emit=emit)
+        commands_of_run(run_folder).evaluate(
+            run_folder, split=split or "test", source=data, emit=emit, allow_code=allow_code
+        )
 
 
 def predict(

@@ -18,6 +18,13 @@ RunDirectory = Annotated[
     Optional[Path],
     typer.Option("--run-dir", help="Where the run goes, exactly. Default: runs/RECIPE, then runs/RECIPE-2, ..."),
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Run Python code that the recipe names: evaluation.extra_metrics; of rl, environment.module.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 

@@ -7,13 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from hftoolkit.cli.options import Overrides, RecipeFile, RunDirectory, RunFolder, check_not_both
+from hftoolkit.cli.options import AllowCode, Overrides, RecipeFile, RunDirectory, RunFolder, check_not_both
 
 app = typer.Typer(help="Reinforcement learning: DQN, Q-learning, SARSA.", no_args_is_help=True)
 
-AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Import environment.module of the recipe, which runs its code here.")
-]
 EvaluationSeed = Annotated[
     Optional[int],
     typer.Option("--seed", min=0, help="Seed of the episodes. Default: evaluation.seed of the run."),

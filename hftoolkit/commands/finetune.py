@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hftoolkit.commands.results import measure_outputs, result_tables, write_test_predictions
-from hftoolkit.commands.setup import Setup, join, prepare
+from hftoolkit.commands.results import measure_outputs, result_tables, with_extra_metrics, write_test_predictions
+from hftoolkit.commands.setup import Setup, join, prepare, prepare_extra_metrics
 from hftoolkit.contracts import Calibrates, Draws, Emit, Event, Folds, HasBaselines, Message
 from hftoolkit.export.gate import GateReport, export_model
 from hftoolkit.export.manifest import Manifest
@@ -30,7 +30,9 @@ from hftoolkit.train.state import FitResult
 GATE_ROWS = 64
 
 
-def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, resume: bool = False) -> Path | None:
+def finetune(
+    recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, resume: bool = False, allow_code: bool = False
+) -> Path | None:
     """Train, export, check and measure a model.
 
     Args:
@@ -39,6 +41,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
         run_dir: exactly where the run goes, or is.
         emit: gets everything a user or a log wants to see.
         resume: go on with the run of that name or directory, from its newest checkpoint.
+        allow_code: run code that the recipe names.
 
     Returns:
         The run directory; None in the processes that only help the main one.
@@ -50,6 +53,7 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     if not is_main():
         _help(recipe, RunDir(broadcast(Path())), strategy)
         return None
+    extra = prepare_extra_metrics(recipe, allow_code=allow_code)
     run = open_run(recipe, name, run_dir, resume=resume)
     listen = with_recording(run, emit)
     pushes = BackgroundPushes(recipe.hub, run, listen)
@@ -67,6 +71,9 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
         Manifest(public_recipe(recipe), setup.dataset.schema.to_json()).write(run.model)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
         results = _results(setup, trained, gate)
+        results["test"] = with_extra_metrics(
+            results["test"], extra, setup.task, trained.test, setup.dataset.splits["test"], listen
+        )
         write_json(run.results, results)
         _report(setup, run, trained.test, results, listen)
         write_card(run, recipe, setup.task, results, setup.dataset.summary, setup.weights.hub_id)
@@ -76,13 +83,14 @@ def finetune(recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, res
     return run.root
 
 
-def dry_run(recipe: Recipe, *, run_dir: Path | None, emit: Emit) -> float:
+def dry_run(recipe: Recipe, *, run_dir: Path | None, emit: Emit, allow_code: bool = False) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
     strategy = join(recipe)
     if run_dir is not None:
         RunDir.check_free(run_dir)
     emit = emit if is_main() else _keep_silent
     if is_main():
+        prepare_extra_metrics(recipe, allow_code=allow_code)
         check_push_access(recipe.hub, create=False, emit=emit)
     setup = prepare(recipe, emit)
     with setup.probe(emit):

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hftoolkit.contracts import Details, Table, Task
+from hftoolkit.contracts import Details, Emit, HasPairs, Message, Table, Task
+from hftoolkit.metrics.extra import ExtraMetric, compute_extra_metrics, extra_values
 from hftoolkit.metrics.statistics import Resamples, RowStatistics, intervals, measure, paired_lead, resample
 from hftoolkit.runs.prediction_tables import write_csv
 from hftoolkit.runs.tables import results_table
@@ -48,11 +49,37 @@ def measured(resamples: Resamples) -> dict[str, Any]:
     }
 
 
+def with_extra_metrics(
+    test: dict[str, Any],
+    extra: Sequence[ExtraMetric],
+    task: Task,
+    outputs: Sequence[Any],
+    rows: Sequence[Any],
+    emit: Emit,
+) -> dict[str, Any]:
+    """Return measured metrics with those of ``evaluation.extra_metrics``, without intervals.
+
+    One that fails is a warning, and ``extra_metrics_failed`` of the results has its address and the reason.
+    """
+    if not extra:
+        return test
+    assert isinstance(task, HasPairs)
+    values, failed = compute_extra_metrics(extra, *task.pairs(outputs, rows))
+    for address, reason in failed.items():
+        text = f"evaluation.extra_metrics: {address} failed ({reason}); all else is measured. Mend it, and type: "
+        emit(Message(f"{text}hftoolkit evaluate RUN --allow-code", "warning"))
+    return {**test, "metrics": test["metrics"] | values} | ({"extra_metrics_failed": failed} if failed else {})
+
+
 def result_tables(
     task: Task, results: Mapping[str, Any], outputs: Sequence[Any], rows: Sequence[Any], title: str
 ) -> Iterator[Table]:
     """Yield the table of model and baselines, and what else the task has to show."""
     yield replace(results_table(results, task.headline), title=title)
+    extra = extra_values(results["test"]["metrics"])
+    if extra:
+        cells = tuple((name, f"{value:.4g}") for name, value in extra.items())
+        yield Table("Extra metrics of the fine-tuned model, without intervals", ("metric", "value"), cells)
     if isinstance(task, Details):
         yield from task.details(results["test"], outputs, rows)
 

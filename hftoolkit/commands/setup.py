@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hftoolkit.contracts import Dataset, Emit, Message, Task
+from hftoolkit.contracts import Dataset, Emit, HasPairs, Message, Task
 from hftoolkit.data.sources.resolve import describe, resolve_data
 from hftoolkit.errors import DataError, RecipeError
+from hftoolkit.metrics.extra import ExtraMetric, load_extra_metrics
 from hftoolkit.models.backbones import Backbone, enable_gradient_checkpointing
 from hftoolkit.models.image_backbones import is_convolutional
 from hftoolkit.models.kernels import arrange_for
 from hftoolkit.models.pretrained import Weights
 from hftoolkit.models.tuning import TunedModel, apply_tuning, trainable_table
-from hftoolkit.recipe import FullTuning, LinearProbe, Recipe
+from hftoolkit.recipe import FullTuning, LinearProbe, Recipe, check_code_allowed
 from hftoolkit.tasks import task_of
 from hftoolkit.tasks.shared.learner import TaskLearner
 from hftoolkit.train.devices import describe_device, make_accelerator
@@ -47,6 +48,22 @@ def join(recipe: Recipe) -> Strategy:
         what = f"not possible with {strategy.name}; change the recipe, or launch with --multi_gpu alone"
         raise RecipeError(f"{what}:\n  {listed}")
     return strategy
+
+
+def prepare_extra_metrics(recipe: Recipe, *, allow_code: bool) -> tuple[ExtraMetric, ...]:
+    """Load the metric modules that a recipe names, if any.
+
+    Raises:
+        RecipeError: running their code was not allowed, the kind of task cannot use them, or one is no such module.
+        EnvironmentFault: a package that one needs is missing.
+    """
+    addresses = recipe.evaluation.extra_metrics
+    if not addresses:
+        return ()
+    check_code_allowed("evaluation.extra_metrics", ", ".join(addresses), allow_code=allow_code)
+    if not issubclass(task_of(recipe), HasPairs):
+        raise RecipeError(f"evaluation.extra_metrics: {recipe.task.kind} predicts nothing that they take; leave it out")
+    return load_extra_metrics(addresses)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hftoolkit.contracts import CardText, Task
 from hftoolkit.data.sources.address import public_address
+from hftoolkit.metrics.extra import extra_values
 from hftoolkit.recipe import AnyRecipe, Recipe, dump_recipe
 from hftoolkit.runs.checkpoint import Checkpoint
 from hftoolkit.runs.directory import RunDir
@@ -74,7 +75,9 @@ def public_recipe(recipe: Recipe) -> Recipe:
     data = recipe.data.model_copy(update={"source": public_address(recipe.data.source)})
     backbone = recipe.model.backbone
     model = recipe.model.model_copy(update={"backbone": backbone and public_address(backbone)})
-    return recipe.model_copy(update={"data": data, "model": model})
+    extra = tuple(map(public_address, recipe.evaluation.extra_metrics))
+    evaluation = recipe.evaluation.model_copy(update={"extra_metrics": extra})
+    return recipe.model_copy(update={"data": data, "model": model, "evaluation": evaluation})
 
 
 def _measured(recipe: Recipe, task: Task, results: Mapping[str, Any]) -> list[EvalResult]:
@@ -120,6 +123,10 @@ def _results(results: Mapping[str, Any], headline: Mapping[str, str]) -> str:
             for name, measured in rows.items()
         ),
     ]
+    extra = extra_values(test["metrics"])
+    if extra:
+        lines += ["\nMetrics of others (`evaluation.extra_metrics`), of this model, without intervals:\n"]
+        lines += [f"- {name}: {value:.4g}" for name, value in extra.items()]
     return "\n".join(lines)
 
 

@@ -64,7 +64,9 @@ from hftoolkit.recipe.sections import (
     Split,
     Train,
     Tuning,
+    check_code_allowed,
     check_repository,
+    metric_name,
 )
 from hftoolkit.recipe.text_classification import TextClassification, TextData, TextRecipe
 
@@ -117,6 +119,7 @@ __all__ = [
     "Train",
     "Tuning",
     "UserTable",
+    "check_code_allowed",
     "check_repository",
     "copy_recipe",
     "differences",
@@ -128,6 +131,7 @@ __all__ = [
     "load_any_recipe",
     "load_recipe",
     "load_reinforcement_recipe",
+    "metric_name",
     "parse_any_recipe",
     "read_recipe_text",
     "write_value",

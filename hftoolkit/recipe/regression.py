@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from hftoolkit.recipe.image_classification import Augmentation, ImageData, ImageModel
-from hftoolkit.recipe.sections import Evaluation, Recipe, Task
+from hftoolkit.recipe.sections import PredictionEvaluation, Recipe, Task
 from hftoolkit.recipe.text_classification import TextData, TextModel
 
 
@@ -29,7 +29,7 @@ class ImageRegression(Regression):
     kind: Literal["image-regression"] = Field(description="The kind of problem.")
 
 
-class RegressionEvaluation(Evaluation):
+class RegressionEvaluation(PredictionEvaluation):
     """When and by what the best weights are chosen."""
 
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"rmse", "mae"})

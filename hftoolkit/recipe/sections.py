@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from hftoolkit.errors import RecipeError
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -259,7 +261,33 @@ class Evaluation(Section):
     baselines: bool = Field(True, description="Fit and report simple models on the same split.")
 
 
-class ClassificationEvaluation(Evaluation):
+def metric_name(address: str) -> str:
+    """Return what a metric module is called in results: ``mine`` for ``my/mine.py``, ``mape`` for ``owner/mape@v1``."""
+    name = address.rstrip("/").rpartition("/")[2]
+    return name.removesuffix(".py") if name.endswith(".py") else name.partition("@")[0]
+
+
+class PredictionEvaluation(Evaluation):
+    """The same where each row has a prediction and a reference."""
+
+    extra_metrics: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = Field(
+        (),
+        description="Metric modules of the evaluate library: Hub ids (evaluate-metric/mape or OWNER/NAME, @REVISION to "
+        "pin one) and local files (./mine.py). Each is computed once, at the end, on the test split, from predictions "
+        "and references alone: the numbers of classes, 0 or 1 for each class with multi_label, predicted numbers, or "
+        "lists of tags. This runs their code, so it needs --allow-code.",
+    )
+
+    @model_validator(mode="after")
+    def _metrics_have_names_of_their_own(self) -> Self:
+        names = [metric_name(address) for address in self.extra_metrics]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"extra_metrics: two are called {twice[0]}; rename one, or leave it out")
+        return self
+
+
+class ClassificationEvaluation(PredictionEvaluation):
     """The same for classifiers."""
 
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"ece", "loss"})
@@ -268,6 +296,14 @@ class ClassificationEvaluation(Evaluation):
         Field("macro_f1", description="Validation metric that chooses the best weights; ece and loss: lower is better.")
     )
     baselines: bool = Field(True, description="Fit and report majority and TF-IDF baselines on the same split.")
+
+
+def check_code_allowed(knob: str, named: str, *, allow_code: bool) -> None:
+    """Raise RecipeError unless the user said that code which a recipe names may run."""
+    if not allow_code:
+        raise RecipeError(
+            f"{knob}: {named} is Python code that would run here; read it, and if you trust it, add --allow-code"
+        )
 
 
 def check_repository(name: str) -> str:
@@ -316,7 +352,7 @@ class Recipe(Section):
     model: Model = Field(description="Which pretrained weights to start from.")
     tuning: Tuning = Field(default_factory=FullTuning, description="Which weights are trained.")
     train: Train = Field(default_factory=Train, description="The optimization.")
-    evaluation: Evaluation = Field(description="How results are measured.")
+    evaluation: PredictionEvaluation = Field(description="How results are measured.")
     hub: ClassifierHub | None = Field(None, description="Where the model is pushed. Default: nowhere.")
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hftoolkit.recipe.sections import Data, Evaluation, Recipe, Section, Task
+from hftoolkit.recipe.sections import Data, PredictionEvaluation, Recipe, Section, Task
 from hftoolkit.recipe.text_classification import TextModel
 
 
@@ -52,7 +52,7 @@ class TokenData(Data):
     columns: TokenColumns = Field(description="Which columns are read.")
 
 
-class TokenEvaluation(Evaluation):
+class TokenEvaluation(PredictionEvaluation):
     """When and by what the best weights are chosen: scores of entities, not of tokens."""
 
     best_by: Literal["f1", "precision", "recall", "macro_f1", "exact_f1", "type_f1", "partial_f1"] = Field(

@@ -81,7 +81,13 @@ class Choice:
 
 
 def finetune(
-    recipe: RecommendationRecipe, *, name: str, run_dir: Path | None, emit: Emit, resume: bool = False
+    recipe: RecommendationRecipe,
+    *,
+    name: str,
+    run_dir: Path | None,
+    emit: Emit,
+    resume: bool = False,
+    allow_code: bool = False,
 ) -> Path:
     """Train, fuse, export, check and measure a recommender; return its run directory.
 
@@ -91,6 +97,7 @@ def finetune(
         run_dir: exactly where the run goes, or is.
         emit: gets everything a user or a log wants to see.
         resume: resume the run of that name or directory, from its newest checkpoint.
+        allow_code: changes nothing, since these recipes name no code.
 
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
@@ -128,7 +135,7 @@ def _check_single_process() -> None:
         raise EnvironmentFault("recommendation trains in one process; start it without a launcher")
 
 
-def dry_run(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit) -> float:
+def dry_run(recipe: RecommendationRecipe, *, run_dir: Path | None, emit: Emit, allow_code: bool = False) -> float:
     """Do all that precedes training and one real optimizer step; write nothing; return the loss of the step."""
     _check_single_process()
     if run_dir is not None:
@@ -200,7 +207,7 @@ def load_model(folder: Path, manifest: Manifest, emit: Emit) -> RecommendationPr
     return RecommendationPredictor.of_model(folder, manifest.recipe)
 
 
-def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit) -> dict[str, Any]:
+def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit, allow_code: bool = False) -> dict[str, Any]:
     """Measure the saved recommender of a run again, on one of its splits.
 
     Raises:

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
-from hftoolkit.recipe import Environment
+from hftoolkit.recipe import Environment, check_code_allowed
 from hftoolkit.rl.pixels import Env, pixel_frames
 from hftoolkit.seeding import derive_seed
 
@@ -30,11 +30,7 @@ def register(section: Environment, *, allow_code: bool) -> None:
     """
     if section.module is None:
         return
-    if not allow_code:
-        raise RecipeError(
-            f"environment.module: {section.module} is Python code that would run here; read it, and if you trust it, "
-            "add --allow-code"
-        )
+    check_code_allowed("environment.module", section.module, allow_code=allow_code)
     try:
         importlib.import_module(section.module)
     except ImportError as error:

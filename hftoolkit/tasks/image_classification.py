@@ -214,6 +214,10 @@ class ImageClassificationTask:
         """Return the metrics of logits."""
         return self._head.statistics(self._head.probabilities(outputs), raw)
 
+    def pairs(self, outputs: Sequence[np.ndarray], raw: Sequence[LabelledImage]) -> tuple[list[Any], list[Any]]:
+        """Return predicted and true classes."""
+        return self._head.pairs(outputs, raw)
+
     def inputs(self, source: Any) -> Inputs[LabelledImage]:
         """Return the images of a file, folder, pattern or table, or of a list."""
         return image_inputs(

@@ -151,6 +151,10 @@ class ImageRegressionTask:
         """Return the metrics of numbers."""
         return self._head.statistics(outputs, raw)
 
+    def pairs(self, outputs: Sequence[float], raw: Sequence[ScoredImage]) -> tuple[list[Any], list[Any]]:
+        """Return predicted and true numbers."""
+        return list(outputs), [row.target for row in raw]
+
     def inputs(self, source: Any) -> Inputs[ScoredImage]:
         """Return the images of a file, folder, pattern or table, or of a list."""
         return image_inputs(

@@ -185,6 +185,10 @@ class TextClassificationTask:
         """Return the metrics of logits."""
         return self._head.statistics(self._head.probabilities(outputs), raw)
 
+    def pairs(self, outputs: Sequence[np.ndarray], raw: Sequence[LabelledText]) -> tuple[list[Any], list[Any]]:
+        """Return predicted and true classes."""
+        return self._head.pairs(outputs, raw)
+
     def inputs(self, source: Any) -> Inputs[LabelledText]:
         """Return the texts of a table, of dicts with its text columns, or of a list of texts."""
         return text_inputs(source, self._recipe.data, LabelledText)

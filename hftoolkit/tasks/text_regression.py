@@ -168,6 +168,10 @@ class TextRegressionTask:
         """Return the metrics of numbers."""
         return self._head.statistics(outputs, raw)
 
+    def pairs(self, outputs: Sequence[float], raw: Sequence[ScoredText]) -> tuple[list[Any], list[Any]]:
+        """Return predicted and true numbers."""
+        return list(outputs), [row.target for row in raw]
+
     def inputs(self, source: Any) -> Inputs[ScoredText]:
         """Return the texts of a table, of dicts with its text columns, or of a list of texts."""
         return text_inputs(source, self._recipe.data, ScoredText)

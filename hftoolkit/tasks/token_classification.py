@@ -249,6 +249,12 @@ class TokenClassificationTask:
         """Return the metrics of entities."""
         return self._statistics([self._spans(found)[0] for found in outputs], raw)
 
+    def pairs(self, outputs: Sequence[Sequence[WordTag]], raw: Sequence[SpanText]) -> tuple[list[Any], list[Any]]:
+        """Return predicted and true BIO tags of the words of each text, as the tokenizer divides it."""
+        predicted = [[self._tags[word.tag] for word in found] for found in outputs]
+        words = [[(word.start, word.end) for word in found] for found in outputs]
+        return predicted, [tags_of_spans(row.spans or (), of)[0] for row, of in zip(raw, words, strict=True)]
+
     def inputs(self, source: Any) -> Inputs[SpanText]:
         """Return the texts of a table, of dicts, or of a list of texts or of lists of words."""
         texts = self._table_texts(source) if isinstance(source, Path) else [self._text_of(row) for row in _rows(source)]

@@ -22,9 +22,11 @@ from hftoolkit.recipe import (
     list_recipes,
     load_recipe,
 )
+from hftoolkit.recipe.kinds import RECIPES
 from hftoolkit.recipe.reading.yaml_file import MAX_BYTES, read_yaml, write_yaml
 from hftoolkit.recipe.sections import Section
 
+GOLDEN = Path(__file__).parent / "golden_mistakes.txt"  # pytest --update-golden writes it
 GOOD = """\
 task:
   kind: text-classification
@@ -98,91 +100,93 @@ def test_five_mistakes_are_named_in_one_message_with_their_lines(refused):
         "  lerning_rate: 1e-3\n"  # line 13
         "  epochs: 0\n"  # line 14
     )
-    assert message.splitlines() == [
-        "FILE is not a valid recipe (5 problems):",
-        "  FILE:6: data.on_bad_row: unknown key; did you mean 'on_bad_rows'?",
-        "  FILE:9: model.max_length: '128' is not allowed; expected a whole number, at least 4 and at most 131072; "
-        "drop the quotes",
-        "  FILE:11: tuning.method: 'lorra' is not allowed; choose one of full, lora, linear-probe, last-layers; "
-        "did you mean 'lora'?",
-        "  FILE:13: train.lerning_rate: unknown key; did you mean 'learning_rate'?",
-        "  FILE:14: train.epochs: 0 is not allowed; expected a whole number, at least 1 and at most 100000",
+    header, *problems = message.splitlines()
+    assert header == "FILE is not a valid recipe (5 problems):"
+    expected = [  # where, which knob, and a part of the fix
+        ("  FILE:6: data.on_bad_row: ", "'on_bad_rows'"),
+        ("  FILE:9: model.max_length: ", "drop the quotes"),
+        ("  FILE:11: tuning.method: ", "'lora'"),
+        ("  FILE:13: train.lerning_rate: ", "'learning_rate'"),
+        ("  FILE:14: train.epochs: ", "at least 1"),
     ]
+    for problem, (start, fix) in zip(problems, expected, strict=True):
+        assert problem.startswith(start) and fix in problem
 
 
-@pytest.mark.parametrize(
-    ("added", "line"),
-    [
-        ("train: {epochs: '3'}", "9: train.epochs: '3' is not allowed; expected a whole number, at least 1"),
-        ("train: {epochs: 1.5}", "9: train.epochs: 1.5 is not allowed; expected a whole number"),
-        ("train: {epochs: }", "9: train.epochs: an empty value is not allowed; expected a whole number, at least 1"),
-        ("train: {length_buckets: yes}", "9: train.length_buckets: 'yes' is not allowed; expected true or false"),
-        ("train: {learning_rate: .nan}", "9: train.learning_rate: .nan is not allowed; expected a number, over 0 and"),
-        ("train: {weight_decay: -1}", "9: train.weight_decay: -1 is not allowed; expected a number, at least 0 and"),
-        ("train: {model: x}", "9: train.model: unknown key; did you mean model?"),
-        ("train:\n  dropout: 0.1", "10: train.dropout: unknown key; did you mean model.dropout or tuning.dropout?"),
-        ("train: {Learning-Rate: 1}", "9: train.Learning-Rate: unknown key; did you mean 'learn"),
-        ("train: {bootstrap_sample: 1}", "9: train.bootstrap_sample: unknown key; did you mean evaluation.bootstrap_s"),
-        ("evaluation: {xyz: 1}", "9: evaluation.xyz: unknown key; allowed: best_by, times_per_epoch"),
-        ("evaluation: {1: 1}", "9: evaluation.1: unknown key; allowed: best_by"),
-        ("evaluation: {~: 1}", "9: evaluation.null: unknown key; allowed: best_by"),
-        ("evaluation: 3", "9: evaluation: 3 is not allowed; expected a section with the keys best_by"),
-        ("learning_rate: 1", "9: learning_rate: unknown key; did you mean train.learning_rate?"),
-        ("tokenizer: {}", "9: tokenizer: unknown key; allowed: task, data, model, tuning"),
-        ("hub: {repo: reviews}", "9: hub.repo: 'reviews' is no Hub repository; write OWNER/NAME"),
-        ("hub: {repo: a/b, token: hf_x}", "9: hub.token: unknown key; allowed: repo, private"),
-        ("train: {schedule: Linear}", "9: train.schedule: 'Linear' is not allowed; choose one of linear, cosine"),
-        ("train: {trackers: wandb}", "9: train.trackers: 'wandb' is not allowed; expected a list"),
-        ("train: {trackers: [wandb,\n x]}", "10: train.trackers.1: 'x' is not allowed; choose one of tensorboard"),
-        ("tuning:\n  rank: 8", "9: tuning.method: missing; choose one of full, lora, linear-probe, last-layers"),
-        ("tuning: lora", "9: tuning: 'lora' is not allowed; expected a section whose 'method' is one of full, lora"),
-        ("tuning: {method: [lora]}", "9: tuning.method: a list is not allowed; choose one of full, lora"),
-        ("tuning: {method: full,\n rank: 8}", "10: tuning.rank: unknown key for method 'full'; it belongs to method"),
-        ("tuning: {method: lora,\n full: 8}", "10: tuning.full: unknown key for method 'lora'; allowed: layer_decay"),
-        ("tuning: {method: lora, rank: 0}", "9: tuning.rank: 0 is not allowed; expected a whole number, at least 1"),
-        ("tuning: {method: last-layers}", "9: tuning.layers: missing; expected a whole number, at least 1"),
-        ("train:\n  batch_size: 4\n  micro_batch_size: 8", "11: train: micro_batch_size 8 is larger than batch_size 4"),
-    ],
-)
-def test_a_mistake_is_told_with_what_is_allowed(refused, added, line):
+ADDED = [  # to a good recipe: what, in which line, the knob that is blamed, a part of the fix
+    ("train: {epochs: '3'}", 9, "train.epochs", "whole number"),
+    ("train: {epochs: 1.5}", 9, "train.epochs", "whole number"),
+    ("train: {epochs: }", 9, "train.epochs", "whole number"),
+    ("train: {length_buckets: yes}", 9, "train.length_buckets", "true or false"),
+    ("train: {learning_rate: .nan}", 9, "train.learning_rate", "a number, over 0"),
+    ("train: {weight_decay: -1}", 9, "train.weight_decay", "at least 0"),
+    ("train: {model: x}", 9, "train.model", "did you mean model?"),
+    ("train:\n  dropout: 0.1", 10, "train.dropout", "model.dropout or tuning.dropout?"),
+    ("train: {Learning-Rate: 1}", 9, "train.Learning-Rate", "'learning_rate'"),
+    ("train: {bootstrap_sample: 1}", 9, "train.bootstrap_sample", "evaluation.bootstrap_samples"),
+    ("evaluation: {xyz: 1}", 9, "evaluation.xyz", "best_by"),
+    ("evaluation: {1: 1}", 9, "evaluation.1", "best_by"),
+    ("evaluation: {~: 1}", 9, "evaluation.null", "best_by"),
+    ("evaluation: 3", 9, "evaluation", "best_by"),
+    ("learning_rate: 1", 9, "learning_rate", "train.learning_rate?"),
+    ("tokenizer: {}", 9, "tokenizer", "task, data, model"),
+    ("hub: {repo: reviews}", 9, "hub.repo", "OWNER/NAME"),
+    ("hub: {repo: a/b, token: hf_x}", 9, "hub.token", "repo, private"),
+    ("train: {schedule: Linear}", 9, "train.schedule", "linear, cosine"),
+    ("train: {trackers: wandb}", 9, "train.trackers", "list"),
+    ("train: {trackers: [wandb,\n x]}", 10, "train.trackers.1", "tensorboard"),
+    ("tuning:\n  rank: 8", 9, "tuning.method", "full, lora"),
+    ("tuning: lora", 9, "tuning", "'method'"),
+    ("tuning: {method: [lora]}", 9, "tuning.method", "full, lora"),
+    ("tuning: {method: full,\n rank: 8}", 10, "tuning.rank", "method lora"),
+    ("tuning: {method: lora,\n full: 8}", 10, "tuning.full", "layer_decay"),
+    ("tuning: {method: lora, rank: 0}", 9, "tuning.rank", "at least 1"),
+    ("tuning: {method: last-layers}", 9, "tuning.layers", "at least 1"),
+    ("train:\n  batch_size: 4\n  micro_batch_size: 8", 11, "train", "batch_size 4"),
+]
+
+
+@pytest.mark.parametrize(("added", "line", "knob", "fix"), ADDED)
+def test_a_mistake_is_told_with_what_is_allowed(refused, added, line, knob, fix):
     header, *problems = refused(GOOD + added).splitlines()
     assert header == "FILE is not a valid recipe (1 problem):"
     assert len(problems) == 1
-    assert problems[0].startswith(f"  FILE:{line}")
+    assert problems[0].startswith(f"  FILE:{line}: {knob}: ") and fix in problems[0]
     assert "Value error" not in problems[0]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "line"),
-    [
-        ("1: negative", "1: 3", '3: task.labels.1: 3 is not allowed; expected text; write "3" if text is meant'),
-        ("1: negative", "~: negative", "3: task.labels.null: a key like this is not allowed; write text, a number"),
-        ("label: Rating", "label: 5", "6: data.columns.label: 5 is not allowed; expected text, or a list"),
-        ("[Title, Review Text]", "[[x]]", "6: data.columns.text.0: a list is not allowed; expected text"),
-        ("labels", "label", "3: task.label: unknown key; did you mean 'labels'?"),
-        ("Review Text]", "[x]]", "6: data.columns.text.1: a list is not allowed; expected text"),
-        ("text-classification", "text-clasification", "2: task.kind: 'text-clasification' is not allowed;"),
-        ("  source: reviews.csv\n", "", "4: data.source: missing; expected text that is not empty"),
-        ("  backbone: some/model\n", "", "7: model.backbone: missing; expected text that is not empty"),
-        ("model:\n  backbone: some/model\n", "", "1: model: missing; expected a section with the keys backbone"),
-        (GOOD[-5:], "l\n  sha256: abc", "9: model.sha256: 'abc' is not allowed; expected text that matches"),
-        ("data:\n", "data:\n  split: {validation: 1.5}\n", "5: data.split.validation: 1.5 is not allowed; expected"),
-    ],
-)
-def test_a_mistake_in_the_required_part_is_told_with_what_is_allowed(refused, old, new, line):
+REPLACED = [  # in a good recipe: what, by what, in which line, the knob that is blamed, a part of the fix
+    ("1: negative", "1: 3", 3, "task.labels.1", 'write "3"'),
+    ("1: negative", "~: negative", 3, "task.labels.null", "write text"),
+    ("label: Rating", "label: 5", 6, "data.columns.label", "text, or a list"),
+    ("[Title, Review Text]", "[[x]]", 6, "data.columns.text.0", "text"),
+    ("labels", "label", 3, "task.label", "'labels'"),
+    ("Review Text]", "[x]]", 6, "data.columns.text.1", "text"),
+    ("text-classification", "text-clasification", 2, "task.kind", "'text-classification'"),
+    ("  source: reviews.csv\n", "", 4, "data.source", "text"),
+    ("  backbone: some/model\n", "", 7, "model.backbone", "text"),
+    ("model:\n  backbone: some/model\n", "", 1, "model", "backbone"),
+    (GOOD[-5:], "l\n  sha256: abc", 9, "model.sha256", "matches"),
+    ("data:\n", "data:\n  split: {validation: 1.5}\n", 5, "data.split.validation", "under 1"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "knob", "fix"), REPLACED)
+def test_a_mistake_in_the_required_part_is_told_with_what_is_allowed(refused, old, new, line, knob, fix):
     assert old in GOOD
     _, problem = refused(GOOD.replace(old, new)).splitlines()
-    assert problem.startswith(f"  FILE:{line}")
+    assert problem.startswith(f"  FILE:{line}: {knob}: ") and fix in problem
 
 
 def test_a_check_of_several_sections_speaks_for_itself_at_the_line_to_change(refused):
     message = refused(GOOD + "  dropout: 0.1\ntuning:\n  method: linear-probe\n")
-    assert message.splitlines()[1].startswith("  FILE:11: tuning.method: linear-probe computes features once")
+    assert message.splitlines()[1].startswith("  FILE:11: tuning.method: ") and "model.dropout must be 0" in message
 
 
 def test_layers_that_would_never_be_unfrozen_are_a_mistake(refused, write):
     late = "tuning: {method: full, unfreeze_epochs: 2}\ntrain: {epochs: 2}\n"
-    assert "tuning.unfreeze_epochs: 2 must be less than train.epochs (2)" in refused(GOOD + late)
+    message = refused(GOOD + late)
+    assert "tuning.unfreeze_epochs: 2" in message and "less than train.epochs" in message
     assert load_recipe(write(GOOD + late), ["train.epochs=3"]).tuning.unfreeze_epochs == 2
 
 
@@ -213,24 +217,33 @@ def test_overrides_make_missing_sections_and_replace_whole_values(write):
     assert recipe.task.labels == {1: "bad", 5: "positive"}
 
 
-@pytest.mark.parametrize(
-    ("override", "line"),
-    [
-        ("train.epochs", "--set train.epochs: there is no value; write --set section.key=value"),
-        ("=3", "--set : a key is empty"),
-        ("train..epochs=3", "--set train..epochs: a key is empty"),
-        ("data.source.x=3", "--set data.source.x: data.source is 'reviews.csv', which has no keys in it"),
-        ("data.columns.text.0=x", "--set data.columns.text.0: data.columns.text is a list, which has no keys in it"),
-        ("train.epochs=many", "--set train.epochs: train.epochs: 'many' is not allowed; expected a whole number"),
-        ("train={epoch: 1}", "--set train: train.epoch: unknown key; did you mean 'epochs'?"),
-        ("data.columns={text: a}", "--set data.columns: data.columns.label: missing; expected text, or a list"),
-        (".".join("a" * 5000) + "=1", "--set " + ".".join("a" * 5000) + ": the key has more than 32 parts"),
-    ],
-)
-def test_a_wrong_override_is_named_as_it_was_typed(refused, override, line):
+LONG = ".".join("a" * 5000)
+OVERRIDES = [  # as typed after --set, what is blamed, a part of the fix
+    ("train.epochs", "train.epochs", "--set section.key=value"),
+    ("=3", "", "a key is empty"),
+    ("train..epochs=3", "train..epochs", "a key is empty"),
+    ("data.source.x=3", "data.source.x", "no keys in it"),
+    ("data.columns.text.0=x", "data.columns.text.0", "a list"),
+    ("train.epochs=many", "train.epochs: train.epochs", "whole number"),
+    ("train={epoch: 1}", "train: train.epoch", "'epochs'"),
+    ("data.columns={text: a}", "data.columns: data.columns.label", "text, or a list"),
+    (f"{LONG}=1", LONG, "32 parts"),
+]
+
+
+@pytest.mark.parametrize(("override", "blamed", "fix"), OVERRIDES)
+def test_a_wrong_override_is_named_as_it_was_typed(refused, override, blamed, fix):
     header, problem = refused(GOOD, override).splitlines()
     assert header == "FILE is not a valid recipe (1 problem):"
-    assert problem.startswith(f"  {line}")
+    assert problem.startswith(f"  --set {blamed}: ") and fix in problem
+
+
+def test_each_mistake_is_told_in_the_words_of_the_golden_file(refused, golden):
+    said = {added: refused(GOOD + added) for added, *_ in ADDED}
+    said |= {f"{old!r} -> {new!r}": refused(GOOD.replace(old, new)) for old, new, *_ in REPLACED}
+    said |= {f"--set {override}": refused(GOOD, override) for override, *_ in OVERRIDES if LONG not in override}
+    lines = [f"{mistake}\n{message.split(chr(10), 1)[1]}\n" for mistake, message in said.items()]
+    golden.compare(GOLDEN, "\n".join(lines).replace(", ".join(RECIPES), "(ALL KINDS)"))
 
 
 @pytest.mark.parametrize("override", ["train.epochs=012", "train.epochs=[", "train.epochs=*x", "train.epochs=!!int 3"])

@@ -289,7 +289,7 @@ def test_a_state_that_a_run_with_deepspeed_wrote_goes_on_and_says_so(tmp_path, m
         interrupt(Attempt(tmp_path / "cut"), 4)
     fit(again := Attempt(tmp_path / "cut"))
     (warning,) = [event.text for event in again.told(Message) if event.level == "warning"]
-    assert warning == "without DeepSpeed ZeRO 2: the run resumes, but will not be equal to the last bit"
+    assert "DeepSpeed ZeRO 2" in warning and "resumes" in warning
     assert_same(again.weights, whole.weights)
 
 

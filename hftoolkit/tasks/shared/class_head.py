@@ -112,6 +112,11 @@ class ClassHead:
             probabilities, targets_of(raw), self.labels.names, multi_label=self.labels.multi_label
         )
 
+    def pairs(self, outputs: Sequence[np.ndarray], raw: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Return predicted and true classes by number; multi-label: 0 or 1 for each class."""
+        decisions = to_decisions(self.probabilities(outputs), self.labels.multi_label)
+        return decisions.tolist(), targets_of(raw).astype(np.int64).tolist()
+
     def metric_names(self, raw: Sequence[Any]) -> frozenset[str]:
         """Return the metrics that the targets of these rows allow."""
         flat = np.full((len(raw), len(self.labels.names)), 1 / len(self.labels.names))

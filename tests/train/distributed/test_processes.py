@@ -203,10 +203,7 @@ def test_the_count_on_the_command_line_of_accelerate_must_have_taken_effect(laun
 @pytest.mark.parametrize("name", ["MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_what_divides_the_model_in_another_way_than_fsdp2_is_refused(monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(
-        EnvironmentFault,
-        match=r"is not supported\. FSDP2 shards a model over ranks: accelerate launch --config_file docs",
-    ):
+    with pytest.raises(EnvironmentFault, match=r"not supported.*--config_file docs/accelerate"):
         join_processes()
 
 

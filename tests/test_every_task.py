@@ -374,6 +374,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(tiny: Tiny,
     assert [name for name in whole if whole[name] != resumed[name]] == []
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended_by_more_epochs_and_by_nothing_else(tiny: Tiny) -> None:
     refused(hft("finetune", tiny.path, "--run-dir", tiny.run, "--resume"), 2, "a larger train.epochs would extend it")
     assert run_to_resume(tiny.recipe("train.epochs=99"), "", tiny.run).root == tiny.run

@@ -21,6 +21,8 @@ from hftoolkit.metrics.extra import extra_values, load_extra_metrics
 from hftoolkit.recipe import Classification, Recipe, load_recipe
 from hftoolkit.tasks.shared.class_head import ClassHead
 
+pytestmark = pytest.mark.slow
+
 AGREEMENT = ROOT / "tests" / "doubles" / "agreement.py"
 SHORT = ("--set", "train.epochs=1", "--set", "evaluation.baselines=false")
 FAILING = "        equal = np.mean("

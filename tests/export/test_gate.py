@@ -25,6 +25,8 @@ from hftoolkit.models.image_backbones import load_image_classifier, save_image_c
 from hftoolkit.models.lora import apply_lora, save_adapter
 from hftoolkit.runs.directory import RunDir
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["word1 good word2", "word3 Good", "bad word4 word5 fine word6"]  # only the second has a capital
 CONTEXTS = ["word7 word8", "fine word9 word1 word2", "good"]
 FRESH_PROCESS = Path(gate.__file__).with_name("fresh_process.py")

@@ -30,6 +30,8 @@ from hftoolkit.recommend.predictor import RecommendationPredictor
 from hftoolkit.recommend.recommender import Recommender
 from hftoolkit.recommend.scorers import Factors, TextVectors
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_SECONDS = 120
 QUICK = ("--set", "train.epochs=1", "--set", "evaluation.baselines=false", "--set", "fusion.parts=[text, popularity]")
 

@@ -15,6 +15,8 @@ import torch
 from doubles.commands import read_json
 from doubles.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "scripts" / "benchmark_trainer.py"
 
 

@@ -1,4 +1,4 @@
-"""Types that cross layers: what a task promises, what the loop asks, and what both report. Loads no torch."""
+"""What a task promises, and what the training loop asks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVa
 
 import numpy as np
 
+from hftoolkit.contracts.events import Emit, Metrics, Table
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -17,9 +19,7 @@ if TYPE_CHECKING:
 
 Batch = Any  # a tree: dicts, lists and tuples with tensors at their leaves; moved to a device as a whole
 Tensors = Mapping[str, "torch.Tensor"]
-Metrics = dict[str, float]
 Columns = dict[str, list[Any]]  # a table: name -> one cell a row
-Emit = Callable[["Event"], None]
 
 RawT = TypeVar("RawT")
 
@@ -436,65 +436,3 @@ class Ranks(Protocol):
     def top_columns(self, answers: Sequence[Any], count: int) -> Columns:
         """Return a table of the ``count`` most probable answers of each row."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A sentence for the user and the log."""
-
-    text: str
-    level: str = "info"  # info | warning
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A small table for the user and the log."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StepDone:
-    """One optimizer step is done."""
-
-    step: int
-    total_steps: int
-    loss: float  # mean over the examples of the step
-    gradient_norm: float  # before clipping
-    learning_rate: float  # of the first parameter group
-    examples_per_second: float  # training time only, since the start
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """The validation split, or a policy, was evaluated after ``step``."""
-
-    step: int
-    metrics: Metrics
-    is_best: bool = field(default=False)
-
-
-@dataclass(frozen=True, slots=True)
-class InferenceProgress:
-    """The model has gone over ``done`` of ``total`` examples without training.
-
-    The last of a series has as many of both, unless it is stopped; where memory ran out, one begins again.
-    """
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class AgentProgress:
-    """How learning by acting goes, after ``step`` steps of the environment."""
-
-    step: int
-    total_steps: int
-    metrics: Metrics  # means since the last report
-    steps_per_second: float  # learning time only, since the start
-
-
-Event = Message | Table | StepDone | Evaluated | InferenceProgress | AgentProgress

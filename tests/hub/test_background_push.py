@@ -29,7 +29,7 @@ from hftoolkit.runs.directory import RunDir
 
 TOKEN = "hf_canary_b41d07"
 ID = "ada/best"
-PATIENCE_SECONDS = 600
+PATIENCE_SECONDS = 180
 # The training waits after each step that a file ``stop-STEP`` names, until that is gone. The gate has tests of its own,
 # and so has the low priority of a push, with which it would not get far while the machine has other work.
 STOPPING = f"""
@@ -88,6 +88,18 @@ def children(run: Path) -> list[int]:
     return found
 
 
+def has_children(process: int) -> bool:
+    """Whether a process has children that have not ended to the last: one that is ending has no command line any more."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == process and state != "Z":
+            return True
+    return False
+
+
 def text_recipe(folder: Path, backbone: Path, extra: str) -> Path:
     """Sixty rows, six steps an epoch; the loss falls for some epochs."""
     (folder / "t.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in review_rows(60)))
@@ -113,7 +125,7 @@ def test_the_best_adapter_so_far_goes_to_the_hub_merged_and_a_failed_push_is_one
     client.hub.fail(f"POST /api/models/{ID}/commit/", status=403)
     process = client.start("finetune", recipe, "--run-dir", run, script=STOPPING)
     wait_for(lambda: client.hub.faults[0].times == 0, process)
-    wait_for(lambda: not children(run), process)
+    wait_for(lambda: not has_children(process.pid), process)
     assert commits(client.hub.repositories[ID]) == 0
     (folder / "stop-7").unlink()
     repository = client.hub.repositories[ID]

@@ -89,7 +89,7 @@ def children(run: Path) -> list[int]:
 
 
 def has_children(process: int) -> bool:
-    """Whether a process has children that have not ended to the last: one that is ending has no command line any more."""
+    """Whether a process has children that did not end yet: one that is ending has no command line any more."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = path.read_text().rpartition(")")[2].split()[:2]

@@ -26,7 +26,6 @@ KINDS = [kind for kind, recipe in RECIPES.items() if hasattr(recipe, "implementa
 MAX_FILES_OF_A_KIND = 5  # what a new kind may cost, the file with its line in recipe/kinds.py among them
 FILES_OF_OLDER_KINDS = {  # that cost more, measured when the limit came: it may become less, and not more
     "text-classification": 6,  # the first kind: recipe/__init__ names its recipe, and only it caches features
-    "token-classification": 6,  # tags of words and spans of characters are a file apart from rows and metrics
 }
 # What runs whichever kind there is, or is none of these kinds: where the way to code of a kind does not begin.
 SHARED_ROOMS = {"cli", "commands", "export", "hub", "recommend", "rl", "runs", "train"}

@@ -1,8 +1,11 @@
-"""Texts with spans, or words with tags: read from a table and brought to texts with spans of characters."""
+"""Texts with spans, or words with tags: read from a table and brought to texts with spans of characters.
+
+A span is ``(type, start, end)`` in characters, the end exclusive.
+"""
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,10 @@ from hftoolkit.recipe import Split
 from hftoolkit.recipe.token_classification import TokenData
 
 Span = tuple[str, int, int]
+Word = tuple[int, int]  # start, end
+
+OUTSIDE = "O"
+SCHEMES = {"BIO": frozenset("BI"), "BIOES": frozenset("BIESLU")}
 
 NOT_SPANS = "spans are no list of [start, end, type] or {start, end, label}"
 OUTSIDE_TEXT = "a span lies outside of its text, or is empty"
@@ -66,7 +73,7 @@ class EntityTypes:
 
 
 def load_token_rows(
-    source: Path, data: TokenData, types: Sequence[str] | None, spans_of: Any
+    source: Path, data: TokenData, types: Sequence[str] | None, scheme: str
 ) -> tuple[DividedRows[SpanText], EntityTypes]:
     """Read, check and divide texts with entities.
 
@@ -74,13 +81,13 @@ def load_token_rows(
         source: the file or folder that ``data.source`` led to.
         data: columns, splits, and what to do with bad rows.
         types: known types; None takes those of the data.
-        spans_of: ``(tags of all rows) -> (scheme, function from tags and words to spans)``.
+        scheme: of tags: ``BIO``, ``BIOES``, ``bare``, or ``auto`` to find out.
 
     Raises:
         DataError: the files, columns, rows or splits cannot be used, or no text has an entity.
     """
     said: list[str] = []
-    divided = load_rows(source, data, lambda table: _parse(table, data, types, spans_of, said), "text")
+    divided = load_rows(source, data, lambda table: _parse(table, data, types, scheme, said), "text")
     names = tuple(types or _types_of(divided.splits))
     if not names:
         raise DataError("no text has an entity; check data.columns.spans, or data.columns.tags")
@@ -93,11 +100,11 @@ def load_token_rows(
     return replace(divided, summary=summary), EntityTypes(names)
 
 
-def read_token_rows(source: Path, data: TokenData, types: Sequence[str], spans_of: Any) -> list[SpanText]:
+def read_token_rows(source: Path, data: TokenData, types: Sequence[str], scheme: str) -> list[SpanText]:
     """Return all usable rows of another source, with entities of known types."""
     data = data.model_copy(update={"split": Split()})
     table = read_table(source)
-    parsed = _parse(table, data, types, spans_of, [])
+    parsed = _parse(table, data, types, scheme, [])
     return usable_rows({"train": table}, data, {"train": parsed})["train"].rows
 
 
@@ -116,7 +123,7 @@ def _missing(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> l
 
 
 def _parse(
-    table: DataTable, data: TokenData, types: Sequence[str] | None, spans_of: Any, said: list[str]
+    table: DataTable, data: TokenData, types: Sequence[str] | None, scheme: str, said: list[str]
 ) -> tuple[list[SpanText], BadRows]:
     columns = data.columns
     if columns.text is not None and columns.spans is not None:
@@ -125,7 +132,7 @@ def _parse(
     else:
         assert columns.words is not None and columns.tags is not None
         require_columns(table, [columns.words, columns.tags], "data.columns")
-        rows, bad = _words_with_tags(table.columns[columns.words], table.columns[columns.tags], spans_of, said)
+        rows, bad = _words_with_tags(table.columns[columns.words], table.columns[columns.tags], scheme, said)
     if types is not None:
         for number, row in enumerate(rows, start=1):
             unknown = [name for name, *_ in row.spans or () if name not in types]
@@ -183,10 +190,11 @@ def _listed(cell: Any) -> list[Any] | None:
 
 
 def _words_with_tags(
-    words: Sequence[Any], tags: Sequence[Any], spans_of: Any, said: list[str]
+    words: Sequence[Any], tags: Sequence[Any], scheme: str, said: list[str]
 ) -> tuple[list[SpanText], BadRows]:
     pairs = [(_words(one), _words(other)) for one, other in zip(words, tags, strict=True)]
-    scheme, spans = spans_of(tag for _, found in pairs for tag in found or ())
+    if scheme == "auto":
+        scheme = find_scheme(tag for _, found in pairs for tag in found or ())
     rows, bad, repaired = [], {}, 0
     for number, (found, marked) in enumerate(pairs, start=1):
         if found is None or marked is None or len(found) != len(marked):
@@ -199,7 +207,7 @@ def _words_with_tags(
         for word in found:
             places.append((end, end + len(word)))
             end += len(word) + 1
-        marked_spans, count = spans(marked, places)
+        marked_spans, count = spans_of_tags(marked, places, scheme)
         repaired += count
         rows.append(SpanText(" ".join(found), tuple(marked_spans)))
     said.append(f"tags are read as {scheme}")
@@ -214,3 +222,72 @@ def _words(cell: Any) -> list[str] | None:
     if listed is None and isinstance(cell, str):
         return cell.split()
     return None if listed is None else [str(each) for each in listed]
+
+
+def tag_names(types: Sequence[str]) -> tuple[str, ...]:
+    """Return what the head of a model predicts for a word: ``O``, and ``B-`` and ``I-`` of each type."""
+    return (OUTSIDE, *(f"{mark}-{name}" for name in types for mark in "BI"))
+
+
+def find_scheme(tags: Iterable[str]) -> str:
+    """Return how tags mark where entities begin: ``BIO``, ``BIOES`` or ``bare``."""
+    marks = {tag[0] if tag[1:2] == "-" else "" for tag in set(tags) - {OUTSIDE, ""}}
+    if "" in marks or not marks <= SCHEMES["BIOES"]:
+        return "bare"
+    return "BIO" if marks <= SCHEMES["BIO"] else "BIOES"
+
+
+def spans_of_tags(tags: Sequence[str], words: Sequence[Word], scheme: str) -> tuple[list[Span], int]:
+    """Return the spans that tags of words mark, and how many tags were impossible after the one before.
+
+    An impossible tag, such as ``I-PER`` after ``O``, begins an entity, as in transformers' pipeline.
+
+    Args:
+        tags: one a word.
+        words: where each is.
+        scheme: ``BIO``, ``BIOES`` (``BILOU`` too) or ``bare``.
+
+    Raises:
+        DataError: a tag is none of the scheme.
+    """
+    spans: list[Span] = []
+    open_type, repaired = "", 0
+    for tag, (start, end) in zip(tags, words, strict=True):
+        mark, name = _parts(tag, scheme)
+        continues = name and name == open_type and mark in ("I", "E", "L", "")
+        if name and not continues and mark in ("I", "E", "L"):
+            repaired += 1
+        if continues:
+            spans[-1] = (name, spans[-1][1], end)
+        elif name:
+            spans.append((name, start, end))
+        open_type = "" if mark in ("E", "L", "S", "U") else name
+    return spans, repaired
+
+
+def _parts(tag: str, scheme: str) -> tuple[str, str]:
+    """Return mark and type of a tag; no type outside of entities."""
+    if tag in (OUTSIDE, ""):
+        return "", ""
+    if scheme == "bare":
+        return "", tag
+    mark, dash, name = tag.partition("-")
+    if not dash or mark not in SCHEMES["BIOES"] or not name:
+        raise DataError(f"{tag!r} is no tag of {scheme} (B-TYPE, I-TYPE, O); set task.scheme: bare, or mend the tags")
+    return mark, name
+
+
+def tags_of_spans(spans: Sequence[Span], words: Sequence[Word]) -> tuple[list[str], int]:
+    """Return a BIO tag for each word, and how many spans begin or end inside of a word, or hold none.
+
+    A word belongs to the first span that it shares a character with.
+    """
+    tags = [OUTSIDE] * len(words)
+    moved = 0
+    for name, start, end in spans:
+        inside = [place for place, (first, last) in enumerate(words) if first < end and start < last]
+        free = [place for place in inside if tags[place] == OUTSIDE]
+        for place in free:
+            tags[place] = f"{'B' if place == free[0] else 'I'}-{name}"
+        moved += not inside or words[inside[0]][0] != start or words[inside[-1]][1] != end
+    return tags, moved

@@ -36,7 +36,18 @@ from hftoolkit.contracts import (
     Unusable,
 )
 from hftoolkit.data.tables import read_table, require_columns
-from hftoolkit.data.token_rows import EntityTypes, SpanText, load_token_rows, read_token_rows
+from hftoolkit.data.token_rows import (
+    OUTSIDE,
+    EntityTypes,
+    Span,
+    SpanText,
+    Word,
+    load_token_rows,
+    read_token_rows,
+    spans_of_tags,
+    tag_names,
+    tags_of_spans,
+)
 from hftoolkit.errors import DataError
 from hftoolkit.metrics.spans import span_statistics
 from hftoolkit.metrics.statistics import RowStatistics, measure
@@ -45,7 +56,6 @@ from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe.token_classification import TokenRecipe
 from hftoolkit.runs.figures import write_spans_png
 from hftoolkit.runs.tables import per_class_table
-from hftoolkit.tasks.shared.tags import OUTSIDE, Span, Word, find_scheme, spans_of_tags, tag_names, tags_of_spans
 from hftoolkit.tasks.shared.text_inputs import pad_tokens
 
 IGNORED = -100  # as target: no word begins at the token
@@ -127,13 +137,13 @@ class TokenClassificationTask:
     ) -> Dataset[SpanText]:
         """Return the checked rows of a table, divided into splits."""
         types = schema.names if schema else recipe.task.types
-        divided, found = load_token_rows(source, recipe.data, types, partial(_spans_of, recipe.task.scheme))
+        divided, found = load_token_rows(source, recipe.data, types, recipe.task.scheme)
         return Dataset(divided.splits, divided.row_numbers, found, divided.summary)
 
     @classmethod
     def read_labelled(cls, recipe: TokenRecipe, source: Path, weights: Weights, schema: EntityTypes) -> list[SpanText]:
         """Return all usable rows of another table."""
-        return read_token_rows(source, recipe.data, schema.names, partial(_spans_of, recipe.task.scheme))
+        return read_token_rows(source, recipe.data, schema.names, recipe.task.scheme)
 
     @classmethod
     def schema_from_json(cls, stored: Mapping[str, Any]) -> EntityTypes:
@@ -447,12 +457,6 @@ class TokenClassificationTask:
         if isinstance(row, list | tuple):
             return " ".join(map(str, row))
         return row if isinstance(row, str) else None
-
-
-def _spans_of(scheme: str, tags: Iterable[str]) -> tuple[str, Any]:
-    """Return the scheme of tags, and what turns tags of words into spans."""
-    found = find_scheme(tags) if scheme == "auto" else scheme
-    return found, partial(spans_of_tags, scheme=found)
 
 
 def _plain_words(text: str) -> list[Word]:

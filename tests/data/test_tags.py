@@ -2,8 +2,8 @@ import random
 
 import pytest
 
+from hftoolkit.data.token_rows import find_scheme, spans_of_tags, tag_names, tags_of_spans
 from hftoolkit.errors import DataError
-from hftoolkit.tasks.shared.tags import find_scheme, spans_of_tags, tag_names, tags_of_spans
 
 WORDS = [(0, 3), (4, 8), (9, 12), (13, 20), (21, 22)]
 

@@ -24,7 +24,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from hftoolkit.contracts import HeadSpec
+from hftoolkit.contracts import HeadSpec, Tensors
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import (
     Backbone,
@@ -49,6 +49,7 @@ from hftoolkit.models.timm_models import (
     WEIGHT_SUFFIXES,
     LoadedBy,
     check_architecture,
+    check_config,
     create_model,
     create_pretrained,
     first_line,
@@ -117,10 +118,9 @@ def load_image_classifier(
         knobs = {"drop_rate": dropout, "drop_path_rate": drop_path}
         active = {name: value for name, value in knobs.items() if value > 0}
         backbone = _load_timm(path, config, head, architecture, image_size, active, seed)
-    size = backbone.preprocessing
     with _size_errors(image_size), torch.inference_mode():
         if image_size is not None:
-            backbone.model(pixel_values=torch.zeros(1, 3, size.height, size.width))
+            backbone.model(**example_of(backbone))
     return backbone
 
 
@@ -150,6 +150,7 @@ def load_saved_image_classifier(path: Path) -> ImageBackbone:
     Raises:
         DataError: the folder does not hold one.
     """
+    _check_saved(path)
     with quiet_transformers(), readable_errors(path, "image"):
         model = AutoModelForImageClassification.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
@@ -164,14 +165,27 @@ def saved_preprocessing(path: Path) -> Preprocessing:
     Raises:
         DataError: the folder does not hold one.
     """
+    _check_saved(path)
     with quiet_transformers(), readable_errors(path, "image"):
         return _saved_preprocessing(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+
+
+def _check_saved(path: Path) -> None:
+    config = _read_config(path)
+    if config is not None and "architecture" in config:
+        check_config(path, config)
 
 
 def _saved_preprocessing(path: Path, config: PretrainedConfig) -> Preprocessing:
     if isinstance(config, TimmWrapperConfig):
         return timm_preprocessing(config.pretrained_cfg, None)
     return processor_preprocessing(path, None)
+
+
+def example_of(backbone: ImageBackbone) -> Tensors:
+    """Return an input that the model takes: one black image, ``pixel_values`` (1, 3, H, W)."""
+    size = backbone.preprocessing
+    return {"pixel_values": torch.zeros(1, 3, size.height, size.width)}
 
 
 def is_convolutional(model: nn.Module) -> bool:
@@ -316,7 +330,7 @@ def _load_transformers(
         config.update(head_settings(head) | _noise_settings(config, dropout, drop_path))
         preprocessing = processor_preprocessing(path, image_size)
         model, layers, fresh = load_with_head(AutoModelForImageClassification, path, config, keep_head=kept, seed=seed)
-        if image_size is not None and getattr(config, "image_size", image_size) != image_size:
+        if image_size is not None and getattr(_sized(config), "image_size", image_size) != image_size:
             model = _resample_positions(model, image_size)
     return ImageBackbone(
         model=model,
@@ -338,17 +352,26 @@ def _noise_settings(config: PretrainedConfig, dropout: float, drop_path: float) 
     return settings | ({"drop_path_rate": drop_path} if hasattr(config, "drop_path_rate") else {})
 
 
+def _sized(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the part of a configuration that has the image size: CLIP and its like have one for each modality."""
+    part: PretrainedConfig = getattr(config, "vision_config", config)
+    return part
+
+
 def _resample_positions(model: Any, image_size: int) -> nn.Module:
     """Return the model for another image size, its position embeddings interpolated as transformers itself would."""
     config = copy.deepcopy(model.config)
-    config.image_size = image_size
+    _sized(config).image_size = image_size
     resized: Any = type(model)(config).eval()
     state, wanted = model.state_dict(), resized.state_dict()
     for name in [name for name in state if state[name].shape != wanted[name].shape]:
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if not name.endswith(".position_embeddings") or not hasattr(owner, "interpolate_pos_encoding"):
+        # A parameter of the embeddings themselves, or the weight of a table in them.
+        owner = model.get_submodule(name.partition(".position_embedding")[0])
+        if ".position_embedding" not in name or not hasattr(owner, "interpolate_pos_encoding"):
             raise RecipeError(f"model.image_size: {config.model_type} cannot change it; leave the line out")
-        state[name] = owner.interpolate_pos_encoding(wanted[name], image_size, image_size).detach()
+        length = wanted[name].reshape(1, -1, wanted[name].shape[-1])  # (1, positions, width): only its shape is read
+        found = owner.interpolate_pos_encoding(length, image_size, image_size)
+        state[name] = found.detach().reshape(wanted[name].shape)
     resized.load_state_dict(state)
     result: nn.Module = resized
     return result

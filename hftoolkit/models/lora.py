@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
+import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
+from hftoolkit.contracts import Tensors
 from hftoolkit.errors import RecipeError
 from hftoolkit.models.backbones import is_image_model
 
@@ -25,11 +27,14 @@ TASKS = {
     "ForCausalLM": TaskType.CAUSAL_LM,
     "ForConditionalGeneration": TaskType.SEQ_2_SEQ_LM,
 }
+# What peft's layers let through of the layer that they wrap.
+OF_PEFT = frozenset({"weight", "bias", "in_features", "out_features"})
+GENERAL_TARGETS = ("auto", "all-linear")
 # ``auto`` passes over kinds of layers that hold less of the blocks' weights than this.
 MIN_AUTO_SHARE = 0.1
 
 
-def apply_lora(
+def apply_lora(  # noqa: PLR0913 - peft's settings, and what of the model only the caller knows
     model: nn.Module,
     *,
     rank: int,
@@ -39,6 +44,7 @@ def apply_lora(
     blocks: Set[str],
     trained_modules: Sequence[str],
     variants: dict[str, bool],
+    example: Tensors | None = None,
 ) -> PeftModel:
     """Wrap a classifier with low-rank adapters.
 
@@ -52,11 +58,14 @@ def apply_lora(
         trained_modules: modules that are trained in full and saved with the adapter: the head, its pooler and whatever
             else has no pretrained weights. peft by itself saves only heads called ``classifier`` or ``score``.
         variants: ``use_dora`` and ``use_rslora``.
+        example: an input by which layers are found that an adapter cannot stand in for; None: all can be replaced.
 
     Raises:
         RecipeError: no layer that can have an adapter matches ``targets``.
     """
     names = _match_targets(model, targets, blocks, trained_modules)
+    if example is not None:
+        names = _without_irreplaceable(model, names, example, targets)
     # For these tasks peft knows some heads itself.
     own_heads = PEFT_HEADS if _task(model) in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS) else ()
     config = LoraConfig(
@@ -126,6 +135,80 @@ def lora_target_names(model: nn.Module, blocks: Set[str], excluded: Sequence[str
         if sum(model.get_parameter(f"{name}.weight").numel() for name in found) >= MIN_AUTO_SHARE * total:
             return found
     return list(inside)
+
+
+class _StandIn(nn.Module):
+    """Stands where a layer stood, as an adapter does, and notes what the model does with it.
+
+    Attributes:
+        called: whether it was run.
+        read: names of the layer's own attributes that the model asked for.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.called = False
+        self.read: set[str] = set()
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the layer."""
+        self.called = True
+        return self.layer(*inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the layer, and note its name."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            self.read.add(name)
+            return getattr(self.layer, name)
+
+
+def irreplaceable_layers(model: nn.Module, names: Sequence[str], example: Tensors) -> dict[str, str]:
+    """Return the layers that an adapter cannot stand in for, and what the model reads of them instead.
+
+    Some architectures do not call a layer, but compute with its weights, so that its adapter would learn nothing;
+    others read its settings, which peft's layers do not have.
+
+    Args:
+        model: not wrapped yet.
+        names: of the layers in question.
+        example: keyword arguments of its forward pass.
+    """
+    stand_ins = {name: _StandIn(model.get_submodule(name)) for name in names}
+    try:
+        for name, stand_in in stand_ins.items():
+            model.set_submodule(name, stand_in)
+        with torch.inference_mode():
+            model(**example)
+    finally:
+        for name, stand_in in stand_ins.items():
+            model.set_submodule(name, stand_in.layer)
+    unknown = {name: each.read - (OF_PEFT if each.called else set()) for name, each in stand_ins.items()}
+    return {name: ", ".join(sorted(read)) for name, read in unknown.items() if read}
+
+
+def _without_irreplaceable(model: nn.Module, names: Sequence[str], example: Tensors, targets: str) -> list[str]:
+    """Return the names that an adapter can stand in for.
+
+    Raises:
+        RecipeError: there is none, or the recipe names others itself.
+    """
+    irreplaceable = irreplaceable_layers(model, names, example)
+    kept = [name for name in names if name not in irreplaceable]
+    if kept and (targets in GENERAL_TARGETS or not irreplaceable):
+        return kept
+    read = next(iter(irreplaceable.values()))
+    what = (
+        f"{type(model).__name__} reads {read} of {_summarize(list(irreplaceable))}, which an adapter in their place "
+        "does not have or does not change"
+    )
+    if kept:
+        raise RecipeError(
+            f"tuning.target_modules: {what}; leave them out, for example with a pattern for {_summarize(kept)}"
+        )
+    raise RecipeError(f"tuning.target_modules: {what}; set tuning.method to full, last-layers or linear-probe")
 
 
 def _match_targets(model: nn.Module, targets: str, blocks: Set[str], excluded: Sequence[str]) -> list[str]:

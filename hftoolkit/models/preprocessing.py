@@ -35,6 +35,7 @@ class Preprocessing:
         mean: of each channel, where white is 1.
         std: of each channel, where white is 1.
         crop_mode: what resizing does to the aspect ratio: ``center``, ``squash`` or ``border``, see ``Geometry``.
+        cut_before: how the crop divides an odd number of pixels: ``even`` or ``down``, see ``Geometry``.
     """
 
     height: int
@@ -44,11 +45,14 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_mode: str = "center"
+    cut_before: str = "even"
 
     @property
     def geometry(self) -> Geometry:
         """What happens to an image before it is normalized."""
-        geometry = Geometry(self.height, self.width, self.crop_pct, self.interpolation, self.crop_mode)
+        geometry = Geometry(
+            self.height, self.width, self.crop_pct, self.interpolation, self.crop_mode, cut_before=self.cut_before
+        )
         if self.crop_mode != "border":
             return geometry
         red, green, blue = self.mean
@@ -118,6 +122,7 @@ def processor_preprocessing(path: Path, image_size: int | None) -> Preprocessing
         (mean[0] / scale, mean[1] / scale, mean[2] / scale),
         (std[0] / scale, std[1] / scale, std[2] / scale),
         crop_mode,
+        cut_before="down",
     )
     if processor.do_resize:
         _compare(processor, own, path.name)

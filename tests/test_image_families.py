@@ -38,7 +38,7 @@ data: {{source: {source}}}
 model: {{backbone: {backbone}{size}}}
 tuning: {tuning}
 train: {{epochs: 1, batch_size: 8, learning_rate: 3.0e-3, precision: fp32}}
-evaluation: {{bootstrap_samples: 20, baselines: false}}
+evaluation: {{bootstrap_samples: 100, baselines: false}}
 """
 
 

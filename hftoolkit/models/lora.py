@@ -142,19 +142,21 @@ class _StandIn(nn.Module):
 
     Attributes:
         called: whether it was run.
+        plain: whether its output was that of a linear layer or a convolution with its weights and its settings.
         read: names of the layer's own attributes that the model asked for.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.called = False
+        self.called, self.plain = False, True
         self.read: set[str] = set()
 
     def forward(self, *inputs: Any) -> Any:
         """Run the layer."""
-        self.called = True
-        return self.layer(*inputs)
+        self.called, output = True, self.layer(*inputs)
+        self.plain = self.plain and _is_plain(self.layer, inputs[0], output)
+        return output
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the layer, and note its name."""
@@ -166,10 +168,11 @@ class _StandIn(nn.Module):
 
 
 def irreplaceable_layers(model: nn.Module, names: Sequence[str], example: Tensors) -> dict[str, str]:
-    """Return the layers that an adapter cannot stand in for, and what the model reads of them instead.
+    """Return the layers that an adapter cannot stand in for, and why, in words about them.
 
     Some architectures do not call a layer, but compute with its weights, so that its adapter would learn nothing;
-    others read its settings, which peft's layers do not have.
+    others read its settings, which peft's layers do not have. Layers that change their weights or their padding first,
+    as those with standardized weights do, give something else when the adapter is merged.
 
     Args:
         model: not wrapped yet.
@@ -185,8 +188,31 @@ def irreplaceable_layers(model: nn.Module, names: Sequence[str], example: Tensor
     finally:
         for name, stand_in in stand_ins.items():
             model.set_submodule(name, stand_in.layer)
-    unknown = {name: each.read - (OF_PEFT if each.called else set()) for name, each in stand_ins.items()}
-    return {name: ", ".join(sorted(read)) for name, read in unknown.items() if read}
+    reasons = {}
+    for name, stand_in in stand_ins.items():
+        if read := stand_in.read - (OF_PEFT if stand_in.called else set()):
+            reasons[name] = f"the model reads {', '.join(sorted(read))} of them"
+        elif not stand_in.plain:
+            reasons[name] = "they change their weights or their padding first"
+    return reasons
+
+
+def _is_plain(layer: nn.Module, x: torch.Tensor, output: torch.Tensor) -> bool:
+    """Return whether a layer computed what its class in torch would with the same weights."""
+    if type(layer) in (nn.Linear, Conv1D):
+        return True
+    weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
+    if not isinstance(layer, nn.Conv2d):
+        expected = nn.functional.linear(x, weight, bias)
+    elif type(layer) is nn.Conv2d and layer.padding_mode == "zeros":
+        return True
+    else:
+        padded = [2 * side for side in layer.padding] if isinstance(layer.padding, tuple) else [0, 0]
+        spans = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+        if any(side + more <= span for side, more, span in zip(x.shape[-2:], padded, spans, strict=True)):
+            return False  # a plain convolution would not fit
+        expected = nn.functional.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return expected.shape == output.shape and torch.allclose(expected, output, rtol=1e-3, atol=1e-5)
 
 
 def _without_irreplaceable(model: nn.Module, names: Sequence[str], example: Tensors, targets: str) -> list[str]:
@@ -199,10 +225,9 @@ def _without_irreplaceable(model: nn.Module, names: Sequence[str], example: Tens
     kept = [name for name in names if name not in irreplaceable]
     if kept and (targets in GENERAL_TARGETS or not irreplaceable):
         return kept
-    read = next(iter(irreplaceable.values()))
+    reason = next(iter(irreplaceable.values()))
     what = (
-        f"{type(model).__name__} reads {read} of {_summarize(list(irreplaceable))}, which an adapter in their place "
-        "does not have or does not change"
+        f"in {type(model).__name__} an adapter cannot stand in for {_summarize(list(irreplaceable))}, because {reason}"
     )
     if kept:
         raise RecipeError(

@@ -18,6 +18,7 @@ from hftoolkit.errors import DataError, RecipeError
 # PIL's numbers for the resampling filters.
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 RESAMPLE = {name: number for number, name in INTERPOLATIONS.items()}
+SHOWS_ALL = {"squash": "squash", "pad": "border"}  # ``model.resize``: timm's word
 CONVNEXT_CROPS_BELOW = 384  # pixels; from there on ConvNeXT's processor squashes
 # Levels, of 255, by which torchvision's and Pillow's resizing may differ.
 MAX_LEVELS_APART = 4.0
@@ -59,6 +60,28 @@ class Preprocessing:
         return replace(geometry, fill=(round(255 * red), round(255 * green), round(255 * blue)))  # as timm fills
 
 
+def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of a size that is one number where both are equal."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def at_size(own: Preprocessing, image_size: int | tuple[int, int] | None) -> Preprocessing:
+    """Return the same at another size; None keeps its own."""
+    if image_size is None:
+        return own
+    height, width = height_and_width(image_size)
+    return replace(own, height=height, width=width)
+
+
+def resized_by(own: Preprocessing, resize: str | None) -> Preprocessing:
+    """Return the same with another rule for the aspect ratio: ``crop``, or ``squash`` and ``pad``, which show all."""
+    if resize is None:
+        return own
+    if resize == "crop":
+        return replace(own, crop_mode="center")
+    return replace(own, crop_mode=SHOWS_ALL[resize], crop_pct=1.0)
+
+
 def normalize(pixels_NCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """Return the model's input, (N, 3, H, W) float32, of pixels of the same shape from 0 to 255."""
     mean = torch.tensor(preprocessing.mean, device=pixels_NCHW.device).view(1, 3, 1, 1)
@@ -66,7 +89,7 @@ def normalize(pixels_NCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.
     return (pixels_NCHW.float() / 255 - mean) / std
 
 
-def timm_preprocessing(settings: Mapping[str, Any], image_size: int | None) -> Preprocessing:
+def timm_preprocessing(settings: Mapping[str, Any], image_size: int | tuple[int, int] | None) -> Preprocessing:
     """Return what timm does in evaluation with a model of this ``pretrained_cfg``, at ``image_size`` if it is given.
 
     Raises:
@@ -81,8 +104,7 @@ def timm_preprocessing(settings: Mapping[str, Any], image_size: int | None) -> P
     interpolation = resolved["interpolation"] if resolved["interpolation"] in RESAMPLE else "bicubic"
     crop_pct, crop_mode = min(1.0, float(resolved["crop_pct"])), resolved["crop_mode"]
     crop_mode = crop_mode if crop_mode in CROP_MODES else "center"  # so does timm
-    own = Preprocessing(height, width, crop_pct, interpolation, mean, std, crop_mode)
-    return own if image_size is None else replace(own, height=image_size, width=image_size)
+    return at_size(Preprocessing(height, width, crop_pct, interpolation, mean, std, crop_mode), image_size)
 
 
 def timm_settings(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -99,7 +121,7 @@ def timm_settings(preprocessing: Preprocessing) -> dict[str, Any]:
     }
 
 
-def processor_preprocessing(path: Path, image_size: int | None) -> Preprocessing:
+def processor_preprocessing(path: Path, image_size: int | tuple[int, int] | None) -> Preprocessing:
     """Return what the folder's own image processor does, at ``image_size`` if it is given.
 
     Raises:
@@ -126,7 +148,7 @@ def processor_preprocessing(path: Path, image_size: int | None) -> Preprocessing
     )
     if processor.do_resize:
         _compare(processor, own, path.name)
-    return own if image_size is None else replace(own, height=image_size, width=image_size)
+    return at_size(own, image_size)
 
 
 def make_processor(preprocessing: Preprocessing) -> Any:
@@ -147,12 +169,14 @@ def make_processor(preprocessing: Preprocessing) -> Any:
     return BitImageProcessor(size=size, crop_size={"height": height, "width": width}, **shared)
 
 
-def _processor_geometry(processor: Any, name: str, image_size: int | None) -> tuple[int, int, float, str]:
+def _processor_geometry(
+    processor: Any, name: str, image_size: int | tuple[int, int] | None
+) -> tuple[int, int, float, str]:
     """Return the height, width, crop_pct and crop_mode of what a transformers processor does."""
     if not processor.do_resize:
         if image_size is None:
             raise RecipeError(f"model.image_size is missing: the image processor of {name} leaves images as they are")
-        return image_size, image_size, 1.0, "center"
+        return *height_and_width(image_size), 1.0, "center"
     size, crop = dict(processor.size), dict(getattr(processor, "crop_size", None) or {})
     edge = size.get("shortest_edge")
     crop_mode = "squash" if edge is None else "center"

@@ -17,7 +17,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "eva02_tiny_patch14_224": {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 28},
     "ghostnet_050": {},
     "hgnetv2_b0": {},
-    "mixer_s32_224": {"num_blocks": 2, "embed_dim": 24, "img_size": SIZE},
+    "gmlp_s16_224": {"img_size": SIZE},
     "mobilenetv4_conv_small_050": {},
     "mobilevitv2_050": {},
     "regnetx_002": {},

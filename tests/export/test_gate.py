@@ -328,16 +328,19 @@ def test_rounding_that_the_model_shows_by_itself_widens_the_tolerance_and_a_spoi
         judge(ours, logits(largest, 1.1e-3 * scale), noise=1.0, transformers=ours, adapter=ours)
 
 
+PLAIN_STRIDE = (36, 9, 3, 1)
+
+
 class Noisy(torch.nn.Module):
-    """A 1x1 convolution whose outputs tell how many rows it sees at once, and how its weights lie in memory."""
+    """A convolution whose outputs tell how many rows it sees at once, and how its weights lie in memory."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = torch.nn.Conv2d(4, 2, 1)
+        self.conv = torch.nn.Conv2d(4, 2, 3, padding=1)
         self.rows = self.layout = 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        moved = self.conv.weight.stride() != (4, 1, 1, 1)
+        moved = self.conv.weight.stride() != PLAIN_STRIDE
         return self.conv(x).mean((2, 3)) + self.rows * (len(x) > 1) + self.layout * moved
 
 
@@ -345,13 +348,21 @@ class Noisy(torch.nn.Module):
 def test_noise_is_what_equal_weights_differ_by_in_another_order(rows: float, layout: float, expected: float) -> None:
     model = Noisy().to(memory_format=torch.channels_last)
     before = model.conv.weight.detach().clone()
-    assert model.to(memory_format=torch.contiguous_format).conv.weight.stride() != (4, 1, 1, 1)  # torch leaves it
-    assert gate.plain_layout(model).conv.weight.stride() == (4, 1, 1, 1)
+    assert model.conv.weight.stride() != PLAIN_STRIDE
+    assert gate.plain_layout(model).conv.weight.stride() == PLAIN_STRIDE
     model.rows, model.layout = rows, layout
     inputs = GateInputs({"x": torch.ones(3, 4, 2, 2)})
     found = gate.measure_noise(model, inputs, lambda model, tensors: {"logits": model(tensors["x"])})
     assert found == pytest.approx(expected, abs=1e-6)
-    assert torch.equal(model.conv.weight, before) and model.conv.weight.stride() == (4, 1, 1, 1)
+    assert torch.equal(model.conv.weight, before) and model.conv.weight.stride() == PLAIN_STRIDE
+
+
+def test_weights_of_small_convolutions_get_the_layout_of_loaded_ones_too() -> None:
+    conv = torch.nn.Conv2d(4, 2, 1, bias=False)
+    conv.weight.data = torch.arange(8.0).reshape(2, 1, 1, 4).permute(0, 3, 1, 2)
+    assert conv.to(memory_format=torch.contiguous_format).weight.stride() == (4, 1, 4, 4)  # either layout, to torch
+    assert gate.plain_layout(conv).weight.stride() == (4, 1, 1, 1)
+    assert conv.weight.flatten().tolist() == list(range(8))
 
 
 def test_noise_leaves_out_what_the_attention_mask_hides() -> None:

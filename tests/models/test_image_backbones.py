@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.layers import Conv2dSame, ScaledStdConv2d
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -796,7 +797,10 @@ def test_layers_that_an_adapter_cannot_stand_in_for_are_found_by_what_the_model_
     model = Reads().eval()
     layers, names = dict(model.named_modules()), ["called", "bypassed", "cast", "padded"]
     found = irreplaceable_layers(model, names, {"x": torch.ones(4, 4)})
-    assert found == {"bypassed": "bias, weight", "padded": "kernel_size"}
+    assert found == {
+        "bypassed": "the model reads bias, weight of them",
+        "padded": "the model reads kernel_size of them",
+    }
     assert dict(model.named_modules()) == layers
 
 
@@ -807,8 +811,29 @@ def test_lora_passes_over_layers_whose_weights_are_computed_with_and_refuses_the
     adapted = {name.partition(".lora_B")[0]: p for name, p in model.named_parameters() if ".lora_B." in name}
     assert adapted and not any(name.endswith(".qkv") for name in adapted)
     assert all(bool(p.abs().sum() > 0) for p in adapted.values())
-    with pytest.raises(RecipeError, match=r"tuning\.target_modules: .* reads .*weight.* of .*qkv \(2\)"):
+    with pytest.raises(
+        RecipeError,
+        match=r"stand in for timm_model\.blocks\.\*\.attn\.qkv \(2\), because the model reads .*weight of them",
+    ):
         apply_tuning(load(folder), LORA(target_modules=r".*\.(qkv|proj)"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "plain"),
+    [
+        (ScaledStdConv2d(4, 4, 3, padding=1), False),
+        (Conv2dSame(4, 4, 3, stride=2), False),
+        (Conv2dSame(4, 4, 1), True),
+        (Conv2dSame(4, 4, 40), False),
+        (torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), False),
+        (torch.nn.Conv2d(4, 4, 3, padding=1), True),
+    ],
+    ids=["standardized", "same", "same-1x1", "larger-than-the-image", "reflected", "plain"],
+)
+def test_layers_that_change_their_weights_or_their_padding_cannot_be_merged(layer: Any, plain: bool) -> None:
+    model = torch.nn.Sequential(layer).eval()
+    found = irreplaceable_layers(model, ["0"], {"input": torch.randn(1, 4, 8, 8)})
+    assert found == ({} if plain else {"0": "they change their weights or their padding first"})
 
 
 def test_lora_on_an_architecture_that_reads_the_settings_of_all_its_layers_is_refused_with_what_works(
@@ -843,3 +868,45 @@ def test_position_embeddings_of_transformers_are_resampled_as_it_resamples_them(
     plain = AutoModelForImageClassification.from_pretrained(tmp_path / "b")
     assert difference(logits(plain, 64), logits(backbone.model, 64)) < 1e-6
     assert load_saved_image_classifier(tmp_path / "b").preprocessing.height == 64
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_resize_overrides_what_the_weights_do_with_the_aspect_ratio(
+    resize: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    backbone = load(folders["resnet10t"], image_size=(40, 24), resize=resize)
+    own = backbone.preprocessing
+    assert (own.height, own.width, own.crop_mode) == (40, 24, {"crop": "center", "pad": "border"}.get(resize, resize))
+    assert (own.crop_pct == 1.0) == (resize != "crop")  # squash and pad show all of an image
+    save_image_classifier(backbone.model, own, tmp_path)
+    assert load_saved_image_classifier(tmp_path).preprocessing.geometry == own.geometry
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    for image in (random_image(), random_image().rotate(90, expand=True)):
+        assert torch.allclose(processed(processor, image), ours(own, image), atol=1e-5)
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        wide = torch.ones(1, 3, 40, 24)
+        assert torch.allclose(plain(wide).logits, backbone.model(wide).logits, atol=1e-5)
+
+
+def test_a_rectangular_size_resamples_positions_and_is_written_down(folders: dict[str, Path], tmp_path: Path) -> None:
+    wide = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    for name, resize in (("vit_tiny_patch16_224", "pad"), ("transformers-vit", "squash")):
+        backbone = load(folders[name], OLD, image_size=(32, 64), resize=resize)
+        save_image_classifier(backbone.model, backbone.preprocessing, tmp_path / name)
+        plain = AutoModelForImageClassification.from_pretrained(tmp_path / name).eval()
+        with torch.inference_mode():
+            assert torch.allclose(plain(wide).logits, backbone.model(wide).logits, atol=1e-5)
+        assert load_saved_image_classifier(tmp_path / name).preprocessing.geometry == backbone.preprocessing.geometry
+        processor = AutoImageProcessor.from_pretrained(tmp_path / name)
+        assert processed(processor, random_image()).shape == (1, 3, 32, 64)
+        again = load(tmp_path / name, OLD, image_size=None)
+        assert (again.preprocessing.height, again.preprocessing.width) == (32, 64)
+
+
+def test_what_an_image_processor_of_transformers_cannot_do_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(RecipeError, match=r"model\.resize: pad is for timm models.*crop or squash"):
+        load(folders["transformers-resnet"], resize="pad")
+    with pytest.raises(RecipeError, match=r"do not crop to 40 x 24; set model\.resize: squash"):
+        load(folders["transformers-resnet"], image_size=(40, 24))
+    assert load(folders["transformers-resnet"], image_size=(40, 24), resize="squash").preprocessing.width == 24

@@ -108,8 +108,8 @@ def export_model(  # noqa: PLR0913 - each is one thing that only the caller know
 def plain_layout(model: nn.Module) -> nn.Module:
     """Lay out all weights in memory as a model that was just loaded has them, in place.
 
-    ``Module.to`` leaves those of 1x1 convolutions as they are, because both layouts are one to it; the kernels that it
-    chooses, and so the rounding, are not.
+    ``Module.to`` looks at those of convolutions alone. The layout decides in which order sums are made, and so how they
+    are rounded.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         plain = torch.empty(tensor.shape, device="meta")

@@ -357,12 +357,12 @@ def test_noise_is_what_equal_weights_differ_by_in_another_order(rows: float, lay
     assert torch.equal(model.conv.weight, before) and model.conv.weight.stride() == PLAIN_STRIDE
 
 
-def test_weights_of_small_convolutions_get_the_layout_of_loaded_ones_too() -> None:
-    conv = torch.nn.Conv2d(4, 2, 1, bias=False)
-    conv.weight.data = torch.arange(8.0).reshape(2, 1, 1, 4).permute(0, 3, 1, 2)
-    assert conv.to(memory_format=torch.contiguous_format).weight.stride() == (4, 1, 4, 4)  # either layout, to torch
-    assert gate.plain_layout(conv).weight.stride() == (4, 1, 1, 1)
-    assert conv.weight.flatten().tolist() == list(range(8))
+def test_weights_of_linear_layers_get_the_layout_of_loaded_ones_too() -> None:
+    linear = torch.nn.Linear(4, 2, bias=False)
+    linear.weight.data = torch.arange(8.0).reshape(4, 2).T  # as merging an adapter of a transposed layer may leave it
+    assert linear.to(memory_format=torch.contiguous_format).weight.stride() == (1, 2)
+    assert gate.plain_layout(linear).weight.stride() == (4, 1)
+    assert linear.weight.T.flatten().tolist() == list(range(8))
 
 
 def test_noise_leaves_out_what_the_attention_mask_hides() -> None:

@@ -42,7 +42,12 @@ CROPPED = {"size": {"shortest_edge": 36}, "crop_size": {"height": SIZE, "width":
 # transformers' name: the start of its classes, its configuration, and a processor with its settings.
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "beit": ("Beit", VIT, "BeitImageProcessor", SQUASHED),
-    "bit": ("Bit", {"embedding_size": 8, "hidden_sizes": [32, 64], "depths": [1, 1], "num_groups": 4}, "BitImageProcessor", CROPPED),
+    "bit": (
+        "Bit",
+        {"embedding_size": 8, "hidden_sizes": [32, 64], "depths": [1, 1], "num_groups": 4},
+        "BitImageProcessor",
+        CROPPED,
+    ),
     "clip": ("CLIP", {"vision_config": VIT, "projection_dim": 16}, "CLIPImageProcessor", CROPPED),
     "convnext": (
         "ConvNext",

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -77,8 +78,8 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "reload_in_fresh_process", reload)
 
 
-def check(family: str, tuning: str, size: str, folder: Path, pictures: Path) -> None:
-    """Finetune a family; compare its answers with those of a plain pipeline, or read why it was refused."""
+def is_trained(family: str, tuning: str, size: str, folder: Path, pictures: Path) -> bool:
+    """Finetune a family and compare its answers with those of a plain pipeline; or read why it was refused."""
     backbone, run = save_family(family, folder / "net"), folder / "run"
     (folder / "r.yaml").write_text(RECIPE.format(source=pictures, backbone=backbone, tuning=tuning, size=size))
     steps: list[str] = []
@@ -91,8 +92,8 @@ def check(family: str, tuning: str, size: str, folder: Path, pictures: Path) -> 
         )
     except (DataError, RecipeError) as refusal:
         assert "StepDone" not in steps
-        assert any(word in str(refusal) for word in ("tuning.", "model.", "not supported")), refusal
-        pytest.skip(f"refused: {refusal}")  # shown by -rs, so that the list of refusals is read
+        assert re.search(r"model\.backbone|model\.image_size|set tuning\.method to", str(refusal)), refusal
+        return False
     assert "StepDone" in steps
     names = [str(path) for path in sorted(pictures.rglob("*.png"))[::5]]
     ours = hftoolkit.load(run).predict(names)
@@ -100,24 +101,31 @@ def check(family: str, tuning: str, size: str, folder: Path, pictures: Path) -> 
     for name, answer in zip(names, ours, strict=True):
         theirs = {found["label"]: found["score"] for found in classify(name)}
         assert theirs == pytest.approx(dict(answer.probabilities), abs=5e-3), name  # a level of 255 here and there
+    return True
 
 
 CASES = [
-    pytest.param(
-        family, METHODS[method], marks=() if family in ALWAYS else pytest.mark.nightly, id=f"{family}-{method}"
-    )
+    pytest.param(family, method, marks=() if family in ALWAYS else pytest.mark.nightly)
     for family in FAMILIES
     for method in METHODS
 ]
+# Their layers are read or changed in ways that an adapter cannot stand in for; that processor gives BGR.
+REFUSED = {
+    ("timm/test_nfnet", "lora"),
+    ("transformers/bit", "lora"),
+    ("transformers/mobilenet_v1", "lora"),
+    ("transformers/mobilenet_v2", "lora"),
+    *(("transformers/mobilevit", method) for method in METHODS),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_process")
-@pytest.mark.parametrize(("family", "tuning"), CASES)
+@pytest.mark.parametrize(("family", "method"), CASES)
 def test_a_family_is_trained_and_reloads_in_plain_libraries_or_is_refused(
-    family: str, tuning: str, pictures: Path, tmp_path: Path
+    family: str, method: str, pictures: Path, tmp_path: Path
 ) -> None:
-    check(family, tuning, "", tmp_path, pictures)
+    assert is_trained(family, METHODS[method], "", tmp_path, pictures) == ((family, method) not in REFUSED)
 
 
 @pytest.mark.slow
@@ -126,4 +134,5 @@ def test_a_family_is_trained_and_reloads_in_plain_libraries_or_is_refused(
     "family", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.nightly) for name in FAMILIES]
 )
 def test_another_image_size_is_taken_or_refused(family: str, pictures: Path, tmp_path: Path) -> None:
-    check(family, METHODS["probe"], f", image_size: {2 * SIZE}", tmp_path, pictures)
+    taken = is_trained(family, METHODS["probe"], f", image_size: {2 * SIZE}", tmp_path, pictures)
+    assert taken or family not in ALWAYS

@@ -131,7 +131,9 @@ def processor_preprocessing(path: Path, image_size: int | tuple[int, int] | None
     """
     processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     if getattr(processor, "do_flip_channel_order", False):
-        raise DataError(f"{path.name} reads images in BGR order, which is not supported")
+        raise DataError(
+            f"{path.name} reads images in BGR order, which is not supported; set model.backbone to one that reads RGB"
+        )
     height, width, crop_pct, crop_mode = _processor_geometry(processor, path.name, image_size)
     # Pixels may be scaled to another range than 0 to 1: mean and deviation are those of 0 to 1.
     scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
@@ -186,7 +188,7 @@ def _processor_geometry(
         if crop_pct > 1 or (edge is None and floor(width / crop_pct) != size["width"]):
             raise DataError(
                 f"the image processor of {name} resizes to {size} and then crops {crop}, which is not supported: "
-                "it pads, or keeps another share of the height than of the width"
+                "it pads, or keeps another share of the height than of the width. Set model.backbone to another one"
             )
         return height, width, crop_pct, crop_mode
     if edge is None:
@@ -216,7 +218,7 @@ def _compare(processor: Any, own: Preprocessing, name: str) -> None:
     if wanted is None or wanted.shape != ours.shape or ((wanted - ours) * std * 255).abs().max() > MAX_LEVELS_APART:
         raise DataError(
             f"the image processor of {name}, {type(processor).__name__}, does not just resize, crop and normalize; "
-            "that is not supported"
+            "that is not supported; set model.backbone to another one"
         )
 
 

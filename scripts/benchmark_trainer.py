@@ -291,7 +291,8 @@ def image_parts(recipe: Any, _: int | None) -> tuple[Any, ...]:
 
     source = resolve_data(recipe.data.source, sha256=recipe.data.sha256).path
     weights = resolve_model(recipe.model.backbone, sha256=recipe.model.sha256).path if recipe.model.pretrained else None
-    knobs = {name: getattr(recipe.model, name) for name in ("architecture", "image_size", "dropout", "drop_path")}
+    knobs = {name: getattr(recipe.model, name) for name in ("architecture", "resize", "dropout", "drop_path")}
+    knobs["image_size"] = recipe.model.height_and_width
     size = load_image_classifier(weights, HeadSpec(("a", "b")), seed=0, **knobs).preprocessing
     splits = load_image_splits(source, recipe.data, recipe.task, size.geometry)
     backbone = load_image_classifier(weights, HeadSpec(splits.labels.names), seed=recipe.train.seed, **knobs)

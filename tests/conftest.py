@@ -25,9 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every fault test as slow, so that ``-m "not slow"`` is enough to leave both out."""
+    """Mark every fault test and nightly test as slow, so that ``-m "not slow"`` is enough to leave all out."""
     for item in items:
-        if item.get_closest_marker("faults"):
+        if item.get_closest_marker("faults") or item.get_closest_marker("nightly"):
             item.add_marker(pytest.mark.slow)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hftoolkit.contracts import Emit, Event, InferenceProgress, Inputs, Ranks, Unusable
+from hftoolkit.contracts import Emit, Event, InferenceProgress, Inputs, Message, Ranks, Unusable
 from hftoolkit.data.sources.resolve import resolve_data
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.export.manifest import Manifest
@@ -95,6 +95,8 @@ class Predictor:
         if bad and not inputs.skip_unusable:
             where = self._run.recipe if self._run else "the recipe"
             raise DataError(f"{inputs.describe(bad)} in {where}")
+        for sentence in inputs.notes():
+            self._emit(Message(sentence, "warning"))
         return answers
 
     def outputs(self, rows: Sequence[Any]) -> list[Any]:

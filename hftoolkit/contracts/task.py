@@ -128,6 +128,7 @@ class Inputs(Generic[RawT]):
         read: returns rows ``start`` to ``stop``, each checked or with the reason why it cannot be used.
         chunk: how many to read at a time.
         columns: what is shown beside the predictions, such as the names of files.
+        notes: returns what is to be said of the rows that were read.
         skip_unusable: False: rows that cannot be used are an error that lists them all.
         describe: returns that error for the unusable ones, by 0-based row; it ends where to allow them can be said.
     """
@@ -138,6 +139,7 @@ class Inputs(Generic[RawT]):
     skip_unusable: bool
     describe: Callable[[Mapping[int, Unusable]], str]
     columns: Columns = field(default_factory=dict)
+    notes: Callable[[], list[str]] = list
 
 
 @dataclass(frozen=True, slots=True)

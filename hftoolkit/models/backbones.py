@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from hftoolkit.contracts import HeadSpec
+from hftoolkit.data.sources.hub import offline
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.seeding import seed_torch
 
@@ -310,9 +311,13 @@ def _check_mostly_pretrained(model: nn.Module, fresh: set[str], path: Path) -> N
 
 @contextmanager
 def readable_errors(path: Path, kind: str) -> Iterator[None]:
-    """Turn what transformers raises for a bad folder into a DataError; ``kind`` is ``text`` or ``image``."""
+    """Turn what transformers raises for a bad folder into a DataError; ``kind`` is ``text`` or ``image``.
+
+    Names of other models in the folder are not looked up: nothing inside asks the Hub.
+    """
     try:
-        yield
+        with offline():
+            yield
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"cannot load a transformers {kind} model from {path.name}: {reason}") from error

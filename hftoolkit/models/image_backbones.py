@@ -8,7 +8,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from hftoolkit.contracts import HeadSpec
+from hftoolkit.contracts import HeadSpec, Tensors
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import (
     Backbone,
@@ -39,8 +39,10 @@ from hftoolkit.models.backbones import (
 )
 from hftoolkit.models.preprocessing import (
     Preprocessing,
+    height_and_width,
     make_processor,
     processor_preprocessing,
+    resized_by,
     timm_preprocessing,
     timm_settings,
 )
@@ -49,6 +51,7 @@ from hftoolkit.models.timm_models import (
     WEIGHT_SUFFIXES,
     LoadedBy,
     check_architecture,
+    check_config,
     create_model,
     create_pretrained,
     first_line,
@@ -85,10 +88,11 @@ def load_image_classifier(
     head: HeadSpec,
     *,
     architecture: str | None,
-    image_size: int | None,
+    image_size: int | tuple[int, int] | None,
     dropout: float,
     drop_path: float,
     seed: int,
+    resize: str | None = None,
 ) -> ImageBackbone:
     """Load an image backbone and give it a head.
 
@@ -98,10 +102,11 @@ def load_image_classifier(
         path: a folder of timm or transformers, or a weights file; None draws random weights from the seed.
         head: its outputs.
         architecture: timm's name, for a weights file and for random weights.
-        image_size: height and width in pixels; None takes that of the weights.
+        image_size: height and width in pixels, one number where they are equal; None takes that of the weights.
         dropout: probability before the head, and wherever a transformers architecture has dropout.
         drop_path: probability of skipping a residual branch in training.
         seed: of the new head, and of random weights.
+        resize: what happens to the aspect ratio: ``crop``, ``squash`` or ``pad``; None: as with the weights before.
 
     Raises:
         RecipeError: the architecture is missing, unknown, or cannot do what is asked.
@@ -117,11 +122,27 @@ def load_image_classifier(
         knobs = {"drop_rate": dropout, "drop_path_rate": drop_path}
         active = {name: value for name, value in knobs.items() if value > 0}
         backbone = _load_timm(path, config, head, architecture, image_size, active, seed)
-    size = backbone.preprocessing
+    backbone = replace(backbone, preprocessing=resized_by(backbone.preprocessing, resize))
+    if backbone.architecture is None:
+        _check_processor_can(backbone.preprocessing)
     with _size_errors(image_size), torch.inference_mode():
         if image_size is not None:
-            backbone.model(pixel_values=torch.zeros(1, 3, size.height, size.width))
+            backbone.model(**example_of(backbone))
     return backbone
+
+
+def _check_processor_can(own: Preprocessing) -> None:
+    """Check that an image processor of transformers, which the exported model has, can do the same."""
+    if own.crop_mode == "border":
+        raise RecipeError(
+            "model.resize: pad is for timm models; transformers' image processors do not centre what "
+            "they pad. Set crop or squash"
+        )
+    if own.crop_mode == "center" and own.height != own.width:
+        raise RecipeError(
+            f"model.image_size: transformers' image processors do not crop to {own.height} x {own.width}; set "
+            "model.resize: squash beside it, or one number"
+        )
 
 
 def save_image_classifier(model: nn.Module, preprocessing: Preprocessing, directory: Path) -> None:
@@ -150,6 +171,7 @@ def load_saved_image_classifier(path: Path) -> ImageBackbone:
     Raises:
         DataError: the folder does not hold one.
     """
+    _check_saved(path)
     with quiet_transformers(), readable_errors(path, "image"):
         model = AutoModelForImageClassification.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
@@ -164,14 +186,27 @@ def saved_preprocessing(path: Path) -> Preprocessing:
     Raises:
         DataError: the folder does not hold one.
     """
+    _check_saved(path)
     with quiet_transformers(), readable_errors(path, "image"):
         return _saved_preprocessing(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+
+
+def _check_saved(path: Path) -> None:
+    config = _read_config(path)
+    if config is not None and "architecture" in config:
+        check_config(path, config)
 
 
 def _saved_preprocessing(path: Path, config: PretrainedConfig) -> Preprocessing:
     if isinstance(config, TimmWrapperConfig):
         return timm_preprocessing(config.pretrained_cfg, None)
     return processor_preprocessing(path, None)
+
+
+def example_of(backbone: ImageBackbone) -> Tensors:
+    """Return an input that the model takes: one image of a smooth change, ``pixel_values`` (1, 3, H, W)."""
+    height, width = backbone.preprocessing.height, backbone.preprocessing.width
+    return {"pixel_values": torch.linspace(-1, 1, 3 * height * width).view(1, 3, height, width)}
 
 
 def is_convolutional(model: nn.Module) -> bool:
@@ -231,7 +266,7 @@ def _load_timm(
     config: Mapping[str, Any] | None,
     head: HeadSpec,
     architecture: str | None,
-    image_size: int | None,
+    image_size: int | tuple[int, int] | None,
     knobs: dict[str, Any],
     seed: int,
 ) -> ImageBackbone:
@@ -280,7 +315,7 @@ def _load_timm(
     )
 
 
-def _fixed_size(settings: Mapping[str, Any], image_size: int | None) -> dict[str, Any]:
+def _fixed_size(settings: Mapping[str, Any], image_size: int | tuple[int, int] | None) -> dict[str, Any]:
     """The argument that resamples position tables, for architectures that have them."""
     return {"img_size": image_size} if image_size is not None and settings.get("fixed_input_size") else {}
 
@@ -304,7 +339,13 @@ def _wrap(
 
 
 def _load_transformers(
-    path: Path, head: HeadSpec, image_size: int | None, *, dropout: float, drop_path: float, seed: int
+    path: Path,
+    head: HeadSpec,
+    image_size: int | tuple[int, int] | None,
+    *,
+    dropout: float,
+    drop_path: float,
+    seed: int,
 ) -> ImageBackbone:
     with quiet_transformers(), readable_errors(path, "image"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -316,7 +357,7 @@ def _load_transformers(
         config.update(head_settings(head) | _noise_settings(config, dropout, drop_path))
         preprocessing = processor_preprocessing(path, image_size)
         model, layers, fresh = load_with_head(AutoModelForImageClassification, path, config, keep_head=kept, seed=seed)
-        if image_size is not None and getattr(config, "image_size", image_size) != image_size:
+        if image_size is not None and getattr(_sized(config), "image_size", image_size) != image_size:
             model = _resample_positions(model, image_size)
     return ImageBackbone(
         model=model,
@@ -338,24 +379,33 @@ def _noise_settings(config: PretrainedConfig, dropout: float, drop_path: float) 
     return settings | ({"drop_path_rate": drop_path} if hasattr(config, "drop_path_rate") else {})
 
 
-def _resample_positions(model: Any, image_size: int) -> nn.Module:
+def _sized(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the part of a configuration that has the image size: CLIP and its like have one for each modality."""
+    part: PretrainedConfig = getattr(config, "vision_config", config)
+    return part
+
+
+def _resample_positions(model: Any, image_size: int | tuple[int, int]) -> nn.Module:
     """Return the model for another image size, its position embeddings interpolated as transformers itself would."""
     config = copy.deepcopy(model.config)
-    config.image_size = image_size
+    _sized(config).image_size = image_size
     resized: Any = type(model)(config).eval()
     state, wanted = model.state_dict(), resized.state_dict()
     for name in [name for name in state if state[name].shape != wanted[name].shape]:
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if not name.endswith(".position_embeddings") or not hasattr(owner, "interpolate_pos_encoding"):
+        # A parameter of the embeddings themselves, or the weight of a table in them.
+        owner = model.get_submodule(name.partition(".position_embedding")[0])
+        if ".position_embedding" not in name or not hasattr(owner, "interpolate_pos_encoding"):
             raise RecipeError(f"model.image_size: {config.model_type} cannot change it; leave the line out")
-        state[name] = owner.interpolate_pos_encoding(wanted[name], image_size, image_size).detach()
+        length = wanted[name].reshape(1, -1, wanted[name].shape[-1])  # (1, positions, width): only its shape is read
+        found = owner.interpolate_pos_encoding(length, *height_and_width(image_size))
+        state[name] = found.detach().reshape(wanted[name].shape)
     resized.load_state_dict(state)
     result: nn.Module = resized
     return result
 
 
 @contextmanager
-def _size_errors(image_size: int | None) -> Iterator[None]:
+def _size_errors(image_size: int | tuple[int, int] | None) -> Iterator[None]:
     """Say of any image size that was asked for that the architecture cannot have it."""
     try:
         yield

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
+import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
+from hftoolkit.contracts import Tensors
 from hftoolkit.errors import RecipeError
 from hftoolkit.models.backbones import is_image_model
 
@@ -25,11 +27,14 @@ TASKS = {
     "ForCausalLM": TaskType.CAUSAL_LM,
     "ForConditionalGeneration": TaskType.SEQ_2_SEQ_LM,
 }
+# What peft's layers let through of the layer that they wrap.
+OF_PEFT = frozenset({"weight", "bias", "in_features", "out_features"})
+GENERAL_TARGETS = ("auto", "all-linear")
 # ``auto`` passes over kinds of layers that hold less of the blocks' weights than this.
 MIN_AUTO_SHARE = 0.1
 
 
-def apply_lora(
+def apply_lora(  # noqa: PLR0913 - peft's settings, and what of the model only the caller knows
     model: nn.Module,
     *,
     rank: int,
@@ -39,6 +44,7 @@ def apply_lora(
     blocks: Set[str],
     trained_modules: Sequence[str],
     variants: dict[str, bool],
+    example: Tensors | None = None,
 ) -> PeftModel:
     """Wrap a classifier with low-rank adapters.
 
@@ -52,11 +58,14 @@ def apply_lora(
         trained_modules: modules that are trained in full and saved with the adapter: the head, its pooler and whatever
             else has no pretrained weights. peft by itself saves only heads called ``classifier`` or ``score``.
         variants: ``use_dora`` and ``use_rslora``.
+        example: an input by which layers are found that an adapter cannot stand in for; None: all can be replaced.
 
     Raises:
         RecipeError: no layer that can have an adapter matches ``targets``.
     """
     names = _match_targets(model, targets, blocks, trained_modules)
+    if example is not None:
+        names = _without_irreplaceable(model, names, example, targets)
     # For these tasks peft knows some heads itself.
     own_heads = PEFT_HEADS if _task(model) in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS) else ()
     config = LoraConfig(
@@ -126,6 +135,105 @@ def lora_target_names(model: nn.Module, blocks: Set[str], excluded: Sequence[str
         if sum(model.get_parameter(f"{name}.weight").numel() for name in found) >= MIN_AUTO_SHARE * total:
             return found
     return list(inside)
+
+
+class _StandIn(nn.Module):
+    """Stands where a layer stood, as an adapter does, and notes what the model does with it.
+
+    Attributes:
+        called: whether it was run.
+        plain: whether its output was that of a linear layer or a convolution with its weights and its settings.
+        read: names of the layer's own attributes that the model asked for.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.called, self.plain = False, True
+        self.read: set[str] = set()
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the layer."""
+        self.called, output = True, self.layer(*inputs)
+        self.plain = self.plain and _is_plain(self.layer, inputs[0], output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the layer, and note its name."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            self.read.add(name)
+            return getattr(self.layer, name)
+
+
+def irreplaceable_layers(model: nn.Module, names: Sequence[str], example: Tensors) -> dict[str, str]:
+    """Return the layers that an adapter cannot stand in for, and why, in words about them.
+
+    Some architectures do not call a layer, but compute with its weights, so that its adapter would learn nothing;
+    others read its settings, which peft's layers do not have. Layers that change their weights or their padding first,
+    as those with standardized weights do, give something else when the adapter is merged.
+
+    Args:
+        model: not wrapped yet.
+        names: of the layers in question.
+        example: keyword arguments of its forward pass.
+    """
+    stand_ins = {name: _StandIn(model.get_submodule(name)) for name in names}
+    try:
+        for name, stand_in in stand_ins.items():
+            model.set_submodule(name, stand_in)
+        with torch.inference_mode():
+            model(**example)
+    finally:
+        for name, stand_in in stand_ins.items():
+            model.set_submodule(name, stand_in.layer)
+    reasons = {}
+    for name, stand_in in stand_ins.items():
+        if read := stand_in.read - (OF_PEFT if stand_in.called else set()):
+            reasons[name] = f"the model reads {', '.join(sorted(read))} of them"
+        elif not stand_in.plain:
+            reasons[name] = "they change their weights or their padding first"
+    return reasons
+
+
+def _is_plain(layer: nn.Module, x: torch.Tensor, output: torch.Tensor) -> bool:
+    """Return whether a layer computed what its class in torch would with the same weights."""
+    if type(layer) in (nn.Linear, Conv1D):
+        return True
+    weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
+    if not isinstance(layer, nn.Conv2d):
+        expected = nn.functional.linear(x, weight, bias)
+    elif type(layer) is nn.Conv2d and layer.padding_mode == "zeros":
+        return True
+    else:
+        padded = [2 * side for side in layer.padding] if isinstance(layer.padding, tuple) else [0, 0]
+        spans = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+        if any(side + more <= span for side, more, span in zip(x.shape[-2:], padded, spans, strict=True)):
+            return False  # a plain convolution would not fit
+        expected = nn.functional.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return expected.shape == output.shape and torch.allclose(expected, output, rtol=1e-3, atol=1e-5)
+
+
+def _without_irreplaceable(model: nn.Module, names: Sequence[str], example: Tensors, targets: str) -> list[str]:
+    """Return the names that an adapter can stand in for.
+
+    Raises:
+        RecipeError: there is none, or the recipe names others itself.
+    """
+    irreplaceable = irreplaceable_layers(model, names, example)
+    kept = [name for name in names if name not in irreplaceable]
+    if kept and (targets in GENERAL_TARGETS or not irreplaceable):
+        return kept
+    reason = next(iter(irreplaceable.values()))
+    what = (
+        f"in {type(model).__name__} an adapter cannot stand in for {_summarize(list(irreplaceable))}, because {reason}"
+    )
+    if kept:
+        raise RecipeError(
+            f"tuning.target_modules: {what}; leave them out, for example with a pattern for {_summarize(kept)}"
+        )
+    raise RecipeError(f"tuning.target_modules: {what}; set tuning.method to full, last-layers or linear-probe")
 
 
 def _match_targets(model: nn.Module, targets: str, blocks: Set[str], excluded: Sequence[str]) -> list[str]:

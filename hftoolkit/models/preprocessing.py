@@ -18,6 +18,7 @@ from hftoolkit.errors import DataError, RecipeError
 # PIL's numbers for the resampling filters.
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 RESAMPLE = {name: number for number, name in INTERPOLATIONS.items()}
+SHOWS_ALL = {"squash": "squash", "pad": "border"}  # ``model.resize``: timm's word
 CONVNEXT_CROPS_BELOW = 384  # pixels; from there on ConvNeXT's processor squashes
 # Levels, of 255, by which torchvision's and Pillow's resizing may differ.
 MAX_LEVELS_APART = 4.0
@@ -35,6 +36,7 @@ class Preprocessing:
         mean: of each channel, where white is 1.
         std: of each channel, where white is 1.
         crop_mode: what resizing does to the aspect ratio: ``center``, ``squash`` or ``border``, see ``Geometry``.
+        cut_before: how the crop divides an odd number of pixels: ``even`` or ``down``, see ``Geometry``.
     """
 
     height: int
@@ -44,15 +46,40 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_mode: str = "center"
+    cut_before: str = "even"
 
     @property
     def geometry(self) -> Geometry:
         """What happens to an image before it is normalized."""
-        geometry = Geometry(self.height, self.width, self.crop_pct, self.interpolation, self.crop_mode)
+        geometry = Geometry(
+            self.height, self.width, self.crop_pct, self.interpolation, self.crop_mode, cut_before=self.cut_before
+        )
         if self.crop_mode != "border":
             return geometry
         red, green, blue = self.mean
         return replace(geometry, fill=(round(255 * red), round(255 * green), round(255 * blue)))  # as timm fills
+
+
+def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of a size that is one number where both are equal."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def at_size(own: Preprocessing, image_size: int | tuple[int, int] | None) -> Preprocessing:
+    """Return the same at another size; None keeps its own."""
+    if image_size is None:
+        return own
+    height, width = height_and_width(image_size)
+    return replace(own, height=height, width=width)
+
+
+def resized_by(own: Preprocessing, resize: str | None) -> Preprocessing:
+    """Return the same with another rule for the aspect ratio: ``crop``, or ``squash`` and ``pad``, which show all."""
+    if resize is None:
+        return own
+    if resize == "crop":
+        return replace(own, crop_mode="center")
+    return replace(own, crop_mode=SHOWS_ALL[resize], crop_pct=1.0)
 
 
 def normalize(pixels_NCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
@@ -62,7 +89,7 @@ def normalize(pixels_NCHW: torch.Tensor, preprocessing: Preprocessing) -> torch.
     return (pixels_NCHW.float() / 255 - mean) / std
 
 
-def timm_preprocessing(settings: Mapping[str, Any], image_size: int | None) -> Preprocessing:
+def timm_preprocessing(settings: Mapping[str, Any], image_size: int | tuple[int, int] | None) -> Preprocessing:
     """Return what timm does in evaluation with a model of this ``pretrained_cfg``, at ``image_size`` if it is given.
 
     Raises:
@@ -77,8 +104,7 @@ def timm_preprocessing(settings: Mapping[str, Any], image_size: int | None) -> P
     interpolation = resolved["interpolation"] if resolved["interpolation"] in RESAMPLE else "bicubic"
     crop_pct, crop_mode = min(1.0, float(resolved["crop_pct"])), resolved["crop_mode"]
     crop_mode = crop_mode if crop_mode in CROP_MODES else "center"  # so does timm
-    own = Preprocessing(height, width, crop_pct, interpolation, mean, std, crop_mode)
-    return own if image_size is None else replace(own, height=image_size, width=image_size)
+    return at_size(Preprocessing(height, width, crop_pct, interpolation, mean, std, crop_mode), image_size)
 
 
 def timm_settings(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -95,7 +121,7 @@ def timm_settings(preprocessing: Preprocessing) -> dict[str, Any]:
     }
 
 
-def processor_preprocessing(path: Path, image_size: int | None) -> Preprocessing:
+def processor_preprocessing(path: Path, image_size: int | tuple[int, int] | None) -> Preprocessing:
     """Return what the folder's own image processor does, at ``image_size`` if it is given.
 
     Raises:
@@ -105,7 +131,9 @@ def processor_preprocessing(path: Path, image_size: int | None) -> Preprocessing
     """
     processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     if getattr(processor, "do_flip_channel_order", False):
-        raise DataError(f"{path.name} reads images in BGR order, which is not supported")
+        raise DataError(
+            f"{path.name} reads images in BGR order, which is not supported; set model.backbone to one that reads RGB"
+        )
     height, width, crop_pct, crop_mode = _processor_geometry(processor, path.name, image_size)
     # Pixels may be scaled to another range than 0 to 1: mean and deviation are those of 0 to 1.
     scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
@@ -118,10 +146,11 @@ def processor_preprocessing(path: Path, image_size: int | None) -> Preprocessing
         (mean[0] / scale, mean[1] / scale, mean[2] / scale),
         (std[0] / scale, std[1] / scale, std[2] / scale),
         crop_mode,
+        cut_before="down",
     )
     if processor.do_resize:
         _compare(processor, own, path.name)
-    return own if image_size is None else replace(own, height=image_size, width=image_size)
+    return at_size(own, image_size)
 
 
 def make_processor(preprocessing: Preprocessing) -> Any:
@@ -142,12 +171,14 @@ def make_processor(preprocessing: Preprocessing) -> Any:
     return BitImageProcessor(size=size, crop_size={"height": height, "width": width}, **shared)
 
 
-def _processor_geometry(processor: Any, name: str, image_size: int | None) -> tuple[int, int, float, str]:
+def _processor_geometry(
+    processor: Any, name: str, image_size: int | tuple[int, int] | None
+) -> tuple[int, int, float, str]:
     """Return the height, width, crop_pct and crop_mode of what a transformers processor does."""
     if not processor.do_resize:
         if image_size is None:
             raise RecipeError(f"model.image_size is missing: the image processor of {name} leaves images as they are")
-        return image_size, image_size, 1.0, "center"
+        return *height_and_width(image_size), 1.0, "center"
     size, crop = dict(processor.size), dict(getattr(processor, "crop_size", None) or {})
     edge = size.get("shortest_edge")
     crop_mode = "squash" if edge is None else "center"
@@ -157,7 +188,7 @@ def _processor_geometry(processor: Any, name: str, image_size: int | None) -> tu
         if crop_pct > 1 or (edge is None and floor(width / crop_pct) != size["width"]):
             raise DataError(
                 f"the image processor of {name} resizes to {size} and then crops {crop}, which is not supported: "
-                "it pads, or keeps another share of the height than of the width"
+                "it pads, or keeps another share of the height than of the width. Set model.backbone to another one"
             )
         return height, width, crop_pct, crop_mode
     if edge is None:
@@ -187,7 +218,7 @@ def _compare(processor: Any, own: Preprocessing, name: str) -> None:
     if wanted is None or wanted.shape != ours.shape or ((wanted - ours) * std * 255).abs().max() > MAX_LEVELS_APART:
         raise DataError(
             f"the image processor of {name}, {type(processor).__name__}, does not just resize, crop and normalize; "
-            "that is not supported"
+            "that is not supported; set model.backbone to another one"
         )
 
 

@@ -1,6 +1,7 @@
 """timm models by name, with weights from a folder or a bare file, always in the names that timm gives its tensors."""
 
 import difflib
+import inspect
 import pickle
 import re
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ KEPT_SETTINGS = (
     "paper_name",
     "paper_ids",
 )
+# What timm.create_model takes beside the arguments of an architecture; a folder may not say where weights come from.
+NOT_OF_A_FOLDER = frozenset(inspect.signature(timm.create_model).parameters) - {"kwargs"}
 KNOBS = {"drop_rate": "dropout", "drop_path_rate": "drop_path", "img_size": "image_size"}  # timm's argument: ours
 # What torch, safetensors, timm and its converters of old checkpoints raise for files that do not fit.
 UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError, SafetensorError)
@@ -139,12 +142,31 @@ def create_pretrained(weights: TimmWeights, arguments: Mapping[str, Any]) -> tup
         raise DataError(f"these weights do not fit {weights.architecture}: {first_line(error)}") from error
 
 
+def check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Check what a folder says of its timm model, before timm reads it as an address or as a place of weights.
+
+    Raises:
+        DataError: timm has no such architecture, or the arguments name weights elsewhere.
+    """
+    try:
+        check_architecture(str(config.get("architecture")))
+    except RecipeError as error:
+        raise DataError(f"config.json of {path.name}: {error}") from error
+    foreign = NOT_OF_A_FOLDER.intersection(config.get("model_args") or ())
+    if foreign:
+        raise DataError(
+            f"config.json of {path.name}: model_args.{min(foreign)} is not about the architecture; weights are read "
+            "from this folder alone. Remove the line"
+        )
+
+
 def read_folder(path: Path, config: Mapping[str, Any]) -> TimmWeights:
     """Read a folder that timm or transformers' TimmWrapper wrote.
 
     Raises:
         DataError: it holds no such weights, or they are not for images of three channels.
     """
+    check_config(path, config)
     settings = dict(config.get("pretrained_cfg") or config)
     arguments = {
         key: value
@@ -159,14 +181,10 @@ def read_folder(path: Path, config: Mapping[str, Any]) -> TimmWeights:
     if file is None:
         raise DataError(f"{path.name} has a config.json but no model.safetensors or pytorch_model.bin")
     state = {name.removeprefix("timm_model."): tensor for name, tensor in read_state(file).items()}
-    try:
-        architecture = check_architecture(config["architecture"])
-    except RecipeError as error:
-        raise DataError(f"config.json of {path.name}: {error}") from error
     num_classes = config.get("num_classes", settings.get("num_classes", 1000))
     kept = {key: settings.get(key) for key in KEPT_SETTINGS if key in settings or key.startswith("test_")}
     names = _class_names(config, settings, num_classes)
-    return TimmWeights(architecture, state, num_classes, names, arguments, kept)
+    return TimmWeights(config["architecture"], state, num_classes, names, arguments, kept)
 
 
 def read_file(path: Path, architecture: str) -> TimmWeights:

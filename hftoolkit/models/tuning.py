@@ -17,7 +17,7 @@ from hftoolkit.models.backbones import (
     is_under,
     parameter_layers,
 )
-from hftoolkit.models.image_backbones import image_parameter_layers, timm_part
+from hftoolkit.models.image_backbones import ImageBackbone, example_of, image_parameter_layers, timm_part
 from hftoolkit.models.lora import apply_lora, is_lora_b
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning, Tuning
 
@@ -65,6 +65,7 @@ def apply_tuning(backbone: Backbone, tuning: Tuning) -> TunedModel:
                 blocks=_blocks(model, head) if tuning.target_modules == "auto" else frozenset(),
                 trained_modules=(*head, *poolers, *(_norms(model, head) if tuning.norms else ())),
                 variants={"use_dora": tuning.dora, "use_rslora": tuning.rslora},
+                example=example_of(backbone) if isinstance(backbone, ImageBackbone) else None,
             )
     return TunedModel(model, _scales(model, head, poolers, tuning), _unfreezing(model, head, tuning))
 

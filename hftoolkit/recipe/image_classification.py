@@ -1,8 +1,8 @@
 """What image recipes have of their own."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from hftoolkit.recipe.sections import Classification, ClassificationEvaluation, Data, Model, Recipe, Section
 
@@ -61,6 +61,24 @@ class ImageData(Data):
         return self
 
 
+Side = Annotated[int, Field(ge=8, le=4096)]
+
+
+def _one_side_is_a_list(value: Any) -> Any:
+    return value if value is None or isinstance(value, list | tuple) else [value]
+
+
+def _as_written(sides: tuple[int, ...] | None) -> Any:
+    return sides[0] if sides is not None and len(sides) == 1 else sides
+
+
+Sides = Annotated[
+    tuple[Side, ...],
+    Field(strict=False, min_length=1, max_length=2),
+    BeforeValidator(_one_side_is_a_list, json_schema_input_type=Side | tuple[Side, ...]),
+]
+
+
 class ImageModel(Model):
     """Which image backbone to start from, and how images enter it."""
 
@@ -73,10 +91,25 @@ class ImageModel(Model):
         None, min_length=1, description="Name of the timm model: for a weights file, and for training from scratch."
     )
     pretrained: bool = Field(True, description="Start from the weights of backbone; false: from random ones.")
-    image_size: int | None = Field(
-        None, ge=8, le=4096, description="Height and width in pixels that the model sees. Default: that of the weights."
+    image_size: Annotated[Sides | None, PlainSerializer(_as_written)] = Field(
+        None,
+        description="Pixels that the model sees: one number for height and width, or [height, width]. Default: that of "
+        "the weights.",
+    )
+    resize: Literal["crop", "squash", "pad"] | None = Field(
+        None,
+        description="What becomes of another aspect ratio: crop shows the centre, squash all of the image, pad all of "
+        "it between bars of the mean colour (timm models). Default: that of the weights.",
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="Probability of skipping a residual branch in training.")
+
+    @property
+    def height_and_width(self) -> int | tuple[int, int] | None:
+        """``image_size`` as one number where it is one; None for that of the weights."""
+        if self.image_size is None:
+            return None
+        height, width = self.image_size[0], self.image_size[-1]
+        return height if height == width else (height, width)
 
     @property
     def from_scratch(self) -> bool:

@@ -26,6 +26,7 @@ from hftoolkit.contracts import (
     Task,
     Tensors,
 )
+from hftoolkit.data.image.changes import CARD_SENTENCE
 from hftoolkit.data.image.splits import load_image_splits, load_labelled_images
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.metrics.probabilities import to_decisions
@@ -257,7 +258,8 @@ class ImageClassificationTask:
         mirrored = "; the results are means over each image and its mirror image" if flipped else ""
         weakest, calibrated = self._head.limits(results, "")
         seen = f"Images are seen at {height} x {width} pixels{mirrored}."
-        return CardText(title, USAGE, (weakest, seen, calibrated), "![Predictions for test images](samples.png)")
+        limits = (weakest, seen, CARD_SENTENCE, calibrated)
+        return CardText(title, USAGE, limits, "![Predictions for test images](samples.png)")
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write a plain model with its preprocessing."""

@@ -22,6 +22,7 @@ from hftoolkit.contracts import (
     Task,
     Tensors,
 )
+from hftoolkit.data.image.changes import CARD_SENTENCE
 from hftoolkit.data.image.rows import ScoredImage, load_scored_images, read_scored_images
 from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.image_backbones import ImageBackbone, load_saved_image_classifier, save_image_classifier
@@ -187,7 +188,7 @@ class ImageRegressionTask:
             return CardText(title, USAGE, ())
         height, width = results["image_size"]
         seen = f"Images are seen at {height} x {width} pixels."
-        limits = (*self._head.limits(results), seen)
+        limits = (*self._head.limits(results), seen, CARD_SENTENCE)
         return CardText(title, USAGE, limits, "![Predictions for test images](samples.png)")
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The gate on plain models of several heads: it lets through what reloads to the same outputs, and nothing else."""
 
 import json
+import math
 import runpy
 import sys
 from collections.abc import Callable
@@ -257,7 +258,9 @@ def test_an_adapter_names_its_task_and_its_head_as_peft_does(
 def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., GateReport]:
     """Run the gate on outputs of this process and of a fresh one, which is not started."""
 
-    def run(merged: Tensors, unmerged: Tensors | None = None, **reloaded: dict[str, torch.Tensor]) -> GateReport:
+    def run(
+        merged: Tensors, unmerged: Tensors | None = None, noise: float = 0.0, **reloaded: dict[str, torch.Tensor]
+    ) -> GateReport:
         files = {who: tmp_path / f"{who}.safetensors" for who in reloaded}
         for who, outputs in reloaded.items():
             save_file(outputs, files[who])
@@ -266,7 +269,15 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gate
         inputs, run_dir = GateInputs({"input_ids": torch.zeros(1, 1)}), RunDir(tmp_path)
         run_dir.adapter_base.mkdir(parents=True, exist_ok=True)
         return check_round_trip(
-            run_dir, inputs, "AutoModel", (), lambda folder: None, merged=merged, unmerged=unmerged, answers=None
+            run_dir,
+            inputs,
+            "AutoModel",
+            (),
+            lambda folder: None,
+            merged=merged,
+            unmerged=unmerged,
+            answers=None,
+            noise=noise,
         )
 
     return run
@@ -301,6 +312,66 @@ def test_the_tolerance_is_flat_up_to_ten_and_grows_in_proportion_beyond(
         assert judge(ours, below, transformers=ours, adapter=below).merged == pytest.approx(0.95e-4 * scale)
         with pytest.raises(ArtifactError, match="merged against unmerged"):
             judge(ours, above, transformers=ours, adapter=above)
+
+
+@pytest.mark.parametrize("largest", [1.0, 50.0])
+def test_rounding_that_the_model_shows_by_itself_widens_the_tolerance_and_a_spoiled_head_still_fails(
+    largest: float, judge: Callable[..., GateReport]
+) -> None:
+    ours, scale = logits(largest), max(1.0, largest / 10)
+    assert judge(ours, noise=5e-6 * scale, transformers=logits(largest, 1.9e-5 * scale)).noise == 5e-6 * scale
+    for noise, moved in ((5e-6, 2.1e-5), (2e-6, 1.1e-5), (0.0, 1.1e-5), (1.0, 1.1e-4), (math.nan, 1.1e-5)):
+        with pytest.raises(ArtifactError, match="saved against reloaded"):
+            judge(ours, noise=noise * scale, transformers=logits(largest, moved * scale))
+    assert judge(ours, noise=1.0, transformers=logits(largest, 0.9e-4 * scale)).saved > 0
+    with pytest.raises(ArtifactError, match="merged against unmerged"):
+        judge(ours, logits(largest, 1.1e-3 * scale), noise=1.0, transformers=ours, adapter=ours)
+
+
+PLAIN_STRIDE = (36, 9, 3, 1)
+
+
+class Noisy(torch.nn.Module):
+    """A convolution whose outputs tell how many rows it sees at once, and how its weights lie in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(4, 2, 3, padding=1)
+        self.rows = self.layout = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        moved = self.conv.weight.stride() != PLAIN_STRIDE
+        return self.conv(x).mean((2, 3)) + self.rows * (len(x) > 1) + self.layout * moved
+
+
+@pytest.mark.parametrize(("rows", "layout", "expected"), [(0.0, 0.0, 0.0), (0.25, 0.0, 0.25), (0.0, 0.5, 0.5)])
+def test_noise_is_what_equal_weights_differ_by_in_another_order(rows: float, layout: float, expected: float) -> None:
+    model = Noisy().to(memory_format=torch.channels_last)
+    before = model.conv.weight.detach().clone()
+    assert model.conv.weight.stride() != PLAIN_STRIDE
+    assert gate.plain_layout(model).conv.weight.stride() == PLAIN_STRIDE
+    model.rows, model.layout = rows, layout
+    inputs = GateInputs({"x": torch.ones(3, 4, 2, 2)})
+    found = gate.measure_noise(model, inputs, lambda model, tensors: {"logits": model(tensors["x"])})
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert torch.equal(model.conv.weight, before) and model.conv.weight.stride() == PLAIN_STRIDE
+
+
+def test_weights_of_linear_layers_get_the_layout_of_loaded_ones_too() -> None:
+    linear = torch.nn.Linear(4, 2, bias=False)
+    linear.weight.data = torch.arange(8.0).reshape(4, 2).T  # as merging an adapter of a transposed layer may leave it
+    assert linear.to(memory_format=torch.contiguous_format).weight.stride() == (1, 2)
+    assert gate.plain_layout(linear).weight.stride() == (4, 1)
+    assert linear.weight.T.flatten().tolist() == list(range(8))
+
+
+def test_noise_leaves_out_what_the_attention_mask_hides() -> None:
+    def forward(model: Any, tensors: Tensors) -> dict[str, torch.Tensor]:
+        return {"logits": tensors["attention_mask"][..., None] * 1.0 + (len(tensors["attention_mask"]) == 1) * hidden}
+
+    hidden = torch.tensor([0.0, 0.0, 7.0])[:, None]
+    inputs = GateInputs({"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 0]])})
+    assert gate.measure_noise(torch.nn.Linear(1, 1), inputs, forward) == 0.0
 
 
 def test_an_output_that_is_not_a_number_missing_or_of_another_shape_fails_the_gate(

@@ -1,6 +1,7 @@
 """Image backbones of several families, as tiny random models made here, against plain timm, transformers and peft."""
 
 import json
+import socket
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.layers import Conv2dSame, ScaledStdConv2d
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     BitImageProcessor,
+    CLIPImageProcessor,
     ConvNextImageProcessor,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
@@ -30,6 +34,7 @@ from transformers import (
     pipeline,
 )
 
+from doubles.image_families import save_family
 from doubles.reviews import CLASSES
 from hftoolkit.contracts import HeadSpec
 from hftoolkit.data.image.cache import Geometry, fit
@@ -42,9 +47,10 @@ from hftoolkit.models.image_backbones import (
     load_image_classifier,
     load_saved_image_classifier,
     save_image_classifier,
+    saved_preprocessing,
 )
 from hftoolkit.models.kernels import arrange_for_cpus
-from hftoolkit.models.lora import lora_target_names, merge, save_adapter
+from hftoolkit.models.lora import irreplaceable_layers, lora_target_names, merge, save_adapter
 from hftoolkit.models.preprocessing import Preprocessing, make_processor, normalize, processor_preprocessing
 from hftoolkit.models.tuning import apply_tuning, frozen_statistics, trainable_table
 from hftoolkit.recipe import FullTuning, LastLayers, LinearProbe, LoraTuning
@@ -526,11 +532,34 @@ def test_a_folders_processor_its_copy_and_ours_give_the_same_pixels(
         assert pixel_error(processed(copy, image), wanted, own) <= 1e-3
 
 
+@pytest.mark.parametrize(
+    "processor",
+    [
+        BitImageProcessor(size={"shortest_edge": 40}, crop_size=SIZE),
+        CLIPImageProcessor(size={"shortest_edge": 37}, crop_size={"height": SIZE, "width": SIZE}),
+        ConvNextImageProcessor(size={"shortest_edge": SIZE}, crop_pct=0.875),
+        DeiTImageProcessor(size={"height": 35, "width": 35}, crop_size=SIZE),
+        LevitImageProcessor(size={"shortest_edge": 35}, crop_size=SIZE),
+        PoolFormerImageProcessor(size={"shortest_edge": SIZE}, crop_pct=0.8, crop_size=SIZE),
+    ],
+    ids=lambda processor: type(processor).__name__,
+)
+def test_the_crop_is_that_of_transformers_also_where_an_odd_number_of_pixels_is_cut(
+    processor: Any, tmp_path: Path
+) -> None:
+    own = processor_preprocessing(save_with_processor(processor, tmp_path), None)
+    for width, height in ((61, 48), (62, 48), (63, 47), (64, 48), (48, 65), (47, 66), (101, 77)):
+        ramp = np.add.outer(3.0 * np.arange(height), 2.0 * np.arange(width)) % 511  # a pixel further is 2 or 3 levels
+        image = Image.fromarray(np.abs(ramp - 255).astype(np.uint8)).convert("RGB")
+        apart = (ours(own, image) - processed(processor, image)).abs() * torch.tensor(own.std).view(1, 3, 1, 1) * 255
+        assert apart.mean() < 0.5, (width, height)
+
+
 def test_processors_that_pad_or_do_not_resize_are_not_mistaken_for_others(tmp_path: Path) -> None:
     kept = save_with_processor(BitImageProcessor(do_resize=False, crop_size=SIZE), tmp_path / "kept")
     with pytest.raises(RecipeError, match=r"model\.image_size is missing"):
         load(kept, image_size=None)
-    assert load(kept).preprocessing.geometry == Geometry(SIZE, SIZE, 1.0, "bicubic", "center")
+    assert load(kept).preprocessing.geometry == Geometry(SIZE, SIZE, 1.0, "bicubic", "center", cut_before="down")
     for size, crop in (((32, 32), (36, 36)), ((36, 40), (32, 32))):
         processor = DeiTImageProcessor(
             size={"height": size[0], "width": size[1]}, crop_size={"height": crop[0], "width": crop[1]}
@@ -706,3 +735,178 @@ def test_networks_of_convolutions_are_told_from_transformers(folders: dict[str, 
     assert is_convolutional(load(folders["transformers-resnet"]).model)
     assert is_convolutional(load(None, architecture="tf_efficientnet_lite0").model)
     assert not is_convolutional(load(None, architecture="vit_tiny_patch16_224").model)
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "hub architecture": {"architecture": "hf-hub:evil/model"},
+    "hub path": {"architecture": "timm/resnet10t.c3_in1k"},
+    "local folder": {"architecture": "local-dir:/etc"},
+    "no name": {"architecture": 5},
+    "pretrained": {"model_args": {"pretrained": True}},
+    "checkpoint": {"model_args": {"checkpoint_path": "hf-hub:evil/model"}},
+    "settings": {"model_args": {"pretrained_cfg_overlay": {"hf_hub_id": "evil/model"}}},
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_a_folder_of_somebody_else_never_asks_the_network(
+    change: dict[str, Any], folders: dict[str, Path], tmp_path: Path, no_network: None
+) -> None:
+    backbone = load(folders["resnet10t"])
+    save_image_classifier(backbone.model, backbone.preprocessing, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    for open_folder in (load_saved_image_classifier, saved_preprocessing, load):
+        with pytest.raises(DataError, match=r"model_args|has no model"):
+            open_folder(tmp_path)
+
+
+def test_an_adapter_beside_the_weights_does_not_fetch_its_base(
+    folders: dict[str, Path], tmp_path: Path, no_network: None
+) -> None:
+    backbone = load(folders["transformers-vit"])
+    save_image_classifier(backbone.model, backbone.preprocessing, tmp_path)
+    adapter = {"base_model_name_or_path": "evil/model", "peft_type": "LORA", "target_modules": ["query"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    with pytest.raises(DataError, match="cannot load a transformers image model"):
+        load_saved_image_classifier(tmp_path)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be online, and fail at the first connection."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
+
+
+class Reads(torch.nn.Module):
+    """Layers that are called, whose weights are computed with, and whose settings are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.bypassed = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.cast, self.padded = torch.nn.Linear(4, 4), torch.nn.Conv2d(1, 1, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = torch.nn.functional.linear(self.called(x), self.bypassed.weight, self.bypassed.bias)
+        found = self.cast(found.to(self.cast.weight.dtype))
+        return self.padded(found[None, None, :, :], *()) * self.padded.kernel_size[0]
+
+
+def test_layers_that_an_adapter_cannot_stand_in_for_are_found_by_what_the_model_does_with_them() -> None:
+    model = Reads().eval()
+    layers, names = dict(model.named_modules()), ["called", "bypassed", "cast", "padded"]
+    found = irreplaceable_layers(model, names, {"x": torch.ones(4, 4)})
+    assert found == {
+        "bypassed": "the model reads bias, weight of them",
+        "padded": "the model reads kernel_size of them",
+    }
+    assert dict(model.named_modules()) == layers
+
+
+def test_lora_passes_over_layers_whose_weights_are_computed_with_and_refuses_them_by_name(tmp_path: Path) -> None:
+    folder = save_family("timm/beit_base_patch16_224", tmp_path)
+    model = apply_tuning(load(folder), LORA()).model
+    train_a_little(model, steps=1)
+    adapted = {name.partition(".lora_B")[0]: p for name, p in model.named_parameters() if ".lora_B." in name}
+    assert adapted and not any(name.endswith(".qkv") for name in adapted)
+    assert all(bool(p.abs().sum() > 0) for p in adapted.values())
+    with pytest.raises(
+        RecipeError,
+        match=r"stand in for timm_model\.blocks\.\*\.attn\.qkv \(2\), because the model reads .*weight of them",
+    ):
+        apply_tuning(load(folder), LORA(target_modules=r".*\.(qkv|proj)"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "plain"),
+    [
+        (ScaledStdConv2d(4, 4, 3, padding=1), False),
+        (Conv2dSame(4, 4, 3, stride=2), False),
+        (Conv2dSame(4, 4, 1), True),
+        (Conv2dSame(4, 4, 40), False),
+        (torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), False),
+        (torch.nn.Conv2d(4, 4, 3, padding=1), True),
+    ],
+    ids=["standardized", "same", "same-1x1", "larger-than-the-image", "reflected", "plain"],
+)
+def test_layers_that_change_their_weights_or_their_padding_cannot_be_merged(layer: Any, plain: bool) -> None:
+    model = torch.nn.Sequential(layer).eval()
+    found = irreplaceable_layers(model, ["0"], {"input": torch.randn(1, 4, 8, 8)})
+    assert found == ({} if plain else {"0": "they change their weights or their padding first"})
+
+
+def test_lora_on_an_architecture_that_reads_the_settings_of_all_its_layers_is_refused_with_what_works(
+    tmp_path: Path,
+) -> None:
+    folder = save_family("transformers/mobilenet_v2", tmp_path)
+    for targets in ("auto", "all-linear"):
+        with pytest.raises(RecipeError, match=r"set tuning\.method to full, last-layers or linear-probe"):
+            apply_tuning(load(folder), LORA(target_modules=targets))
+    for works in (FullTuning(), LastLayers(method="last-layers", layers=1), LinearProbe(method="linear-probe")):
+        model = apply_tuning(load(folder), works).model
+        train_a_little(model, steps=1)
+    plain = save_family("transformers/mobilenet_v2-plain", tmp_path / "plain")
+    train_a_little(apply_tuning(load(plain), LORA()).model, steps=1)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "vit", "dinov2"])
+def test_position_embeddings_of_transformers_are_resampled_as_it_resamples_them(family: str, tmp_path: Path) -> None:
+    folder = save_family(f"transformers/{family}", tmp_path / "a")
+    names = tuple(f"LABEL_{index}" for index in range(7))
+    backbone = load(folder, names, image_size=64)
+    original = AutoModelForImageClassification.from_pretrained(folder).eval()
+    vision = getattr(original, "vision_model", original)
+    with torch.inference_mode():
+        embedded = getattr(backbone.model, "vision_model", backbone.model)
+        flag = {} if family == "dinov2" else {"interpolate_pos_encoding": True}
+        base = {"vit": "vit", "dinov2": "dinov2"}.get(family)
+        wanted = (getattr(vision, base) if base else vision).embeddings(images(64), **flag)
+        found = (getattr(embedded, base) if base else embedded).embeddings(images(64))
+    assert torch.allclose(wanted, found, atol=1e-5)
+    save_image_classifier(backbone.model, backbone.preprocessing, tmp_path / "b")
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path / "b")
+    assert difference(logits(plain, 64), logits(backbone.model, 64)) < 1e-6
+    assert load_saved_image_classifier(tmp_path / "b").preprocessing.height == 64
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_resize_overrides_what_the_weights_do_with_the_aspect_ratio(
+    resize: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    backbone = load(folders["resnet10t"], image_size=(40, 24), resize=resize)
+    own = backbone.preprocessing
+    assert (own.height, own.width, own.crop_mode) == (40, 24, {"crop": "center", "pad": "border"}.get(resize, resize))
+    assert (own.crop_pct == 1.0) == (resize != "crop")  # squash and pad show all of an image
+    save_image_classifier(backbone.model, own, tmp_path)
+    assert load_saved_image_classifier(tmp_path).preprocessing.geometry == own.geometry
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    for image in (random_image(), random_image().rotate(90, expand=True)):
+        assert torch.allclose(processed(processor, image), ours(own, image), atol=1e-5)
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        wide = torch.ones(1, 3, 40, 24)
+        assert torch.allclose(plain(wide).logits, backbone.model(wide).logits, atol=1e-5)
+
+
+def test_a_rectangular_size_resamples_positions_and_is_written_down(folders: dict[str, Path], tmp_path: Path) -> None:
+    wide = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    for name, resize in (("vit_tiny_patch16_224", "pad"), ("transformers-vit", "squash")):
+        backbone = load(folders[name], OLD, image_size=(32, 64), resize=resize)
+        save_image_classifier(backbone.model, backbone.preprocessing, tmp_path / name)
+        plain = AutoModelForImageClassification.from_pretrained(tmp_path / name).eval()
+        with torch.inference_mode():
+            assert torch.allclose(plain(wide).logits, backbone.model(wide).logits, atol=1e-5)
+        assert load_saved_image_classifier(tmp_path / name).preprocessing.geometry == backbone.preprocessing.geometry
+        processor = AutoImageProcessor.from_pretrained(tmp_path / name)
+        assert processed(processor, random_image()).shape == (1, 3, 32, 64)
+        again = load(tmp_path / name, OLD, image_size=None)
+        assert (again.preprocessing.height, again.preprocessing.width) == (32, 64)
+
+
+def test_what_an_image_processor_of_transformers_cannot_do_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(RecipeError, match=r"model\.resize: pad is for timm models.*crop or squash"):
+        load(folders["transformers-resnet"], resize="pad")
+    with pytest.raises(RecipeError, match=r"do not crop to 40 x 24; set model\.resize: squash"):
+        load(folders["transformers-resnet"], image_size=(40, 24))
+    assert load(folders["transformers-resnet"], image_size=(40, 24), resize="squash").preprocessing.width == 24

@@ -319,6 +319,16 @@ def test_a_manifest_of_another_shape_is_found(two, content):
     assert_falls_back(two)
 
 
+@pytest.mark.parametrize("name", [TENSORS, FACTS])
+def test_a_hash_that_differs_in_its_last_character_is_another_one(two, name):
+    path = two / "step-000002" / MANIFEST
+    manifest = json.loads(path.read_text())
+    digest = manifest[name]["sha256"]
+    manifest[name]["sha256"] = digest[:-1] + ("0" if digest[-1] != "0" else "1")
+    path.write_text(json.dumps(manifest))
+    assert_falls_back(two)
+
+
 def test_tensors_that_are_no_safetensors_file_are_found_even_with_the_right_hash(two):
     path = two / "step-000002"
     (path / TENSORS).write_bytes(b"pickle")

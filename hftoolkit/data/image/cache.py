@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,8 +26,8 @@ from PIL import ExifTags, Image
 
 from hftoolkit.errors import EnvironmentFault
 
-VERSION = 1  # of what decode, fit and difference_hash compute; another one makes all entries anew
-PIXELS, ROWS = "pixels.npy", "rows.json"
+VERSION = 2  # of what decode, fit and difference_hash compute; another one makes all entries anew
+PIXELS, ROWS, HASHES = "pixels.npy", "rows.json", "hashes.json"
 MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 1_000_000_000
 CHUNK_IMAGES, CHUNK_BYTES = 256, 256_000_000  # decoded and not yet written, at most
@@ -57,7 +58,11 @@ DAMAGED = "image is damaged or cut short"
 TOO_LARGE = f"image has more than {MAX_PIXELS // 1_000_000} million pixels"
 TOO_MANY_BYTES = f"image file is larger than {MAX_FILE_BYTES // 1_000_000_000} GB"
 ODD_PIXELS = "image has pixel values other than 8 or 16 bits"
-ODD_ARRAY = "image is an array other than (H, W), (H, W, 1) or (H, W, 3) uint8"
+ODD_ARRAY = "image is an array other than (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or (H, W) of uint16"
+ARRAYS = {"uint8": ((), (1,), (3,), (4,)), "uint16": ((), (1,))}  # numpy's type: shapes after height and width
+
+TRANSPARENT, SIXTEEN_BITS = "transparent", "16-bit"  # what of an image ``convert("RGB")`` would show otherwise
+pillow_objects = threading.Lock()  # Pillow loads an image on first use, which two threads must not do at once
 
 
 class BrokenImage(Exception):
@@ -80,6 +85,8 @@ class Geometry:
         crop_mode: ``center`` resizes to cover size / crop_pct, ``squash`` to exactly that whatever the aspect ratio,
             ``border`` to fit into it.
         fill: colour of what ``border`` leaves empty.
+        cut_before: of an odd number of pixels that the crop cuts off: ``even`` rounds half of it to even, as
+            torchvision and timm do, ``down`` rounds it down, as transformers does.
     """
 
     height: int
@@ -88,10 +95,12 @@ class Geometry:
     interpolation: str
     crop_mode: str = "center"
     fill: tuple[int, int, int] = (0, 0, 0)
+    cut_before: str = "even"
 
     def __post_init__(self) -> None:
         assert self.height > 0 and self.width > 0 and 0 < self.crop_pct <= 1, self
         assert self.interpolation in RESAMPLING and self.crop_mode in CROP_MODES, self
+        assert self.cut_before in ("even", "down"), self
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +109,12 @@ class StoredImage:
 
     Attributes:
         name: file name, or ``row 12``.
-        content: a file, encoded bytes, or pixels (H, W), (H, W, 1) or (H, W, 3) uint8.
+        content: a file, encoded bytes, an image of Pillow, or pixels: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8,
+            or (H, W) uint16.
     """
 
     name: str
-    content: Path | bytes | np.ndarray
+    content: Path | bytes | np.ndarray | Image.Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +126,8 @@ class CachedImages:
         path: the .npy file of the pixels.
         problems: why an image cannot be used, or None.
         sha256: hash of the decoded image's size and pixels, before it was resized; None where it is broken.
+        changes: ``transparent`` or ``16-bit`` where ``decode`` shows an image otherwise than Pillow's
+            ``convert("RGB")``; else None.
         hashes: (N,) uint64 difference hashes of the resized images; 0 where one is broken.
     """
 
@@ -123,48 +135,43 @@ class CachedImages:
     path: Path
     problems: list[str | None]
     sha256: list[str | None]
+    changes: list[str | None]
     hashes: np.ndarray
 
 
 def decode(image: StoredImage) -> Image.Image:
     """Return an image upright and as RGB; transparent parts turn white, 16 bits are scaled to 8.
 
-    Of an animation this is the first frame.
+    The same picture gives the same pixels as a file, as bytes and as an object. Of an animation this is the first
+    frame.
 
     Raises:
         BrokenImage: no such file, no image, a damaged one, one of over 50 million pixels, or another array.
         EnvironmentFault: the disk or the operating system fails.
     """
-    if isinstance(image.content, np.ndarray):
-        pixels = image.content
-        if pixels.dtype != np.uint8 or pixels.ndim < 2 or pixels.shape[2:] not in ((), (1,), (3,)) or not pixels.size:
-            raise BrokenImage(ODD_ARRAY)
-        if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
-            raise BrokenImage(TOO_LARGE)
-        return Image.fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels).convert("RGB")
-    content = image.content if isinstance(image.content, bytes) else _read(image.content)
+    return decode_and_compare(image)[0]
+
+
+def decode_and_compare(image: StoredImage) -> tuple[Image.Image, str | None]:
+    """Return what ``decode`` does, and in what a plain ``convert("RGB")`` would differ: one of ``changes``."""
+    content = image.content
+    if isinstance(content, np.ndarray):
+        return _to_rgb(_from_array(content))
+    if isinstance(content, Image.Image):
+        with pillow_objects, _pillow_faults():
+            return _to_rgb(_upright(_loaded(content)))
+    content = content if isinstance(content, bytes) else _read(content)
     if not content:
         raise BrokenImage(EMPTY_FILE)
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:  # known from the header, before memory is taken
-                raise BrokenImage(TOO_LARGE)
-            picture.load()
-            return _to_rgb(_upright(picture))
-    except (BrokenImage, MemoryError):
-        raise
-    except PIL.UnidentifiedImageError as error:
-        raise BrokenImage(UNKNOWN_FORMAT) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenImage(TOO_LARGE) from error
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        raise BrokenImage(DAMAGED) from error
+    with _pillow_faults(), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        return _to_rgb(_upright(_loaded(picture)))
 
 
 def fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
     """Return (height, width, 3) uint8: resized towards size / crop_pct, then cropped in the centre, as timm does."""
     width, height = _resized(image.width, image.height, geometry)
-    left, top = _margin(width, geometry.width), _margin(height, geometry.height)
+    left = _margin(width, geometry.width, geometry.cut_before)
+    top = _margin(height, geometry.height, geometry.cut_before)
     crop = (left, top, left + geometry.width, top + geometry.height)
     method = RESAMPLING[geometry.interpolation]
     if width * height > MAX_PIXELS:  # a line of pixels, much enlarged: only the crop is computed
@@ -219,21 +226,52 @@ def _read(path: Path) -> bytes:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror or error}; check disk and open files") from error
 
 
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.ndim < 2 or pixels.shape[2:] not in ARRAYS.get(pixels.dtype.name, ()) or not pixels.size:
+        raise BrokenImage(ODD_ARRAY)
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        raise BrokenImage(TOO_LARGE)
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
+
+
+def _loaded(picture: Image.Image) -> Image.Image:
+    if picture.width * picture.height > MAX_PIXELS:  # known from the header, before memory is taken
+        raise BrokenImage(TOO_LARGE)
+    picture.load()
+    return picture
+
+
+@contextmanager
+def _pillow_faults() -> Iterator[None]:
+    """Say of what Pillow raises why an image cannot be used."""
+    try:
+        yield
+    except (BrokenImage, MemoryError):
+        raise
+    except PIL.UnidentifiedImageError as error:
+        raise BrokenImage(UNKNOWN_FORMAT) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BrokenImage(TOO_LARGE) from error
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        raise BrokenImage(DAMAGED) from error
+
+
 def _upright(picture: Image.Image) -> Image.Image:
     method = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     return picture if method is None else picture.transpose(method)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image) -> tuple[Image.Image, str | None]:
     if picture.mode.startswith("I;16"):
         levels = np.asarray(picture).astype(np.uint32)  # (H, W), 0 to 65535
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB"), SIXTEEN_BITS
     if picture.mode in ("I", "F"):
         raise BrokenImage(ODD_PIXELS)
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture.convert("RGB"), None
     rgba = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    on_white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return on_white, TRANSPARENT if rgba.getextrema()[3][0] < 255 else None
 
 
 def _resized(width: int, height: int, geometry: Geometry) -> tuple[int, int]:
@@ -252,9 +290,11 @@ def _resized(width: int, height: int, geometry: Geometry) -> tuple[int, int]:
     return int(to_width * width / height), to_height
 
 
-def _margin(resized: int, kept: int) -> int:
+def _margin(resized: int, kept: int, cut_before: str) -> int:
     """Return the pixels cut off before what is kept; negative where a border is added, rounded as timm rounds."""
-    return round((resized - kept) / 2) if resized >= kept else -((kept - resized) // 2)
+    if resized < kept:
+        return -((kept - resized) // 2)
+    return (resized - kept) // 2 if cut_before == "down" else round((resized - kept) / 2)
 
 
 def _cache_root() -> Path:
@@ -270,9 +310,12 @@ def _key(images: Sequence[StoredImage], geometry: Geometry) -> str:
     return digest.hexdigest()[:32]
 
 
-def _identity(content: Path | bytes | np.ndarray) -> list[str | int]:
+def _identity(content: Path | bytes | np.ndarray | Image.Image) -> list[str | int]:
+    if isinstance(content, Image.Image):
+        shown = _to_rgb(_upright(content))[0]
+        return ["picture", *shown.size, hashlib.sha256(shown.tobytes()).hexdigest()]
     if isinstance(content, np.ndarray):
-        return ["pixels", *content.shape, hashlib.sha256(content.tobytes()).hexdigest()]
+        return ["pixels", content.dtype.name, *content.shape, hashlib.sha256(content.tobytes()).hexdigest()]
     if isinstance(content, bytes):
         return ["bytes", hashlib.sha256(content).hexdigest()]
     try:
@@ -283,18 +326,29 @@ def _identity(content: Path | bytes | np.ndarray) -> list[str | int]:
 
 
 def _open(folder: Path, num_images: int, geometry: Geometry) -> CachedImages | None:
-    """Return an entry of the cache, or None if there is none or it is damaged."""
+    """Return an entry of the cache, or None if there is none or it is damaged; every byte of it is hashed."""
     try:
+        if json.loads((folder / HASHES).read_text(encoding="utf-8")) != _hashes(folder):
+            return None
         pixels = np.load(folder / PIXELS, mmap_mode="r")
         rows = json.loads((folder / ROWS).read_text(encoding="utf-8"))
-        problems, sha256 = list(rows["problems"]), list(rows["sha256"])
+        problems, sha256, changes = list(rows["problems"]), list(rows["sha256"]), list(rows["changes"])
         hashes = np.array([int(text, 16) for text in rows["hashes"]], dtype=np.uint64)
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
     fits = pixels.shape == (num_images, geometry.height, geometry.width, 3) and pixels.dtype == np.uint8
-    if not fits or {len(problems), len(sha256), len(hashes)} != {num_images}:
+    if not fits or {len(problems), len(sha256), len(changes), len(hashes)} != {num_images}:
         return None
-    return CachedImages(pixels, folder / PIXELS, problems, sha256, hashes)
+    return CachedImages(pixels, folder / PIXELS, problems, sha256, changes, hashes)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files of an entry."""
+    found = {}
+    for name in (PIXELS, ROWS):
+        with (folder / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 @contextmanager
@@ -345,29 +399,31 @@ def _write(images: Sequence[StoredImage], geometry: Geometry, folder: Path) -> N
     """Write pixels one after the other; a full disk is then an error, which in mapped memory kills the process."""
     shape = (len(images), geometry.height, geometry.width, 3)
     step = max(os.cpu_count() or 1, min(CHUNK_IMAGES, CHUNK_BYTES // (geometry.height * geometry.width * 3)))
-    rows: dict[str, list[str | None]] = {"problems": [], "sha256": [], "hashes": []}
+    rows: dict[str, list[str | None]] = {"problems": [], "sha256": [], "changes": [], "hashes": []}
     with (folder / PIXELS).open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on odd metadata; outside the threads, which share the filters
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(images), step):
             prepared = pool.map(partial(_prepare, geometry=geometry), images[start : start + step])
-            for pixels, problem, sha256, bits in prepared:
+            for pixels, problem, sha256, change, bits in prepared:
                 file.write(pixels.tobytes())
                 rows["problems"].append(problem)
                 rows["sha256"].append(sha256)
+                rows["changes"].append(change)
                 rows["hashes"].append(f"{bits:016x}")
         file.flush()
         os.fsync(file.fileno())
     (folder / ROWS).write_text(json.dumps(rows), encoding="utf-8")
+    (folder / HASHES).write_text(json.dumps(_hashes(folder)), encoding="utf-8")
 
 
-def _prepare(image: StoredImage, geometry: Geometry) -> tuple[np.ndarray, str | None, str | None, int]:
-    """Return the fitted pixels, the problem, the hash of the decoded pixels, and the difference hash."""
+def _prepare(image: StoredImage, geometry: Geometry) -> tuple[np.ndarray, str | None, str | None, str | None, int]:
+    """Return the fitted pixels, the problem, the hash of the decoded pixels, the change, and the difference hash."""
     try:
-        decoded = decode(image)
+        decoded, change = decode_and_compare(image)
     except BrokenImage as broken:
-        return np.zeros((geometry.height, geometry.width, 3), dtype=np.uint8), broken.reason, None, 0
+        return np.zeros((geometry.height, geometry.width, 3), dtype=np.uint8), broken.reason, None, None, 0
     pixels = fit(decoded, geometry)
     sha256 = hashlib.sha256(f"{decoded.size}".encode() + decoded.tobytes()).hexdigest()
-    return pixels, None, sha256, difference_hash(pixels)
+    return pixels, None, sha256, change, difference_hash(pixels)

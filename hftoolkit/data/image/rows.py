@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
+from hftoolkit.data.image.changes import change_warnings
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
 from hftoolkit.data.image.sources import ImageTable, read_image_tables
 from hftoolkit.data.image.splits import FittedImages, with_names
@@ -67,7 +68,8 @@ def load_scored_images(path: Path, data: ImageData, geometry: Geometry) -> tuple
     near = near_duplicates(cached, places)
     found = dict.fromkeys(sentence for source in sources.values() for sentence in source.warnings)
     alike = near_duplicate_warnings(near, divided.summary["sizes"])
-    warnings = [*found, *divided.summary["warnings"], *alike]
+    changed = change_warnings(cached.changes[place] for chosen in places.values() for place in chosen)
+    warnings = [*found, *divided.summary["warnings"], *alike, *changed]
     summary = divided.summary | {"near_duplicates": near, "warnings": warnings}
     return replace(divided, summary=summary), sources["train"].label
 

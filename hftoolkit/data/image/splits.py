@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
+from hftoolkit.data.image.changes import change_warnings
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
 from hftoolkit.data.image.sources import ImageTable, read_image_tables
 from hftoolkit.data.labels import LabelSet
@@ -186,6 +187,7 @@ def _divide(
         *reading_warnings(rows, tables),
         *summary["warnings"],
         *near_duplicate_warnings(near, summary["sizes"]),
+        *change_warnings(cached.changes[place] for chosen in places.values() for place in chosen),
     ]
     pixels = {name: FittedImages(cached.path, found) for name, found in places.items()}
     summary = {**reading(rows, tables), **summary, "near_duplicates": near}

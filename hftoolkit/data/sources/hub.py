@@ -36,6 +36,18 @@ def download_snapshot(address: str, repo: str, revision: str | None, repo_type: 
         return Path(snapshot_download(repo, repo_type=repo_type, revision=revision, ignore_patterns=["*.py"]))
 
 
+@contextmanager
+def offline() -> Iterator[None]:
+    """Let nothing inside ask the Hub: files that somebody else wrote may name others, and those are not fetched."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _download_model(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 

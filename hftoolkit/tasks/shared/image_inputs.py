@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from hftoolkit.contracts import Inputs, Unusable
-from hftoolkit.data.image.cache import BrokenImage, Geometry, StoredImage, decode, fit
+from hftoolkit.data.image.cache import BrokenImage, Geometry, StoredImage, decode_and_compare, fit
+from hftoolkit.data.image.changes import change_warnings
 from hftoolkit.data.image.sources import open_images
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import ImageData
@@ -25,7 +27,8 @@ def image_inputs(
 
     Args:
         source: path of an image, a folder or a table, or a glob pattern; or file names, paths, encoded bytes, (H, W)
-            or (H, W, 3) uint8 arrays, or PIL images.
+            (H, W, 3) or (H, W, 4) uint8 or (H, W) uint16 arrays, or PIL images. The same picture gives the same
+            pixels in each form.
         data: of the recipe: columns, pixels, and what to do with broken images.
         geometry: the size.
         make: turns (H, W, 3) uint8 pixels and a name into a raw row.
@@ -40,11 +43,15 @@ def image_inputs(
     else:
         images = [_stored(row, number) for number, row in enumerate(source, start=1)]
 
+    changes: list[str | None] = []
+
     def opened(image: StoredImage) -> RawT | Unusable:
         try:
-            return make(fit(decode(image), geometry), image.name)
+            picture, change = decode_and_compare(image)
         except BrokenImage as error:
             return Unusable(error.reason)
+        changes.append(change)
+        return make(fit(picture, geometry), image.name)
 
     def read(start: int, stop: int) -> list[RawT | Unusable]:
         with ThreadPoolExecutor() as pool:
@@ -60,7 +67,15 @@ def image_inputs(
 
     names: Sequence[str] = [image.name for image in images] if isinstance(source, Path) else ()
     columns = {"image": list(names)} if names else {}
-    return Inputs(len(images), read, CHUNK, data.on_bad_rows == "skip", describe, columns)
+    return Inputs(
+        len(images),
+        read,
+        CHUNK,
+        data.on_bad_rows == "skip",
+        describe,
+        columns,
+        notes=lambda: change_warnings(changes),
+    )
 
 
 def _stored(row: Any, number: int) -> StoredImage:
@@ -68,7 +83,9 @@ def _stored(row: Any, number: int) -> StoredImage:
         return StoredImage(str(row), Path(row))
     if isinstance(row, bytes):
         return StoredImage(f"row {number}", row)
+    if isinstance(row, Image.Image):
+        return StoredImage(f"row {number}", row)
     try:
-        return StoredImage(f"row {number}", np.asarray(row.convert("RGB") if hasattr(row, "convert") else row))
+        return StoredImage(f"row {number}", np.asarray(row))
     except (TypeError, ValueError) as error:
         raise DataError(f"row {number} is no image: {type(row).__name__}") from error

@@ -46,10 +46,11 @@ def load_backbone(section: ImageModel, head: HeadSpec, weights: Weights, seed: i
         weights.path,
         head,
         architecture=section.architecture,
-        image_size=section.image_size,
+        image_size=section.height_and_width,
         dropout=section.dropout,
         drop_path=section.drop_path,
         seed=seed,
+        resize=section.resize,
     )
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -23,6 +24,7 @@ from timm.data import create_transform
 
 from hftoolkit.data.files import write_table
 from hftoolkit.data.image import cache as image_cache
+from hftoolkit.data.image import changes
 from hftoolkit.data.image.cache import BrokenImage, CachedImages, Geometry, StoredImage, cached_pixels, decode, fit
 from hftoolkit.data.image.duplicates import near_duplicates
 from hftoolkit.data.image.sources import open_images
@@ -54,7 +56,7 @@ def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options) -> by
     return buffer.getvalue()
 
 
-def decoded(content: bytes | Path | np.ndarray) -> np.ndarray:
+def decoded(content: bytes | Path | np.ndarray | Image.Image) -> np.ndarray:
     return np.asarray(decode(StoredImage("x", content)))
 
 
@@ -160,8 +162,82 @@ def test_arrays_are_taken_as_they_are() -> None:
     gray = pixels[:, :, 0]
     assert (decoded(pixels) == pixels).all()
     assert (decoded(gray) == gray[:, :, None]).all() and (decoded(gray[:, :, None]) == gray[:, :, None]).all()
-    for odd in (pixels.astype(np.float32), pixels[0, 0], np.zeros((2, 2, 4), np.uint8), np.zeros((0, 2), np.uint8)):
+    odd_ones = (pixels.astype(np.float32), pixels[0, 0], np.zeros((2, 2, 5), np.uint8), np.zeros((0, 2), np.uint8))
+    for odd in (*odd_ones, np.zeros((2, 2, 3), np.uint16)):
         assert problem_of(odd) == image_cache.ODD_ARRAY
+
+
+def pictures() -> dict[str, Image.Image]:
+    """One of each mode whose RGB is a matter of choice, with an orientation in their EXIF data."""
+    generator = np.random.default_rng(1)
+    rgba = generator.integers(0, 256, (6, 4, 4), dtype=np.uint8)
+    gray = Image.fromarray(rgba[:, :, 0])
+    palette = Image.fromarray(rgba[:, :, :3]).quantize(8)
+    return {
+        "RGBA": Image.fromarray(rgba),
+        "LA": Image.merge("LA", (gray, Image.fromarray(rgba[:, :, 3]))),
+        "L": gray,
+        "1": gray.convert("1"),
+        "P": palette,
+        "I;16": Image.fromarray(generator.integers(0, 65536, (6, 4), dtype=np.uint16)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("mode", list(pictures()))
+def test_a_picture_is_the_same_as_a_file_as_bytes_and_as_an_object(mode: str, kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(pictures()[mode], kind, exif=exif)
+    (tmp_path / "x").write_bytes(content)
+    expected = decoded(content)
+    assert expected.shape == (4, 6, 3)
+    with Image.open(io.BytesIO(content)) as opened:
+        assert (decoded(opened) == expected).all()
+        assert (decoded(opened) == expected).all()  # also when it is loaded already
+    assert (decoded(tmp_path / "x") == expected).all()
+    if mode in ("RGBA", "L", "I;16"):
+        with Image.open(io.BytesIO(content)) as opened:
+            assert (decoded(np.asarray(ImageOps.exif_transpose(opened))) == expected).all()
+
+
+def test_an_object_of_pillow_that_two_threads_open_is_read_once(tmp_path: Path) -> None:
+    Image.fromarray(noise(0, 300, 300)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as opened, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(decoded, [opened] * 8))
+    assert all((pixels == noise(0, 300, 300)).all() for pixels in found)
+
+
+def test_images_that_a_plain_pipeline_sees_otherwise_are_noted_and_the_card_says_how_to_see_them_so() -> None:
+    for mode, image in pictures().items():
+        shown, change = image_cache.decode_and_compare(StoredImage("x", encoded(image)))
+        plain = image.convert("RGB")
+        assert (change is not None) == bool((np.asarray(shown) != np.asarray(plain)).any()), mode
+        if change is not None:
+            code = {image_cache.TRANSPARENT: changes.ON_WHITE, image_cache.SIXTEEN_BITS: changes.TO_EIGHT_BITS}[change]
+            assert code in changes.CARD_SENTENCE
+            as_said = eval(code, {"Image": Image, "np": np, "image": image}).convert("RGB")
+            assert (np.asarray(as_said) == np.asarray(shown)).all(), mode
+    opaque = Image.new("RGBA", (2, 2), (1, 2, 3, 255))
+    assert image_cache.decode_and_compare(StoredImage("x", opaque))[1] is None
+    found = [None, image_cache.TRANSPARENT, None, image_cache.TRANSPARENT, image_cache.SIXTEEN_BITS]
+    transparent, deep = changes.change_warnings(found)
+    assert transparent.startswith("2 of 5 images have transparent parts") and deep.startswith(
+        "1 of 5 images are 16-bit"
+    )
+    assert changes.change_warnings([None, None]) == []
+
+
+@pytest.mark.parametrize(("resized", "kept", "even", "down"), [(149, 98, 26, 25), (101, 98, 2, 1), (12, 8, 2, 2)])
+def test_an_odd_number_of_pixels_is_cut_as_the_library_of_the_backbone_does(
+    resized: int, kept: int, even: int, down: int
+) -> None:
+    line = Image.fromarray(np.tile(np.arange(resized, dtype=np.uint8), (kept, 1)))
+    for rule, before in (("even", even), ("down", down)):
+        geometry = Geometry(kept, kept, 1.0, "nearest", cut_before=rule)
+        assert fit(line.convert("RGB"), geometry)[0, 0, 0] == before
+    theirs = tv.CenterCrop(kept)(line)
+    assert np.asarray(theirs)[0, 0] == even
 
 
 def test_files_that_are_no_images_are_told_apart(tmp_path: Path) -> None:
@@ -300,6 +376,20 @@ def test_a_damaged_entry_is_made_anew(name: str, content: bytes | None, home: Pa
     again = cached_pixels(images, SMALL)
     assert (again.pixels == expected).all() and again.problems == [None]
     assert len(list(home.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "rows.json"])
+def test_an_entry_that_was_overwritten_in_place_is_made_anew(name: str, home: Path) -> None:
+    images = [StoredImage("a", noise(0)), StoredImage("b", noise(1))]
+    cached = cached_pixels(images, SMALL)
+    expected, file = np.array(cached.pixels), cached.path.parent / name
+    content, status = bytearray(file.read_bytes()), file.stat()
+    content[-30] = ord("1") if content[-30] != ord("1") else ord("2")  # a pixel, or a character of a hash
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = cached_pixels(images, SMALL)
+    assert (again.pixels == expected).all() and again.sha256 == cached.sha256
+    assert (again.hashes == cached.hashes).all() and len(list(home.iterdir())) == 1
 
 
 def test_an_entry_of_another_shape_is_made_anew() -> None:
@@ -696,7 +786,7 @@ def test_equal_and_nearly_equal_images_are_counted_as_brute_force_counts_them() 
 def test_hashes_may_differ_in_two_bits_and_no_more() -> None:
     pixels = np.zeros((4, 8, 8, 3), dtype=np.uint8)
     hashes = np.array([0, 1 << 63, 0b101, 0b111], dtype=np.uint64)
-    cached = CachedImages(pixels, Path("x"), [None] * 4, list("abcd"), hashes)
+    cached = CachedImages(pixels, Path("x"), [None] * 4, list("abcd"), [None] * 4, hashes)
     assert near_duplicates(cached, {"a": np.array([0]), "b": np.array([1, 2, 3])}) == {"a/b": 2}
 
 

@@ -112,6 +112,11 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def almost(digest: str) -> str:
+    """Return a hash with another last character."""
+    return digest[:-1] + ("0" if digest[-1] != "0" else "1")
+
+
 def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
@@ -295,8 +300,22 @@ def test_a_local_file_resolves_to_itself_and_its_hash(tmp_path: Path, monkeypatc
     expected = Resolved(tmp_path / "reviews.csv", "reviews.csv", "local", sha256(TABLE))
     assert resolve_data("reviews.csv", sha256=sha256(TABLE)) == expected
     assert resolve_data("~/reviews.csv").path == expected.path
-    with pytest.raises(DataError, match=f"{sha256(TABLE)}.*{'b' * 64}"):
-        resolve_data("./reviews.csv", sha256="b" * 64)
+    for wrong in ("b" * 64, almost(sha256(TABLE))):
+        with pytest.raises(DataError, match=f"{sha256(TABLE)}.*{wrong}"):
+            resolve_data("./reviews.csv", sha256=wrong)
+
+
+def test_a_hash_of_a_wheel_that_differs_in_its_last_character_is_another_one(offline_home: Path, index: Path) -> None:
+    address, right = "pypi:tinydata==1.0/tinydata/table.csv", sha256(index.read_bytes())
+    with pytest.raises(DataError, match=f"{right}.*{almost(right)}"):
+        resolve_data(address, sha256=almost(right))
+    manifest = offline_home / "manifest.json"
+    (offline_home / "files/tinydata/table.csv").write_bytes(b"other")
+    stored = json.loads(manifest.read_text())
+    files = stored["paths"]["tinydata/table.csv"]
+    files["tinydata/table.csv"] = almost(sha256(b"other"))
+    manifest.write_text(json.dumps(stored))
+    assert resolve_data(address).path.read_bytes() == TABLE
 
 
 def test_the_hash_of_a_folder_depends_on_visible_names_and_contents_alone(tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ from hftoolkit.errors import DataError, RecipeError
 POSITION_TABLES = frozenset({"position_embeddings", "position_embedding", "embed_positions", "positions_embed", "wpe"})
 LENGTH_SETTINGS = ("max_position_embeddings", "max_seq_len")
 SIDES = ("right", "left")
-SAMPLE_TOKENS = 12
-# Largest difference of outputs, in units of the largest of them, between a text alone and one that was padded.
-TOLERANCE = 1e-3
+# Tokens of which a text is made that every model is tried with, and lengths at which it is cut for that.
+SAMPLE_TOKENS, SHORT_TOKENS, LONGER_TOKENS = 12, 10, 16
+# Largest differences of outputs, in units of the largest of them, between a text alone and the same, padded: what
+# rounding makes, and what would be another prediction.
+TOLERANCE, MOST_DIFFERENCE = 1e-4, 0.1
 # What models of transformers raise for inputs that they cannot read.
 UNREADABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 WORKING = "name another model.backbone: BERT, RoBERTa, DeBERTa, ModernBERT, GPT-2, Llama, Qwen and T5 work"
@@ -83,9 +85,10 @@ def longest_text(model: Any) -> int | None:
     settings = model.config.get_text_config()
     limits = [getattr(settings, name, None) for name in LENGTH_SETTINGS]
     for name, table in model.named_modules():
-        if isinstance(table, nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES:
-            unused = table.padding_idx + 1 if table.padding_idx is not None else getattr(table, "offset", 0)
-            limits.append(table.num_embeddings - unused)
+        if name.rpartition(".")[2] in POSITION_TABLES and isinstance(getattr(table, "weight", None), nn.Parameter):
+            padding = getattr(table, "padding_idx", None)
+            unused = getattr(table, "offset", 0) if padding is None else padding + 1
+            limits.append(len(table.weight) - unused)
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
@@ -111,27 +114,32 @@ def fit_to_model(model: nn.Module, tokenizer: Any) -> str:
     - Padding stays on the tokenizer's side if outputs are the same with and without, and else goes to the other.
 
     Raises:
-        DataError: the model cannot read such texts at all, or gives other outputs each time.
+        DataError: the model cannot read such texts at all, gives other outputs each time, or reads padding as text.
     """
     config: Any = model.config
     if getattr(config, "is_encoder_decoder", False):
         change(tokenizer, "split_special_tokens", True)
-    short, own = _sample(tokenizer), tokenizer.padding_side
+    text, own = _sample(tokenizer), tokenizer.padding_side
     other = next(side for side in SIDES if side != own)
     with _readable(model):
-        _drop_useless_types(model, tokenizer, short)
-        alone = _outputs(model, tokenizer, short)
-        if not _same(_outputs(model, tokenizer, short), alone):
+        _drop_useless_types(model, tokenizer, text)
+        alone = _outputs(model, tokenizer, text)
+        if not _same(_outputs(model, tokenizer, text), alone):
             raise DataError(
                 f"{type(model).__name__} gives other outputs each time it reads a text, so no result could be "
                 f"repeated; {WORKING}"
             )
-        difference = _difference(model, tokenizer, short, alone, own)
+        difference = _difference(model, tokenizer, text, alone, own)
         if difference <= TOLERANCE:
             return ""
-        if _difference(model, tokenizer, short, alone, other) <= TOLERANCE:
+        if _difference(model, tokenizer, text, alone, other) <= TOLERANCE:
             change(tokenizer, "padding_side", other)
             return f"texts are padded on the {other}, not the {own}: there, outputs of this model depend on the padding"
+    if difference > MOST_DIFFERENCE:
+        raise DataError(
+            f"{type(model).__name__} reads padding as if it were text (outputs change by {difference:.0%}), so that a "
+            f"prediction would depend on the other texts of a batch; {WORKING}"
+        )
     return (
         f"outputs of {type(model).__name__} depend on how far a text is padded (by {difference:.1%} here), so a text "
         "alone and the same text in a batch may get slightly different predictions"
@@ -153,12 +161,12 @@ def _sample(tokenizer: Any) -> str:
     return text if text.strip() else "a b c d e f"
 
 
-def _difference(model: nn.Module, tokenizer: Any, short: str, alone: torch.Tensor, side: str) -> float:
+def _difference(model: nn.Module, tokenizer: Any, text: str, alone: torch.Tensor, side: str) -> float:
     """Return the largest difference that padding a text on a side makes, in units of the largest output."""
     before = tokenizer.padding_side
     tokenizer.padding_side = side
     try:
-        padded = _outputs(model, tokenizer, short, f"{short} {short} {short}")
+        padded = _outputs(model, tokenizer, text, with_padding=True)
     finally:
         tokenizer.padding_side = before
     return float((padded - alone).abs().max() / alone.abs().max().clamp(min=1e-12))
@@ -168,9 +176,12 @@ def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
     return torch.allclose(left, right, rtol=0, atol=TOLERANCE * float(left.abs().max()))
 
 
-def _outputs(model: Any, tokenizer: Any, *texts: str) -> torch.Tensor:
-    """Return the outputs for the first of some texts, without those at its padding: (C,) logits, or (L, H) states."""
-    made = tokenizer(list(texts), truncation=True, padding=True, return_attention_mask=True, return_tensors="pt")
+def _outputs(model: Any, tokenizer: Any, text: str, *, with_padding: bool = False) -> torch.Tensor:
+    """Return the outputs for a text, alone or beside a longer one; without those at padding: (C,), or (L, H)."""
+    longer = min(LONGER_TOKENS, longest_text(model) or LONGER_TOKENS)
+    lengths = (SHORT_TOKENS, longer) if with_padding else (SHORT_TOKENS,)
+    each = [tokenizer(f"{text} {text}", truncation=True, max_length=length) for length in lengths]
+    made = tokenizer.pad(each, return_attention_mask=True, return_tensors="pt")
     names = ["input_ids", "attention_mask"]
     if "token_type_ids" in made and made["token_type_ids"].any():
         names.append("token_type_ids")

@@ -1,5 +1,6 @@
 """Tiny random checkpoints of the text architectures that people use, each with a tokenizer of its style, made here."""
 
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from doubles.reviews import CLASSES, FILLERS
 
 WORDS = (*CLASSES, *FILLERS)
+VOCABULARY_SIZE = 330
 # A style: special tokens in the order of their numbers, what they are for, and the template around a text.
 STYLES: Mapping[str, tuple[tuple[str, ...], Mapping[str, str], str | None]] = {
     "bert": (
@@ -48,7 +50,15 @@ SEQ2SEQ = {
     "decoder_ffn_dim": 64,
     "max_position_embeddings": 64,
 }
-T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
+T5 = {
+    "decoder_start_token_id": 0,
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+}
 XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64}
 # Model type of transformers: style of its tokenizer, and sizes.
 FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -84,7 +94,10 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "xlnet": ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}),
     "xlm": ("roberta", XLM | {"pad_index": 1}),
     "flaubert": ("roberta", XLM | {"pad_index": 1}),
-    "funnel": ("bert", {"block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64}),
+    "funnel": (
+        "bert",
+        {"block_sizes": [1, 1], "block_repeats": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64},
+    ),
     "bart": ("roberta", SEQ2SEQ),
     "mbart": ("roberta", SEQ2SEQ),
     "t5": ("t5", T5),
@@ -109,17 +122,17 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("llama", GROUPED),
     "mistral": ("llama", GROUPED | {"sliding_window": 16}),
     "mixtral": ("llama", GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1}),
-    "qwen2": ("gpt", GROUPED),
+    "qwen2": ("gpt", SHORT | {"num_key_value_heads": 1}),
     "qwen3": ("gpt", GROUPED),
     "gemma": ("gemma", GROUPED),
     "gemma2": ("gemma", GROUPED),
     "gemma3_text": ("gemma", GROUPED),
-    "stablelm": ("gpt", SHORT),
+    "stablelm": ("gpt", SHORT | {"num_key_value_heads": 2}),
 }
 LEFT = ("bloom", "xlnet")  # whose tokenizers pad there
 
 
-def save_family(name: str, folder: Path) -> Path:
+def save_family(name: str, folder: Path, **changes: Any) -> Path:
     """Write a random checkpoint of an architecture without a head, and its tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModel
@@ -131,7 +144,7 @@ def save_family(name: str, folder: Path) -> Path:
     }
     if "pad" not in roles:
         numbers["pad_token_id"] = None
-    config = AutoConfig.for_model(name, **{"vocab_size": len(special) + len(WORDS)} | numbers | dict(sizes))
+    config = AutoConfig.for_model(name, **{"vocab_size": VOCABULARY_SIZE} | numbers | dict(sizes) | changes)
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)
     tokenizer_of(style, "left" if name in LEFT else "right").save_pretrained(folder)
@@ -140,15 +153,31 @@ def save_family(name: str, folder: Path) -> Path:
 
 def tokenizer_of(style: str, side: str = "right") -> Any:
     """Return a tokenizer that knows ``WORDS``."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     special, roles, template = STYLES[style]
-    numbers = {word: number for number, word in enumerate((*special, *WORDS))}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=roles["unk"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if style in ("gpt", "roberta"):
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=VOCABULARY_SIZE, special_tokens=list(special), initial_alphabet=alphabet
+        )
+        tokenizer.train_from_iterator([f"{word} {word}" for word in WORDS], trainer)
+    elif style in ("t5", "xlnet"):
+        pieces = [*((token, 0.0) for token in special), ("\u2581", -3.0), *((f"\u2581{word}", -2.0) for word in WORDS)]
+        pieces += [(letter, -4.0) for letter in string.printable.strip()]
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=special.index(roles["unk"])))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+    else:
+        numbers = {word: number for number, word in enumerate((*special, *WORDS))}
+        tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=roles["unk"]))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if template is not None:
-        used = [(token, numbers[token]) for token in special if token in template]
+        used = [(token, special.index(token)) for token in special if token in template]
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
     names = {f"{role}_token": token for role, token in roles.items()}
     types = (

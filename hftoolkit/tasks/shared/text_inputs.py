@@ -39,11 +39,13 @@ def encode_rows(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], 
     """Return token ids of texts or pairs, cut; which text a token is of (None for models without); lengths, uncut."""
     if not texts or not isinstance(texts[0], TextPair):
         token_ids, lengths = encode_texts(tokenizer, texts)
+        _check_ends(tokenizer, token_ids, texts)
         return token_ids, single_type_ids(tokenizer, texts), lengths
     pairs = [text for text in texts if isinstance(text, TextPair)]
     both = [pair.first for pair in pairs], [pair.second for pair in pairs]
     lengths = np.array([len(ids) for ids in tokenizer(*both, truncation=False, verbose=False)["input_ids"]])
     cut = tokenizer(*both, truncation=True)
+    _check_ends(tokenizer, cut["input_ids"], texts)
     type_ids = cut.get("token_type_ids") or [None] * len(pairs)
     return cut["input_ids"], list(type_ids), lengths
 
@@ -53,6 +55,24 @@ def single_type_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int] | No
     if not any(tokenizer("a").get("token_type_ids") or ()):
         return [None] * len(texts)
     return list(tokenizer(list(texts), truncation=True)["token_type_ids"])
+
+
+def _check_ends(tokenizer: Any, token_ids: Sequence[Sequence[int]], texts: Sequence[str]) -> None:
+    """Raise DataError for texts with the end token in them, where a classifier looks for that and it stays a token.
+
+    Its classifiers have ``split_special_tokens``, which makes plain characters of it in most tokenizers. Those of
+    SentencePiece find it again among their pieces.
+    """
+    if not texts or not getattr(tokenizer, "split_special_tokens", False):
+        return
+    counts = np.array([list(ids).count(tokenizer.eos_token_id) for ids in token_ids])
+    odd: list[int] = np.flatnonzero(counts != counts.min()).tolist()
+    if odd:
+        raise DataError(
+            f"{len(odd)} of {len(texts)} texts have {tokenizer.eos_token} in them, which this backbone takes for their "
+            f"end, the first is {str(texts[odd[0]])[:60]!r}; remove {tokenizer.eos_token} from the texts, or name "
+            "another model.backbone"
+        )
 
 
 def processor_inputs(texts: Sequence[str]) -> dict[str, Any]:

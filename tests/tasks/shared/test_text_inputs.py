@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from doubles.text_families import tokenizer_of
+from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
 from hftoolkit.tasks.shared.text_inputs import encode_rows, length_advice, lost_columns, pad_rows
 
@@ -18,7 +19,6 @@ TEXTS = ["good word1 word2", "bad"]
 )
 def test_batches_are_what_the_tokenizer_alone_makes(style: str, side: str) -> None:
     tokenizer = tokenizer_of(style, side)
-    tokenizer.pad_token_type_id = 3
     tokenizer.model_max_length = 16
     token_ids, type_ids, _ = encode_rows(tokenizer, TEXTS)
     rows = [SimpleNamespace(token_ids=ids, type_ids=of) for ids, of in zip(token_ids, type_ids, strict=True)]
@@ -27,6 +27,16 @@ def test_batches_are_what_the_tokenizer_alone_makes(style: str, side: str) -> No
     assert ("token_type_ids" in batch) == (style == "xlnet")
     assert all(torch.equal(batch[name], expected[name]) for name in batch)
     assert pad_rows(rows, tokenizer)["input_ids"].shape == (2, 8)
+
+
+def test_texts_with_an_end_token_that_stays_one_are_refused_where_it_counts() -> None:
+    tokenizer = tokenizer_of("t5")
+    texts = ["good word1", "bad </s> word2"]
+    assert len(encode_rows(tokenizer, texts)[0]) == 2
+    tokenizer.split_special_tokens = True
+    with pytest.raises(DataError, match=r"1 of 2 texts have </s> in them.*'bad </s> word2'; remove </s>"):
+        encode_rows(tokenizer, texts)
+    assert len(encode_rows(tokenizer, texts[:1])[0]) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from doubles.reviews import CLASSES, FILLERS
 
 WORDS = (*CLASSES, *FILLERS)
 VOCABULARY_SIZE = 330
+SPREAD = 0.15  # of weights; with the usual ones, models this small give about the same for every text
 # A style: special tokens in the order of their numbers, what they are for, and the template around a text.
 STYLES: Mapping[str, tuple[tuple[str, ...], Mapping[str, str], str | None]] = {
     "bert": (
@@ -145,8 +146,14 @@ def save_family(name: str, folder: Path, **changes: Any) -> Path:
     if "pad" not in roles:
         numbers["pad_token_id"] = None
     config = AutoConfig.for_model(name, **{"vocab_size": VOCABULARY_SIZE} | numbers | dict(sizes) | changes)
+    config.architectures = None if name != "funnel" else ["FunnelModel"]  # it has two, and from_config looks here
     torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=SPREAD)
+    model.save_pretrained(folder)
     tokenizer_of(style, "left" if name in LEFT else "right").save_pretrained(folder)
     return folder
 

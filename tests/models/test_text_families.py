@@ -17,7 +17,7 @@ from doubles.reviews import review_rows
 from doubles.text_families import FAMILIES, save_family
 from hftoolkit.commands.finetune import fit_setup
 from hftoolkit.commands.setup import prepare
-from hftoolkit.errors import DataError
+from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.lora import is_lora, merge, save_adapter
 from hftoolkit.recipe import load_recipe
 from hftoolkit.runs.directory import RunDir
@@ -25,10 +25,15 @@ from hftoolkit.train.distributed.strategy import WHOLE
 
 pytestmark = pytest.mark.slow
 
-ALWAYS = ("roberta", "deberta-v2", "xlnet", "bart", "gpt2", "qwen2")
-REFUSED = {"fnet": "reads padding"}  # family -> what the refusal names
-DEPEND_ON_PADDING = {"funnel"}  # the run says so
 METHODS = ("full", "lora", "linear-probe")
+ALWAYS = ("roberta", "deberta-v2", "xlnet", "bart", "gpt2", "qwen2")
+REFUSED = {  # family and method -> what the refusal names
+    **{("fnet", method): r"reads padding as if it were text .*model\.backbone" for method in METHODS},
+    ("squeezebert", "lora"): r"no layer that an adapter fits; use tuning\.method: full",
+    ("ibert", "lora"): r"no layer that an adapter fits; use tuning\.method: full",
+}
+FINDS_END_TOKENS = {"t5", "mt5"}  # written out in texts, by SentencePiece: such texts are refused
+DEPEND_ON_PADDING = {"convbert", "mobilebert"}  # the run says so
 RECIPE = """\
 task: {{kind: text-classification}}
 data: {{source: {table}, columns: {{text: text, label: label}}}}
@@ -37,6 +42,7 @@ tuning: {{method: {method}}}
 train: {{epochs: 1, batch_size: 8, learning_rate: 5.0e-3, precision: fp32}}
 """
 # Tokens that mean something to one tokenizer or the other, written out.
+NAMES = ("bad", "fine", "good")
 ODD_TEXTS = ("good </s> word1", "bad [SEP] word2 <|endoftext|>", "fine <pad> word3 [PAD]", "good <s> </s> </s>")
 
 
@@ -52,7 +58,7 @@ def family(request: pytest.FixtureRequest) -> str:
 def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(family)
     save_family(family, path / "backbone")
-    rows = [*review_rows(60), *((text, text.split()[0]) for text in ODD_TEXTS)]
+    rows = [*review_rows(60), *((text, text.split()[0]) for text in odd_texts(family))]
     with (path / "table.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
     return path
@@ -65,8 +71,8 @@ def test_plain_transformers_gives_what_was_trained_for_each_text_alone(
     recipe = folder / f"{method}.yaml"
     table, backbone = folder / "table.csv", folder / "backbone"
     recipe.write_text(RECIPE.format(table=table, backbone=backbone, method=method), encoding="utf-8")
-    if family in REFUSED:
-        with pytest.raises(DataError, match=REFUSED[family]):
+    if (family, method) in REFUSED:
+        with pytest.raises((DataError, RecipeError), match=REFUSED[family, method]):
             prepare(load_recipe(recipe), lambda _: None)
         return
     said: list[str] = []
@@ -74,7 +80,7 @@ def test_plain_transformers_gives_what_was_trained_for_each_text_alone(
     assert (family in DEPEND_ON_PADDING) == any("depend on how far" in text for text in said)
     fit_setup(setup, RunDir.create("run", tmp_path / "run"), WHOLE, lambda event: said.append(str(event)))
     model = setup.tuned.model.eval()
-    texts = [row.text for row in setup.dataset.splits["test"]] + list(ODD_TEXTS)
+    texts = [row.text for row in setup.dataset.splits["test"]] + odd_texts(family)
     expected = dict(zip(texts, answers(setup, texts), strict=True))
     if is_lora(model):
         save_adapter(model, tmp_path / "adapter", base="some/backbone")
@@ -92,7 +98,8 @@ def test_plain_transformers_gives_what_was_trained_for_each_text_alone(
     check(family, expected, {text: np.array([by_name[name] for name in NAMES]) for text, by_name in found.items()})
 
 
-NAMES = ("bad", "fine", "good")
+def odd_texts(family: str) -> list[str]:
+    return [text for text in ODD_TEXTS if family not in FINDS_END_TOKENS or "</s>" not in text]
 
 
 def answers(setup, texts: list[str]) -> list[np.ndarray]:
@@ -109,7 +116,7 @@ def plain(model, tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
 
 
 def check(family: str, expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
-    assert len(expected) > len(ODD_TEXTS)
+    assert len(expected) > len(ODD_TEXTS) + 2
     worst = max(float(np.abs(found[text] - expected[text]).max()) for text in expected)
     assert worst <= (0.05 if family in DEPEND_ON_PADDING else 1e-4)
-    assert any(np.ptp(list(found.values()), axis=0) > 1e-3)  # not the same answer for every text
+    assert any(np.ptp(list(found.values()), axis=0) > 1e-4)  # not the same answer for every text

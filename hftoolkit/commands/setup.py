@@ -23,6 +23,9 @@ from hftoolkit.train.distributed.launch import join_processes
 from hftoolkit.train.distributed.strategy import Strategy
 from hftoolkit.train.inference import Inference
 
+# With fewer, one row more or less that is right moves the metrics by more than three points.
+FEW_VALIDATION_ROWS = 30
+
 
 def join(recipe: Recipe) -> Strategy:
     """Join the processes of a launcher; return how the model is to lie in them.
@@ -110,6 +113,7 @@ def read_data(recipe: Recipe, emit: Emit) -> tuple[Weights, Dataset[Any]]:
     weights = Weights(recipe.model)
     dataset = task_of(recipe).read(recipe, source.path, weights, None, emit)
     _describe_data(dataset, emit)
+    _warn_of_few_rows(len(dataset.splits["validation"]), recipe.evaluation.best_by, emit)
     return weights, dataset
 
 
@@ -151,6 +155,15 @@ def _describe_data(dataset: Dataset[Any], emit: Emit) -> None:
     emit(Message(f"rows: {sizes}; {dataset.schema.describe()}"))
     for sentence in dataset.summary["warnings"]:
         emit(Message(sentence, "warning"))
+
+
+def _warn_of_few_rows(num_rows: int, best_by: str, emit: Emit) -> None:
+    if num_rows < FEW_VALIDATION_ROWS:
+        text = (
+            f"validation has {num_rows} rows, too few to choose the best weights by {best_by}: chance decides between "
+            "most values, and equal ones go to the lower loss. A larger data.split.validation helps"
+        )
+        emit(Message(text, "warning"))
 
 
 def _warn_of_truncation(learner: TaskLearner, task: Task, emit: Emit) -> None:

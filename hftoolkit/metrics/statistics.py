@@ -102,6 +102,16 @@ def is_better(new: float, old: float, *, lower: bool) -> bool:
     return new < old if lower else new > old
 
 
+def is_better_by(name: str, new: Mapping[str, float], old: Mapping[str, float], *, lower: bool) -> bool:
+    """Tell whether new metrics beat old ones by one of them; where that is equal, by a lower ``loss`` if there is any.
+
+    Few validation rows give few different values of most metrics, and the first of equals is the least trained.
+    """
+    if new[name] == old[name] and "loss" in new and "loss" in old:
+        return is_better(new["loss"], old["loss"], lower=True)
+    return is_better(new[name], old[name], lower=lower)
+
+
 def ratio(numerators: np.ndarray, denominators: np.ndarray, *, otherwise: float = 0.0) -> np.ndarray:
     """Divide where the denominator is positive."""
     quotients = np.full_like(numerators, otherwise)

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from hftoolkit.contracts import HeadSpec
 from hftoolkit.data.sources.hub import offline
 from hftoolkit.errors import DataError, RecipeError
+from hftoolkit.models.tokenizers import agree_on_padding, cut_at, fit_to_model, load_tokenizer, longest_text
 from hftoolkit.seeding import seed_torch
 
 # A backbone with more fresh weights than this was not really loaded: its names do not fit the architecture.
@@ -46,9 +47,15 @@ class Backbone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextBackbone(Backbone):
-    """A text classifier; its ``tokenizer`` cuts at ``max_length`` and carries that number into what it saves."""
+    """A text classifier.
+
+    Attributes:
+        tokenizer: cuts at ``max_length`` and carries that number into what it saves.
+        longest: tokens that the model reads at most; None where nothing limits them, or it was trained already.
+    """
 
     tokenizer: Any
+    longest: int | None = None
 
 
 def load_text_model(
@@ -68,19 +75,25 @@ def load_text_model(
 
     Raises:
         DataError: the folder holds no usable transformers text model.
+        RecipeError: the model reads fewer than ``max_length`` tokens.
     """
     with quiet_transformers(), readable_errors(path, "text"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         kept, replaced = compare_head(config, head.names, auto_class.removeprefix("AutoModel"))
         config.update(head_settings(head) | dropout_settings(config, dropout))
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = load_tokenizer(path)
+        agree_on_padding(config, tokenizer, path.name)
         model, output_layers, fresh = load_with_head(
             getattr(transformers, auto_class), path, config, keep_head=kept, seed=seed
         )
-    configure_lengths(config, tokenizer, max_length)
+        longest = longest_text(model)
+        cut_at(tokenizer, max_length, longest)
+        note = fit_to_model(model, tokenizer)
     return TextBackbone(
         model=model,
         tokenizer=tokenizer,
+        longest=longest,
+        note=note,
         output_layers=output_layers,
         fresh_modules=fresh,
         has_trained_head=kept,
@@ -120,14 +133,14 @@ def load_with_head(
     return model.eval(), output_layers, tuple(sorted(fresh | set(output_layers)))
 
 
-def load_saved_text_model(path: Path, auto_class: str) -> TextBackbone:
-    """Load an exported model and its tokenizer, in fp32 and eval mode.
+def load_saved_text_model(path: Path, auto_class: str, *, max_length: int) -> TextBackbone:
+    """Load an exported model and its tokenizer, which cuts at ``max_length`` tokens, in fp32 and eval mode.
 
     Raises:
         DataError: the folder does not hold one.
     """
     with quiet_transformers(), readable_errors(path, "text"):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = load_tokenizer(path, max_length=max_length)
         model = getattr(transformers, auto_class).from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
@@ -282,21 +295,6 @@ def _draw_head(layer: nn.Module, standard_deviation: float) -> None:
             nn.init.zeros_(parameter)
         else:
             nn.init.normal_(parameter, std=standard_deviation)
-
-
-def configure_lengths(config: PretrainedConfig, tokenizer: Any, max_length: int) -> None:
-    """Let the tokenizer cut at ``max_length``, and agree with the model on a padding token.
-
-    Raises:
-        RecipeError: the model has fewer positions.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and 0 < positions < max_length:
-        raise RecipeError(f"model.max_length: {max_length} is more than the {positions} positions of this backbone")
-    tokenizer.model_max_length = max_length
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    config.pad_token_id = tokenizer.pad_token_id
 
 
 def _check_mostly_pretrained(model: nn.Module, fresh: set[str], path: Path) -> None:

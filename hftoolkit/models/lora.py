@@ -246,6 +246,11 @@ def _match_targets(model: nn.Module, targets: str, blocks: Set[str], excluded: S
         case _:
             pattern = _compile(targets)
             found = [name for name in names if pattern.fullmatch(name)]
+    if not names:
+        raise RecipeError(
+            f"tuning.method: {type(model).__name__} has no layer that an adapter fits; use tuning.method: full, "
+            "last-layers or linear-probe"
+        )
     if not found:
         kind = "linear layer or convolution in one group" if is_image_model(model) else "linear layer"
         raise RecipeError(

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel
 
 from hftoolkit.models.backbones import (
     TextBackbone,
-    configure_lengths,
     dropout_settings,
     quiet_transformers,
     readable_errors,
 )
 from hftoolkit.models.lora import is_lora
+from hftoolkit.models.tokenizers import agree_on_padding, cut_at, fit_to_model, load_tokenizer, longest_text
 from hftoolkit.models.tuning import TunedModel
 from hftoolkit.seeding import seed_torch
 
@@ -98,15 +98,18 @@ def load_text_encoder(path: Path, *, max_length: int, dropout: float) -> tuple[T
     with quiet_transformers(), readable_errors(path, "text"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         config.update(dropout_settings(config, dropout))
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = load_tokenizer(path)
+        agree_on_padding(config, tokenizer, path.name)
         model = AutoModel.from_pretrained(
             path, config=config, dtype=torch.float32, trust_remote_code=False, weights_only=True
         )
-    configure_lengths(config, tokenizer, max_length)
+        longest = longest_text(model)
+        cut_at(tokenizer, max_length, longest)
+        note = fit_to_model(model, tokenizer)
     pooler = getattr(model, "pooler", None)
     if pooler is not None:
         model.pooler = None
-    return TextBackbone(model=model.eval(), tokenizer=tokenizer, output_layers=(), fresh_modules=()), pooler
+    return TextBackbone(model=model.eval(), tokenizer=tokenizer, longest=longest, note=note), pooler
 
 
 def put_on_top(tuned: TunedModel, tower: ItemTower, *, head_scale: float) -> TunedModel:
@@ -175,7 +178,7 @@ def load_tower(directory: Path, bias: torch.Tensor | None) -> tuple[ItemTower, A
         DataError: the folder does not hold one.
     """
     with quiet_transformers(), readable_errors(directory, "text"):
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = load_tokenizer(directory)
         backbone = AutoModel.from_pretrained(
             directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )

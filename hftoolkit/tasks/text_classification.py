@@ -31,9 +31,16 @@ from hftoolkit.data.tables import read_table
 from hftoolkit.data.text_rows import clean_rows
 from hftoolkit.data.texts import load_text_splits
 from hftoolkit.metrics.statistics import RowStatistics
-from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
-from hftoolkit.models.feature_cache import CachedBase, base_features, swap_base
+from hftoolkit.models.backbones import (
+    TextBackbone,
+    load_saved_text_model,
+    load_text_model,
+    quiet_transformers,
+    save_text_model,
+)
+from hftoolkit.models.feature_cache import base_features, cached_base
 from hftoolkit.models.pretrained import Weights
+from hftoolkit.models.tokenizers import UNREADABLE
 from hftoolkit.recipe import TextRecipe
 from hftoolkit.tasks.shared.baselines import majority, tfidf_logreg
 from hftoolkit.tasks.shared.class_head import (
@@ -44,14 +51,21 @@ from hftoolkit.tasks.shared.class_head import (
     Prediction,
     cached_examples,
     class_head_spec,
-    first_examples,
     stack_targets,
     targets_of,
     to_rows,
 )
-from hftoolkit.tasks.shared.text_inputs import encode_rows, length_advice, pad_rows, processor_inputs, text_inputs
+from hftoolkit.tasks.shared.text_inputs import (
+    encode_rows,
+    length_advice,
+    lost_columns,
+    pad_rows,
+    processor_inputs,
+    text_inputs,
+    usage_of,
+)
 
-PROBE_CHECK_ROWS = 64
+PROBE_CHECK_ROWS, PROBE_BATCH = 64, 8
 PROBE_TOLERANCE = 1e-4  # on fp32 logits, between cached and full computation
 
 
@@ -82,11 +96,12 @@ class TextClassificationTask:
     compared_by: ClassVar[str] = "macro_f1"
     no_answer: ClassVar[Prediction] = NO_PREDICTION
 
-    def __init__(self, recipe: TextRecipe, head: ClassHead, tokenizer: Any) -> None:
+    def __init__(self, recipe: TextRecipe, head: ClassHead, base: TextBackbone) -> None:
         """Make one with ``build``."""
         self._recipe = recipe
         self._head = head
-        self._tokenizer = tokenizer
+        self._tokenizer = base.tokenizer
+        self._longest = base.longest
 
     @classmethod
     def read(
@@ -121,7 +136,7 @@ class TextClassificationTask:
     def load(cls, recipe: TextRecipe, schema: LabelSet, weights: Weights) -> TextBackbone:
         """Return the backbone with a head for the classes."""
         if weights.saved is not None:
-            return load_saved_text_model(weights.saved, cls.auto_class)
+            return load_saved_text_model(weights.saved, cls.auto_class, max_length=recipe.model.max_length)
         assert weights.path is not None
         return load_text_model(
             weights.path,
@@ -137,7 +152,7 @@ class TextClassificationTask:
         cls, recipe: TextRecipe, schema: LabelSet, base: TextBackbone, train: Sequence[LabelledText] | None
     ) -> Self:
         """Return the task."""
-        return cls(recipe, ClassHead.of(schema, recipe.task, base.output_layers, train), base.tokenizer)
+        return cls(recipe, ClassHead.of(schema, recipe.task, base.output_layers, train), base)
 
     def encode(self, raw: Sequence[LabelledText]) -> Examples:
         """Return tokenized texts."""
@@ -146,7 +161,7 @@ class TextClassificationTask:
             [TextExample(ids, row.target, of) for ids, of, row in zip(token_ids, type_ids, raw, strict=True)],
             np.array([len(ids) for ids in token_ids]),
             num_truncated=int((lengths > self._tokenizer.model_max_length).sum()),
-            advice=length_advice(lengths, self._tokenizer),
+            advice=length_advice(lengths, self._tokenizer, self._longest) + lost_columns(self._recipe.data),
         )
 
     def sampling_weights(self, raw: Sequence[LabelledText]) -> np.ndarray | None:
@@ -217,11 +232,11 @@ class TextClassificationTask:
         """Return title, usage and limits."""
         title = f"Text classifier: {', '.join(self._head.labels.names)}"
         if not results:
-            return CardText(title, USAGE, ())
+            return CardText(title, usage_of(self._recipe.data, USAGE), ())
         share = results["truncated"]["test"] / results["test"]["examples"]
         cut = f"Texts are cut at {self._recipe.model.max_length} tokens; {share:.1%} of the test texts are longer."
         weakest, calibrated = self._head.limits(results, " or languages")
-        return CardText(title, USAGE, (weakest, cut, calibrated))
+        return CardText(title, usage_of(self._recipe.data, USAGE), (weakest, cut, calibrated))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write a plain model with its tokenizer."""
@@ -277,26 +292,51 @@ class TextClassificationTask:
 
         Where the head of an architecture needs more than was cached, the backbone runs in every step instead.
         """
+        some = [
+            examples["validation"].items[place] for place in range(min(PROBE_CHECK_ROWS, len(examples["validation"])))
+        ]
+        last = next((last for last in (False, True) if self._reads_one_position(model, some, last=last)), None)
+        if last is None:
+            emit(Message("this head reads more than one position of a text; the frozen backbone runs in each step"))
+            yield examples
+            return
 
         def features(model: nn.Module, batch: Batch) -> list[np.ndarray]:
-            return to_rows(base_features(model, batch))
+            return to_rows(base_features(model, batch, last=last))
 
         cached = {
             name: cached_examples(infer(model, found, predict=features, full_precision=True), found)
             for name, found in examples.items()
         }
-        full = infer(model, first_examples(examples["validation"], PROBE_CHECK_ROWS), full_precision=True)
-        base = swap_base(model, CachedBase())
-        try:
-            short = infer(model, first_examples(cached["validation"], PROBE_CHECK_ROWS), full_precision=True)
-            if float(np.abs(np.stack(short) - np.stack(full)).max()) > PROBE_TOLERANCE:
-                emit(Message("this head reads more than the first position; the frozen backbone runs in each step"))
-                swap_base(model, base)
-                yield examples
-            else:
-                yield cached
-        finally:
-            swap_base(model, base)
+        with cached_base(model):
+            yield cached
+
+    def _reads_one_position(self, model: nn.Module, items: Sequence[TextExample], *, last: bool) -> bool:
+        """Return whether cached features of the first or last position give the logits that the texts give.
+
+        Each of several ranks finds out by itself: a model that cannot be run this way raises in those that run it.
+        """
+        device, same = next(model.parameters()).device, True
+        model.eval()
+        with torch.no_grad(), quiet_transformers():
+            for start in range(0, len(items), PROBE_BATCH):
+                batch = _without_targets(self.collate(items[start : start + PROBE_BATCH], training=False), device)
+                whole = self.forward(model, batch)["logits"]
+                try:
+                    features = to_rows(base_features(model, batch, last=last))
+                    cached = _without_targets(
+                        self.collate([CachedExample(found, None) for found in features], training=False), device
+                    )
+                    with cached_base(model):
+                        short = self.forward(model, cached)["logits"]
+                except UNREADABLE:  # the head wants more than the states
+                    return False
+                same = same and short.shape == whole.shape and float((short - whole).abs().max()) <= PROBE_TOLERANCE
+        return same
+
+
+def _without_targets(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items() if name != "targets"}
 
 
 USAGE = """from transformers import pipeline

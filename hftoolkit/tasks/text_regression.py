@@ -32,7 +32,15 @@ from hftoolkit.recipe import Split, TextData
 from hftoolkit.recipe.regression import TextRegressionRecipe
 from hftoolkit.tasks.shared.baselines import tfidf_ridge
 from hftoolkit.tasks.shared.score_head import HEADLINE, Score, ScoreHead
-from hftoolkit.tasks.shared.text_inputs import encode_rows, length_advice, pad_rows, processor_inputs, text_inputs
+from hftoolkit.tasks.shared.text_inputs import (
+    encode_rows,
+    length_advice,
+    lost_columns,
+    pad_rows,
+    processor_inputs,
+    text_inputs,
+    usage_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +78,12 @@ class TextRegressionTask:
     compared_by: ClassVar[str] = "r2"
     no_answer: ClassVar[float | None] = None
 
-    def __init__(self, recipe: TextRegressionRecipe, head: ScoreHead, tokenizer: Any) -> None:
+    def __init__(self, recipe: TextRegressionRecipe, head: ScoreHead, base: TextBackbone) -> None:
         """Make one with ``build``."""
         self._recipe = recipe
         self._head = head
-        self._tokenizer = tokenizer
+        self._tokenizer = base.tokenizer
+        self._longest = base.longest
 
     @classmethod
     def read(
@@ -104,7 +113,7 @@ class TextRegressionTask:
     def load(cls, recipe: TextRegressionRecipe, schema: Score, weights: Weights) -> TextBackbone:
         """Return the backbone with a head of one output."""
         if weights.saved is not None:
-            return load_saved_text_model(weights.saved, cls.auto_class)
+            return load_saved_text_model(weights.saved, cls.auto_class, max_length=recipe.model.max_length)
         assert weights.path is not None
         return load_text_model(
             weights.path,
@@ -121,7 +130,7 @@ class TextRegressionTask:
     ) -> Self:
         """Return the task."""
         head = ScoreHead.of(schema, recipe.task.loss, base, is_trained=not base.output_layers)
-        return cls(recipe, head, base.tokenizer)
+        return cls(recipe, head, base)
 
     def encode(self, raw: Sequence[ScoredText]) -> Examples:
         """Return tokenized texts."""
@@ -130,7 +139,7 @@ class TextRegressionTask:
             [ScoredExample(ids, row.target, of) for ids, of, row in zip(token_ids, type_ids, raw, strict=True)],
             np.array([len(ids) for ids in token_ids]),
             num_truncated=int((lengths > self._tokenizer.model_max_length).sum()),
-            advice=length_advice(lengths, self._tokenizer),
+            advice=length_advice(lengths, self._tokenizer, self._longest) + lost_columns(self._recipe.data),
         )
 
     def sampling_weights(self, raw: Sequence[ScoredText]) -> None:
@@ -196,10 +205,10 @@ class TextRegressionTask:
         """Return title, usage and limits."""
         title = f"Text regression: {self._head.score.name}"
         if not results:
-            return CardText(title, USAGE, ())
+            return CardText(title, usage_of(self._recipe.data, USAGE), ())
         share = results["truncated"]["test"] / results["test"]["examples"]
         cut = f"Texts are cut at {self._recipe.model.max_length} tokens; {share:.1%} of the test texts are longer."
-        return CardText(title, USAGE, (*self._head.limits(results), cut))
+        return CardText(title, usage_of(self._recipe.data, USAGE), (*self._head.limits(results), cut))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write a plain model with its tokenizer."""

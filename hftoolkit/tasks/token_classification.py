@@ -56,7 +56,7 @@ from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe.token_classification import TokenRecipe
 from hftoolkit.runs.figures import write_spans_png
 from hftoolkit.runs.tables import per_class_table
-from hftoolkit.tasks.shared.text_inputs import pad_tokens
+from hftoolkit.tasks.shared.text_inputs import pad_tokens, text_positions
 
 IGNORED = -100  # as target: no word begins at the token
 PADDING = -1
@@ -157,7 +157,7 @@ class TokenClassificationTask:
     def load(cls, recipe: TokenRecipe, schema: EntityTypes, weights: Weights) -> TextBackbone:
         """Return the backbone with a head for the tags."""
         if weights.saved is not None:
-            return load_saved_text_model(weights.saved, cls.auto_class)
+            return load_saved_text_model(weights.saved, cls.auto_class, max_length=recipe.model.max_length)
         assert weights.path is not None
         return load_text_model(
             weights.path,
@@ -211,9 +211,11 @@ class TokenClassificationTask:
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for row, example in enumerate(examples):
             if example.words:
-                words[row, : len(example.words)] = torch.tensor(example.words)
-            if example.words and example.tags is not None:
-                labels[row, [position for position, *_ in example.words]] = torch.tensor(example.tags)
+                found = torch.tensor(example.words)
+                found[:, 0] += text_positions(example.token_ids, batch, self._tokenizer).start or 0
+                words[row, : len(found)] = found
+                if example.tags is not None:
+                    labels[row, found[:, 0]] = torch.tensor(example.tags)
         known = all(example.tags is not None for example in examples)
         return batch | {"words": words} | ({"labels": labels} if known else {})
 
@@ -231,14 +233,17 @@ class TokenClassificationTask:
         """Return the tag of each word of each window."""
         probabilities_BLT = self.forward(model, batch)["logits"].float().softmax(-1)
         scores_BL, tags_BL = (tensor.cpu().numpy() for tensor in probabilities_BLT.max(-1))
-        lengths = batch["attention_mask"].sum(1).tolist()
+        lengths, firsts = batch["attention_mask"].sum(1).tolist(), batch["attention_mask"].argmax(1).tolist()
+        rows = zip(tags_BL, scores_BL, batch["words"].tolist(), firsts, lengths, strict=True)
         return [
             [
-                WordTag(start, end, int(tags[place]), float(scores[place]), min(place, length - 1 - place))
+                WordTag(
+                    start, end, int(tags[place]), float(scores[place]), min(place - first, first + length - 1 - place)
+                )
                 for place, start, end in words
                 if place != PADDING
             ]
-            for tags, scores, words, length in zip(tags_BL, scores_BL, batch["words"].tolist(), lengths, strict=True)
+            for tags, scores, words, first, length in rows
         ]
 
     def join(self, outputs: Sequence[Sequence[WordTag]], raw: SpanText) -> list[WordTag]:

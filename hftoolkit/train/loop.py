@@ -21,7 +21,7 @@ from torch import nn
 
 from hftoolkit.contracts import Batch, Emit, Evaluated, Learner, Message, StepDone
 from hftoolkit.errors import DataError, RecipeError, TrainingError
-from hftoolkit.metrics.statistics import is_better
+from hftoolkit.metrics.statistics import is_better_by
 from hftoolkit.models.tuning import TunedModel, batch_norms, frozen_statistics
 from hftoolkit.recipe import Evaluation, Train
 from hftoolkit.runs.checkpoint import Checkpoint
@@ -389,7 +389,7 @@ class _Loop:
             except StopRequested:
                 return False
             lower = name in self.evaluation.lower_is_better
-            better = self.best is None or is_better(metrics[name], self.best.metrics[name], lower=lower)
+            better = self.best is None or is_better_by(name, metrics, self.best.metrics, lower=lower)
             if better:
                 self.best = self.checkpointer.save_best(model, done.step, metrics)
         done.evaluated_at = done.step

@@ -13,7 +13,14 @@ from hftoolkit.metrics import statistics
 from hftoolkit.metrics.calibration import expected_calibration_error, reliability
 from hftoolkit.metrics.classification import classification_metrics, classification_statistics, confusion_matrix
 from hftoolkit.metrics.probabilities import fit_temperature, log_losses, to_decisions, to_probabilities
-from hftoolkit.metrics.statistics import intervals, is_better, paired_lead, resample, resample_counts
+from hftoolkit.metrics.statistics import (
+    intervals,
+    is_better,
+    is_better_by,
+    paired_lead,
+    resample,
+    resample_counts,
+)
 from hftoolkit.recipe.sections import ClassificationEvaluation
 
 pytestmark = pytest.mark.smoke
@@ -296,6 +303,17 @@ def test_lower_is_better_for_errors_only_and_a_tie_or_nan_never_is() -> None:
     assert not is_better(0.6, 0.5, lower=True)
     assert not is_better(0.5, 0.5, lower=False) and not is_better(0.5, 0.5, lower=True)
     assert not is_better(math.nan, 0.5, lower=True)
+
+
+def test_equal_metrics_go_to_the_lower_loss() -> None:
+    old = {"macro_f1": 0.5, "rmse": 2.0, "loss": 0.7}
+    assert is_better_by("macro_f1", old | {"loss": 0.6}, old, lower=False)
+    assert is_better_by("rmse", old | {"loss": 0.6}, old, lower=True)
+    assert not is_better_by("macro_f1", old | {"loss": 0.8}, old, lower=False)
+    assert not is_better_by("macro_f1", old, old, lower=False)
+    assert is_better_by("macro_f1", old | {"macro_f1": 0.6, "loss": 0.8}, old, lower=False)
+    assert not is_better_by("macro_f1", old | {"macro_f1": 0.4, "loss": 0.1}, old, lower=False)
+    assert not is_better_by("f1", {"f1": 0.5}, {"f1": 0.5}, lower=False)  # a task without a loss among its metrics
 
 
 def test_confusion_matrix_has_truth_in_rows_and_every_class() -> None:

@@ -325,6 +325,22 @@ def test_the_model_gets_its_best_weights_back(bench, best_by, scores, best_epoch
     assert fitted.progress.step == 9
 
 
+class Undecided(ToyTask):
+    """A task whose accuracy is always the same, with a loss of ``scores``."""
+
+    def evaluate(self, model, infer):
+        self.judged.append(copy_of(model))
+        return {"accuracy": 0.5, "loss": next(self.scores)}
+
+
+def test_of_equal_evaluations_the_one_with_the_lowest_loss_is_kept(bench):
+    toy = bench(Undecided(scores=(0.9, 0.4, 0.6)))
+    fitted = toy.fit(epochs=3, best_by="accuracy")
+    assert_same(toy.weights, toy.task.judged[1])
+    assert fitted.best.step == 6
+    assert [event.is_best for event in toy.told(Evaluated)] == [True, True, False]
+
+
 def test_running_statistics_belong_to_the_best_weights(bench):
     toy = bench(ToyTask(scores=(0.9, 0.1)), toy_model(batch_norm=True))
     toy.fit()

@@ -17,6 +17,9 @@ from hftoolkit.recipe import TextData
 WHOLE_SHARE = 0.99
 # Few different batch shapes: matrix kernels are prepared and kept in memory for each one.
 LENGTH_STEP = 8
+# What the snippets of cards ask about.
+ONE_TEXT = '"The fabric is thin and it runs small."'
+ONE_PAIR = '{"text": "The fabric is thin.", "text_pair": "It runs small."}'
 RawT = TypeVar("RawT")
 
 
@@ -36,13 +39,40 @@ def encode_rows(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], 
     """Return token ids of texts or pairs, cut; which text a token is of (None for models without); lengths, uncut."""
     if not texts or not isinstance(texts[0], TextPair):
         token_ids, lengths = encode_texts(tokenizer, texts)
-        return token_ids, [None] * len(token_ids), lengths
+        _check_ends(tokenizer, token_ids, texts)
+        return token_ids, single_type_ids(tokenizer, texts), lengths
     pairs = [text for text in texts if isinstance(text, TextPair)]
     both = [pair.first for pair in pairs], [pair.second for pair in pairs]
     lengths = np.array([len(ids) for ids in tokenizer(*both, truncation=False, verbose=False)["input_ids"]])
     cut = tokenizer(*both, truncation=True)
+    _check_ends(tokenizer, cut["input_ids"], texts)
     type_ids = cut.get("token_type_ids") or [None] * len(pairs)
     return cut["input_ids"], list(type_ids), lengths
+
+
+def single_type_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int] | None]:
+    """Return the type of each token of single texts where any is not 0, as XLNet's last token; else None for each."""
+    if not any(tokenizer("a").get("token_type_ids") or ()):
+        return [None] * len(texts)
+    return list(tokenizer(list(texts), truncation=True)["token_type_ids"])
+
+
+def _check_ends(tokenizer: Any, token_ids: Sequence[Sequence[int]], texts: Sequence[str]) -> None:
+    """Raise DataError for texts with the end token in them, where a classifier looks for that and it stays a token.
+
+    Its classifiers have ``split_special_tokens``, which makes plain characters of it in most tokenizers. Those of
+    SentencePiece find it again among their pieces.
+    """
+    if not texts or not getattr(tokenizer, "split_special_tokens", False):
+        return
+    counts = np.array([list(ids).count(tokenizer.eos_token_id) for ids in token_ids])
+    odd: list[int] = np.flatnonzero(counts != counts.min()).tolist()
+    if odd:
+        raise DataError(
+            f"{len(odd)} of {len(texts)} texts have {tokenizer.eos_token} in them, which this backbone takes for their "
+            f"end, the first is {str(texts[odd[0]])[:60]!r}; remove {tokenizer.eos_token} from the texts, or name "
+            "another model.backbone"
+        )
 
 
 def processor_inputs(texts: Sequence[str]) -> dict[str, Any]:
@@ -59,30 +89,76 @@ def pad_rows(examples: Sequence[Any], tokenizer: Any, multiple_of: int = LENGTH_
     """Return ``input_ids``, ``attention_mask`` and, of pairs, ``token_type_ids`` of encoded texts, each (B, L)."""
     batch = pad_tokens([example.token_ids for example in examples], tokenizer, multiple_of)
     if examples[0].type_ids is not None:
-        batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+        batch["token_type_ids"] = torch.full_like(batch["input_ids"], tokenizer.pad_token_type_id)
         for row, example in enumerate(examples):
-            batch["token_type_ids"][row, : len(example.type_ids)] = torch.tensor(example.type_ids)
+            batch["token_type_ids"][row, text_positions(example.type_ids, batch, tokenizer)] = torch.tensor(
+                example.type_ids
+            )
     return batch
 
 
 def pad_tokens(token_ids: Sequence[Sequence[int]], tokenizer: Any, multiple_of: int = LENGTH_STEP) -> Batch:
-    """Return right-padded ``input_ids`` and their ``attention_mask``, both (B, L), L such a multiple where it fits."""
+    """Return ``input_ids``, padded on the tokenizer's side, and their ``attention_mask``.
+
+    Both are (B, L), with L such a multiple where it fits.
+    """
     longest = max(len(ids) for ids in token_ids)
     length = max(longest, min(-(-longest // multiple_of) * multiple_of, tokenizer.model_max_length))
     input_ids = torch.full((len(token_ids), length), tokenizer.pad_token_id, dtype=torch.long)
-    mask = torch.zeros((len(token_ids), length), dtype=torch.long)
+    batch = {"input_ids": input_ids, "attention_mask": torch.zeros_like(input_ids)}
     for row, ids in enumerate(token_ids):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
-    return {"input_ids": input_ids, "attention_mask": mask}
+        places = text_positions(ids, batch, tokenizer)
+        input_ids[row, places] = torch.tensor(ids)
+        batch["attention_mask"][row, places] = 1
+    return batch
 
 
-def length_advice(lengths: np.ndarray, tokenizer: Any) -> str:
-    """Return at what length texts are cut, and the one (a multiple of 8) that keeps 99 % whole; lengths are uncut."""
+def text_positions(ids: Sequence[int], batch: Batch, tokenizer: Any) -> slice:
+    """Return where the tokens of a text are in its row of a padded batch."""
+    length = batch["input_ids"].shape[1]
+    return slice(length - len(ids), length) if tokenizer.padding_side == "left" else slice(len(ids))
+
+
+def length_advice(lengths: np.ndarray, tokenizer: Any, longest: int | None) -> str:
+    """Return at what length texts are cut, and one (a multiple of 8) that keeps 99 % whole, or as many as can be.
+
+    Args:
+        lengths: (N,) of the texts, uncut.
+        tokenizer: cuts them.
+        longest: tokens that the model reads at most; None where nothing limits them.
+    """
     if len(lengths) == 0:
         return ""
+    cut = tokenizer.model_max_length
     needed = int(np.quantile(lengths, WHOLE_SHARE, method="higher"))
-    return f"at {tokenizer.model_max_length} tokens; max_length: {-(-needed // 8) * 8} keeps 99 % whole"
+    if longest is None or needed <= longest:
+        wanted = -(-needed // LENGTH_STEP) * LENGTH_STEP
+        return f"at {cut} tokens; max_length: {wanted if longest is None else min(wanted, longest)} keeps 99 % whole"
+    if cut == longest:
+        return f"at {cut} tokens, which is all that this backbone reads"
+    share = float((lengths <= longest).mean())
+    return f"at {cut} tokens; max_length: {longest}, which is all that this backbone reads, keeps {share:.0%} whole"
+
+
+def usage_of(data: TextData, usage: str) -> str:
+    """Return a snippet that asks a pipeline for one text, or the same for a pair where the model reads pairs."""
+    return usage if data.columns.text_pair is None else usage.replace(ONE_TEXT, ONE_PAIR)
+
+
+def lost_columns(data: TextData) -> str:
+    """Return what is lost where a text that was joined from several columns is cut; nothing for one column."""
+    names = data.columns.text
+    if len(names) == 1:
+        return ""
+    if data.template is not None:
+        names = tuple(sorted(names, key=data.template.find))
+    text = f". The columns {', '.join(names)} are joined, so that the end is lost, {names[-1]} first"
+    if len(names) > 2 or data.template or data.columns.text_pair:
+        return text
+    return (
+        f"{text}; with data.columns.text: {names[0]} and data.columns.text_pair: {names[1]}, the longer of both is cut "
+        "instead"
+    )
 
 
 def text_inputs(source: Any, data: TextData, make: Callable[[str], RawT]) -> Inputs[RawT]:

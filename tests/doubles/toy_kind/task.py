@@ -74,7 +74,7 @@ class LengthTask:
     @classmethod
     def load(cls, recipe: Any, schema: Any, weights: Any) -> Any:
         if weights.saved is not None:
-            return load_saved_text_model(weights.saved, cls.auto_class)
+            return load_saved_text_model(weights.saved, cls.auto_class, max_length=recipe.model.max_length)
         length, dropout, seed = recipe.model.max_length, recipe.model.dropout, recipe.train.seed
         return load_text_model(weights.path, cls.auto_class, HEAD, max_length=length, dropout=dropout, seed=seed)
 

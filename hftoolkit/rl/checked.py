@@ -188,10 +188,9 @@ class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
         return bool(value)
 
     def _number(self, reward: Any) -> float:
-        try:
-            number = float(np.asarray(reward, np.float64).item())
-        except (TypeError, ValueError) as error:
-            raise self._wrong(f"the reward is {reward!r}{self._when()}; return one number") from error
+        if np.size(reward) != 1 or np.asarray(reward).dtype.kind not in "biuf":
+            raise self._wrong(f"the reward is {reward!r}{self._when()}; return one number")
+        number = float(np.asarray(reward).item())
         if not abs(number) <= LARGEST:  # neither is nan
             raise self._wrong(f"the reward is {number}{self._when()}; return a finite number")
         return number

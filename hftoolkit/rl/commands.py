@@ -348,7 +348,7 @@ def _nothing_seen(results: dict[str, Any]) -> str:
     if "only_return" not in results["train"]:
         return ""
     return (
-        f". Every episode of training returned {results['train']['only_return']:g}, and nothing can be learned from that: "
+        f". Every episode of training returned {results['train']['only_return']:g}, of which nothing can be learned: "
         "let it explore more (algorithm.epsilon_fraction; for dqn, repeat_exponent=1.5), or reward the way"
     )
 

@@ -369,9 +369,10 @@ def test_options_and_the_time_limit_reach_the_environment() -> None:
     assert len(counting(num_envs=2).step(np.zeros(2, int)).rewards) == 2
 
 
-def test_images_need_the_section_on_pixels() -> None:
-    gymnasium.register("Shaped-v0", partial(Shaped, observations=spaces.Box(0, 255, (20, 30, 3), np.uint8)))
-    with pytest.raises(RecipeError, match=r"Shaped-v0 shows images of shape \(20, 30, 3\); add environment\.pixels"):
+@pytest.mark.parametrize("shape", [(60, 80, 3), (84, 84), (4, 84, 84), (4, 84, 84, 3)])
+def test_images_need_the_section_on_pixels(shape: tuple[int, ...]) -> None:
+    gymnasium.register("Shaped-v0", partial(Shaped, observations=spaces.Box(0, 255, shape, np.uint8)))
+    with pytest.raises(RecipeError, match=r"Shaped-v0 shows images of shape .*; add environment\.pixels"):
         make_environment(Environment(id="Shaped-v0"))
 
 
@@ -392,6 +393,7 @@ def test_observations_without_a_fixed_size_are_refused(space: Any) -> None:
         (spaces.Box(-1, 1, (4,), np.float64), 4),
         (spaces.Box(0, 255, (6,), np.uint8), 6),  # for example the memory of a game console
         (spaces.Box(-1, 1, (2, 3), np.float32), 6),
+        (spaces.Box(0, 255, (7, 7, 3), np.uint8), 147),  # cells of a grid, as codes
         (spaces.MultiBinary(5), 5),
         (spaces.MultiDiscrete([2, 3]), 5),
         (spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(0, 1, (2,))}), 5),

@@ -807,3 +807,31 @@ def test_values_without_discount_have_no_bound() -> None:
     for _ in range(60):
         agent.advance()
     assert agent.report()["mean_value"] != 0
+
+
+def test_large_numbers_are_told_with_their_remedy() -> None:
+    agent = agent_in("Meadow", section())
+    agent.advance()
+    assert agent.advice() == []
+    agent._seen, agent._largest_reward = np.full((3, 2), -2.5e5, np.float32), 5e6
+    observations, rewards = agent.advice()
+    assert "observations reach 2.5e+05" in observations and "algorithm.normalize_observations=true" in observations
+    assert "rewards reach 5e+06" in rewards and "environment.reward.scale=2e-07" in rewards
+    assert agent._remedy().startswith("Observations reach 2.5e+05") and "algorithm.learning_rate" in agent._remedy()
+    normalized = agent_in("Meadow", section(normalize_observations=True))
+    normalized._seen = np.full((3, 2), 2.5e5, np.float32)
+    assert normalized.advice() == []
+
+
+def test_an_agent_that_begins_with_saved_weights_has_them_in_both_networks() -> None:
+    one, other = agent_in("Meadow", section()), agent_in("Meadow", section(), seed=5)
+    for _ in range(40):
+        one.advance()
+    assert one.updates > 5
+    saved = {name: tensor.clone() for name, tensor in one.online.state_dict().items()}
+    other.begin_with(saved)
+    for network in (other.online, other.target):
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in network.state_dict().items())
+    for _ in range(40):
+        other.advance()  # and goes on learning where FastLearner has its vector
+    assert not torch.equal(other.online.head.weight, saved["head.weight"])

@@ -434,8 +434,8 @@ def test_a_state_holds_what_was_seen_and_not_the_empty_ring(steps: int, prioriti
 def test_a_memory_that_does_not_fit_is_refused_with_its_size_and_the_largest_that_does() -> None:
     check_fits(900, 100, 100_000)
     said = (
-        r"replay_size: 40,000,000 transitions of 7,079 bytes take 263\.7 GiB, and this machine has 23\.0 GiB of memory; "
-        r"set algorithm\.replay_size=3100000 or less"
+        r"replay_size: 40,000,000 transitions of 7,079 bytes take 263\.7 GiB, and this machine has 23\.0 GiB of "
+        r"memory; set algorithm\.replay_size=3100000 or less"
     )
     with pytest.raises(RecipeError, match=said):
         check_fits(40_000_000, 7079, 23 << 30)

@@ -1,6 +1,7 @@
 """Environments stepped together, brought back to where they were, and played in: against plain loops over gymnasium."""
 
 import json
+import random
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -523,3 +524,30 @@ def test_random_actions_are_uniform_over_what_is_allowed_and_have_a_seed() -> No
     assert masks[np.arange(6000), masked].all()
     np.testing.assert_array_equal(free, RandomPolicy(3, 0).act(nothing, None))
     assert not np.array_equal(free, RandomPolicy(3, 1).act(nothing, None))
+
+
+def test_an_evaluation_plays_in_as_many_copies_as_can_be_made() -> None:
+    made: list[Counting] = []
+
+    def make() -> Counting:
+        if len(made) == 2:
+            raise EnvironmentFault("no more licences")
+        made.append(Counting())
+        return made[-1]
+
+    returns, _ = played_one_by_one(20, 4, masked=False)
+    np.testing.assert_array_equal(evaluate_policy(Digits(), make, episodes=20, seed=4).returns, returns)
+    with pytest.raises(EnvironmentFault, match="no more licences"):
+        evaluate_policy(Digits(), make, episodes=20, seed=4)
+
+
+def test_an_evaluation_leaves_the_global_generators_as_they_were() -> None:
+    def draws(*, evaluates: bool) -> list[float]:
+        environments = Environments(Environment(id="Counting-v0"), seed=0)
+        if evaluates:
+            make = partial(make_environment, Environment(id="Counting-v0"))
+            evaluate_policy(Digits(), make, episodes=3, seed=0)
+        environments.close()
+        return [float(np.random.random()), random.random()]
+
+    assert draws(evaluates=True) == draws(evaluates=False)

@@ -61,6 +61,8 @@ def register(section: Environment, *, allow_code: bool) -> None:
         raise EnvironmentFault(
             f"environment.module: {section.module} cannot be imported ({error}); run where it lies, or install it"
         ) from error
+    except Exception as error:
+        raise raised(f"environment.module: importing {section.module}", error) from error
 
 
 def make_environment(section: Environment, render_mode: str | None = None) -> Env:

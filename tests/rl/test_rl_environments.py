@@ -450,6 +450,11 @@ def test_code_runs_only_if_it_was_allowed(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(EnvironmentFault, match=r"environment\.module: no_world cannot be imported"):
         register(Environment(id="Mine-v0", module="no_world"), allow_code=True)
     register(Environment(id="CartPole-v1"), allow_code=False)
+    (tmp_path / "bad_world.py").write_text("1 / 0\n")
+    with pytest.raises(
+        EnvironmentFault, match=r"importing bad_world raised ZeroDivisionError: .* \(bad_world.py, line 1"
+    ):
+        register(Environment(id="Mine-v0", module="bad_world"), allow_code=True)
 
 
 class Digits:

@@ -122,6 +122,12 @@ def test_the_code_of_the_card_acts_in_the_environment_itself(walk: Path, options
             exec(code, names)
             observation, reward, over, _, info = env.step(int(names["action"]))
             total += reward
+        for number in range(3 if "action mask" in card else 0):
+            mask = [int(number == other) for other in range(3)]
+            shown = observation | {"action_mask": mask} if isinstance(observation, dict) else observation
+            names = {"env": env, "observation": shown, "state": shown, "info": {"action_mask": mask}}
+            exec(code, names)
+            assert names["action"] == number + 1  # the only one that is allowed
     assert total == measured["mean_return"]
 
 

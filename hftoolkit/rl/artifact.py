@@ -104,9 +104,13 @@ class NumberedStates:
     """
 
     def __init__(self, policy: Policy, num_states: int) -> None:
-        self.policy, self._vectors = policy, np.eye(num_states, dtype=np.float32)
+        self.policy, self._num_states = policy, num_states
 
     def act(self, observations: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Return the best action, (N,) int, for states, (N,) int from 0 or (N, S) one-hot, among those masks allow."""
         states = np.asarray(observations)
-        return self.policy.act(self._vectors[states] if states.ndim == 1 else states, masks)
+        if states.ndim > 1:
+            return self.policy.act(states, masks)
+        vectors = np.zeros((len(states), self._num_states), np.float32)
+        vectors[np.arange(len(states)), states] = 1
+        return self.policy.act(vectors, masks)

@@ -48,16 +48,16 @@ def evaluate_policy(
     Raises:
         HFToolkitError: not even one environment can be made, or one fails.
     """
-    slots = [_Slot(make())]
-    try:
-        with kept_global_generators(), suppress(EnvironmentFault):
-            while len(slots) < min(episodes, MAX_AT_ONCE):
-                slots.append(_Slot(make()))
-        with kept_global_generators():
+    with kept_global_generators():
+        slots = [_Slot(make())]
+        try:
+            with suppress(EnvironmentFault):
+                while len(slots) < min(episodes, MAX_AT_ONCE):
+                    slots.append(_Slot(make()))
             return _play(policy, slots, episodes, seed, look)
-    finally:
-        for slot in slots:
-            slot.env.close()
+        finally:
+            for slot in slots:
+                slot.env.close()
 
 
 def _play(policy: Policy, slots: list["_Slot"], episodes: int, seed: int, look: Callable[[], None]) -> Episodes:

@@ -3,6 +3,9 @@ neither on how many workers read the data, nor on where a run was interrupted.
 """
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -27,3 +30,20 @@ def plain_numpy_generator(seed: int) -> np.random.Generator:
 def seed_torch(*key: int | str) -> None:
     """Set torch's global generators, which dropout and weight initialisation draw from, to this key's state."""
     torch.manual_seed(derive_seed(*key))
+
+
+def seed_global_generators(seed: int) -> None:
+    """Set the global generators of NumPy and Python, from which environments of others may draw; we never do."""
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextmanager
+def kept_global_generators() -> Iterator[None]:
+    """Give the global generators of NumPy and Python back the states that they came with."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)

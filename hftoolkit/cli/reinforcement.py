@@ -23,7 +23,9 @@ def train(
     set_: Overrides = None,
     run_dir: RunDirectory = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Train so many agents, from train.seed on.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the unfinished run, exactly.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the unfinished run, exactly, or extend a finished one.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, act and learn once; leave nothing behind.")
     ] = False,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from hftoolkit.recipe.sections import Hub, Section, Sha256
 
@@ -23,6 +23,15 @@ class PixelObservations(Section):
     )
 
 
+class RewardShaping(Section):
+    """What is learned from instead of the rewards as they come; returns are always reported of those."""
+
+    scale: float = Field(1.0, gt=0, description="Rewards are multiplied by this; values of about 1 are learned best.")
+    clip: float | None = Field(
+        None, gt=0, description="Scaled rewards beyond plus or minus this are cut there. Default: none is."
+    )
+
+
 class Environment(Section):
     """A gymnasium environment with a finite set of actions."""
 
@@ -32,8 +41,9 @@ class Environment(Section):
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
         description="Python module that registers the id when imported. This runs its code, so it needs --allow-code.",
     )
-    options: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, description="Keyword arguments of the environment, for example is_slippery: false."
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Keyword arguments of the environment, for example is_slippery: false; lists and mappings too.",
     )
     max_episode_steps: int | None = Field(
         None, ge=1, description="Episodes are truncated after so many steps. Default: that of the id."
@@ -42,7 +52,10 @@ class Environment(Section):
     vectorization: Literal["sync", "async"] = Field(
         "sync", description="Copies in this process, or each in one of its own: for environments with slow steps."
     )
-    pixels: PixelObservations | None = Field(None, description="Learn from images. Default: the observation as it is.")
+    reward: RewardShaping | None = Field(None, description="Scale and clip rewards. Default: as they come.")
+    pixels: PixelObservations | None = Field(
+        None, description="Learn from images. Default: the observation as it is, as a vector."
+    )
 
 
 class HiddenLayers(Section):
@@ -191,8 +204,17 @@ class Interaction(Section):
 
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the first weights, episodes, exploration and replay.")
     steps: int = Field(50_000, ge=1, description="Environment steps, over all copies.")
+    start_from: str | None = Field(
+        None,
+        min_length=1,
+        description="A finished run, its model/ folder, or a Hub id[@revision]: begin with its weights or table, of "
+        "the same algorithm and network. Default: with random weights, or initial_value.",
+    )
     checkpoint_every: int = Field(
         100_000, ge=1, description="Environment steps between checkpoints; an interrupt saves one too."
+    )
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = Field(
+        (), description="Also log there. Weights & Biases stays offline unless WANDB_MODE says otherwise."
     )
     speedups: Literal["auto", "none"] = Field(
         "auto",
@@ -216,7 +238,7 @@ class ReinforcementRecipe(Section):
 
     commands: ClassVar[str] = "hftoolkit.rl.commands"
     usage: ClassVar[str] = "rl play {}"
-    extended_by: ClassVar[str | None] = None
+    extended_by: ClassVar[str | None] = "train.steps"
 
     environment: Environment = Field(description="Where the agent acts.")
     algorithm: Algorithm = Field(description="How it learns.")

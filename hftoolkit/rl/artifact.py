@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
@@ -30,6 +31,7 @@ def save_policy(folder: Path, agent: DqnAgent | TabularAgent, recipe: Reinforcem
         "algorithm": recipe.algorithm.model_dump(mode="json"),
         "environment": recipe.environment.model_dump(mode="json"),
         "num_actions": agent.environments.num_actions,
+        "num_states": agent.environments.num_states,
     }
     if isinstance(agent, DqnAgent):
         example = agent.environments.observations[0]
@@ -65,13 +67,50 @@ def load_policy(folder: Path) -> Policy:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         algorithm: Algorithm = TypeAdapter[Algorithm](Algorithm).validate_python(config["algorithm"], strict=False)
         tensors = load_file(folder / WEIGHTS)
+        policy: Policy
         if not isinstance(algorithm, Dqn):
-            return TablePolicy(tensors["table"].numpy())
-        seen = config["observation"]
-        example = torch.zeros(seen["shape"], dtype=getattr(torch, seen["dtype"])).numpy()
-        perceive = perception(algorithm.network, example)
-        network = build_network(algorithm, perceive(example[None])[0], config["num_actions"])
-        network.load_state_dict(tensors)
-        return QPolicy(network.eval(), perceive, torch.device("cpu"))
+            policy = TablePolicy(tensors["table"].numpy())
+        else:
+            seen = config["observation"]
+            example = torch.zeros(seen["shape"], dtype=getattr(torch, seen["dtype"])).numpy()
+            perceive = perception(algorithm.network, example)
+            network = build_network(algorithm, perceive(example[None])[0], config["num_actions"])
+            network.load_state_dict(tensors)
+            policy = QPolicy(network.eval(), perceive, torch.device("cpu"))
+        num_states = config.get("num_states")  # folders written before 0.4 lack it
+        return policy if num_states is None else NumberedStates(policy, num_states)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise DataError(f"the policy in {folder} cannot be read: {error}") from error
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return what ``save_policy`` wrote of a network or a table.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"the policy in {folder} cannot be read: {error}") from error
+
+
+class NumberedStates:
+    """A policy that takes the numbers of states as well as one-hot vectors.
+
+    Args:
+        policy: takes one-hot vectors, (N, S).
+        num_states: S.
+    """
+
+    def __init__(self, policy: Policy, num_states: int) -> None:
+        self.policy, self._num_states = policy, num_states
+
+    def act(self, observations: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
+        """Return the best action, (N,) int, for states, (N,) int from 0 or (N, S) one-hot, among those masks allow."""
+        states = np.asarray(observations)
+        if states.ndim > 1:
+            return self.policy.act(states, masks)
+        vectors = np.zeros((len(states), self._num_states), np.float32)
+        vectors[np.arange(len(states)), states] = 1
+        return self.policy.act(vectors, masks)

@@ -1,9 +1,8 @@
 """What each reinforcement-learning command does, from the recipe to the run directory."""
 
 import os
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,25 +12,28 @@ import numpy as np
 import torch
 
 from hftoolkit.contracts import Emit, Message, Table
+from hftoolkit.data.sources.resolve import resolve_model
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import check_push_access
 from hftoolkit.metrics.returns import return_intervals, return_metrics, seed_metrics
 from hftoolkit.recipe import Dqn, MlpNetwork, ReinforcementRecipe, is_reinforcement_recipe, load_reinforcement_recipe
-from hftoolkit.rl.artifact import check_saved, load_policy, save_policy
+from hftoolkit.rl.artifact import check_saved, load_policy, load_weights, save_policy
 from hftoolkit.rl.card import write_policy_card
 from hftoolkit.rl.dqn import DqnAgent
 from hftoolkit.rl.environments import Environments, check_environment, make_environment, register
 from hftoolkit.rl.evaluation import Episodes, Policy, RandomPolicy, evaluate_policy
 from hftoolkit.rl.tabular import TabularAgent
-from hftoolkit.rl.training import Training
+from hftoolkit.rl.training import LARGE_STATE_BYTES, Training
 from hftoolkit.rl.video import check_video, record_video, show
+from hftoolkit.runs.checkpoint import has_states, keep_newest
 from hftoolkit.runs.directory import RunDir, read_json, write_json
 from hftoolkit.runs.figures import write_learning_curve_png
 from hftoolkit.runs.lifecycle import run_lifecycle, truncate_log, with_recording
 from hftoolkit.runs.resume import open_run, write_manifest
 from hftoolkit.runs.tables import return_text
+from hftoolkit.train.tracking import tracked
 
 Agent = DqnAgent | TabularAgent
 
@@ -64,7 +66,7 @@ def train(
         raise RecipeError(
             "hub.repo holds one policy; leave out the section hub, and push the seed of your choice later"
         )
-    _prepare(recipe, allow_code=allow_code)
+    _prepare(recipe, allow_code=allow_code, emit=emit)
     run = open_run(recipe, name, run_dir, resume=resume)
     if resume:
         _refuse_another_count(run, seeds)
@@ -80,11 +82,13 @@ def dry_run(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bo
     if run_dir is not None:
         RunDir.check_free(run_dir)
     check_push_access(recipe.hub, create=False, emit=emit)
-    _prepare(recipe, allow_code=allow_code)
+    _prepare(recipe, allow_code=allow_code, emit=emit)
     with _agent(recipe) as agent:
+        _begin_from(recipe, agent)
         agent.advance()
         if isinstance(agent, DqnAgent):
             agent.learn(1)
+        agent.environments.close()  # some simulators allow one copy at a time
         return float(_play(recipe, agent, episodes=1, seed=recipe.evaluation.seed).returns[0])
 
 
@@ -127,35 +131,69 @@ def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     with run_lifecycle(run):
         write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
-        with _agent(recipe) as agent:
-            _learn_and_measure(recipe, agent, run, listen)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)  # the replay memory is large, and nothing goes on from here
+        with _agent(recipe) as agent, tracked(recipe.train.trackers, run, listen) as listen_and_track:
+            _learn_and_measure(recipe, agent, run, listen_and_track)
+    keep_newest(run.checkpoints, most_bytes=LARGE_STATE_BYTES)
     publish(recipe.hub, run, emit=listen)
 
 
 def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, listen: Emit) -> None:
+    def evaluate(look: Callable[[], None]) -> Episodes:
+        settings = recipe.evaluation
+        return _play(recipe, agent, episodes=settings.curve_episodes, seed=settings.seed + 1, look=look)
+
     training = Training(
         agent=agent,
         settings=recipe.train,
-        curve_points=recipe.evaluation.curve_points,
-        evaluate=partial(
-            _play, recipe, agent, episodes=recipe.evaluation.curve_episodes, seed=recipe.evaluation.seed + 1
-        ),
+        curve_points=recipe.evaluation.curve_points if _has_room(recipe, listen) else 0,
+        evaluate=evaluate,
         checkpoints=run.checkpoints,
         emit=listen,
     )
-    training.resume()
+    if not training.resume():
+        _begin_from(recipe, agent)
     truncate_log(run, agent.step)
     training.run()
+    agent.environments.close()  # some simulators allow one copy at a time
+    save_policy(run.model, agent, recipe)
+    check_saved(run.model, agent)
+    Manifest(without_paths(recipe)).write(run.model)
     played = _play(recipe, agent, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
     results = _results(recipe, agent, training, played)
     write_json(run.results, results)
-    save_policy(run.model, agent, recipe)
-    check_saved(run.model, agent)
-    Manifest(recipe).write(run.model)
     _draw_curves(recipe, run, {str(recipe.train.seed): results})
-    write_policy_card(run, recipe, results)
+    write_policy_card(run, without_paths(recipe), results, agent.environments.translation)
     listen(_results_table(results))
+
+
+def _has_room(recipe: ReinforcementRecipe, emit: Emit) -> bool:
+    """Return whether another copy of the environment can be made beside those that learn, to evaluate the policy in."""
+    if recipe.evaluation.curve_points == 0:
+        return True
+    try:
+        make_environment(recipe.environment).close()
+    except EnvironmentFault as error:
+        text = (
+            f"no more copies of {recipe.environment.id} can be made while the agent learns ({error}), so there is no "
+            "learning curve; the policy is evaluated at the end"
+        )
+        emit(Message(text, "warning"))
+        return False
+    return True
+
+
+def _begin_from(recipe: ReinforcementRecipe, agent: Agent) -> None:
+    """Give the agent the weights or the table of another run, if the recipe names one."""
+    source = recipe.train.start_from
+    if source is None:
+        return
+    run = RunDir(Path(source))
+    if run.recipe.is_file():
+        run.check_finished()
+        folder = run.model
+    else:
+        folder = run.root if run.root.is_dir() else resolve_model(source).path
+    agent.begin_with(load_weights(folder))
 
 
 def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emit) -> None:
@@ -166,7 +204,9 @@ def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emi
         found: dict[str, dict[str, Any]] = {}
         for number in range(recipe.train.seed, recipe.train.seed + seeds):
             one = run.seed(number)
-            if not one.is_done():
+            if not one.is_done() or load_reinforcement_recipe(one.recipe).train.steps < recipe.train.steps:
+                if one.is_done() and not has_states(one.checkpoints):
+                    raise DataError(f"{one.checkpoints} is gone, and with it what {one.root} could be extended from")
                 one.root.mkdir(parents=True, exist_ok=True)
                 listen(Message(f"seed {number}"))
                 _train_one(_with_seed(recipe, number), one, emit)
@@ -185,12 +225,13 @@ def _draw_curves(recipe: ReinforcementRecipe, run: RunDir, found: dict[str, dict
         write_learning_curve_png(curves, recipe.environment.id, run.learning_curve)
 
 
-def _prepare(recipe: ReinforcementRecipe, *, allow_code: bool) -> None:
+def _prepare(recipe: ReinforcementRecipe, *, allow_code: bool, emit: Emit = lambda _: None) -> None:
     """Make the environment known, and keep what draws it from looking for a display where there is none."""
     if not _has_display():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     register(recipe.environment, allow_code=allow_code)
-    check_environment(recipe.environment)
+    for sentence in check_environment(recipe.environment):
+        emit(Message(sentence, "warning"))
 
 
 @contextmanager
@@ -230,23 +271,37 @@ def _build(recipe: ReinforcementRecipe, environments: Environments, device: torc
             return TabularAgent(section, environments, seed=seed, total_steps=steps)
 
 
-def _play(recipe: ReinforcementRecipe, policy: Policy, *, episodes: int, seed: int) -> Episodes:
-    return evaluate_policy(policy, partial(make_environment, recipe.environment), episodes=episodes, seed=seed)
+def _play(
+    recipe: ReinforcementRecipe,
+    policy: Policy,
+    *,
+    episodes: int,
+    seed: int,
+    look: Callable[[], None] = lambda: None,
+) -> Episodes:
+    make = partial(make_environment, recipe.environment)
+    return evaluate_policy(policy, make, episodes=episodes, seed=seed, look=look)
 
 
 def _results(recipe: ReinforcementRecipe, agent: Agent, training: Training, played: Episodes) -> dict[str, Any]:
     random = RandomPolicy(agent.environments.num_actions, recipe.evaluation.seed)
     baseline = _play(recipe, random, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
+    trained: dict[str, Any] = {
+        "seconds": training.seconds,
+        "steps": agent.step,
+        "steps_per_second": agent.step / training.seconds,
+    }
+    if training.extended:
+        trained["extended_at_steps"] = training.extended
+    number, lowest, highest = agent.environments.returns
+    if number > 1 and lowest == highest:
+        trained["only_return"] = lowest
     return {
         "task": "reinforcement-learning",
         "environment": recipe.environment.id,
         "test": _measured(recipe, played),
         "baselines": {"random actions": _measured(recipe, baseline)},
-        "train": {
-            "seconds": training.seconds,
-            "steps": agent.step,
-            "steps_per_second": agent.step / training.seconds,
-        },
+        "train": trained,
         "curve": training.curve,
     }
 
@@ -284,7 +339,18 @@ def _results_table(results: dict[str, Any]) -> Table:
     seeds = {f"seed {name}": measured for name, measured in results.get("seeds", {}).items()}
     rows = {("all seeds" if seeds else "policy"): results["test"], **seeds, **results["baselines"]}
     what = "greedy episodes of the final policy" if not seeds else "seeds, each measured on its final policy"
-    return _table(f"{results['environment']}, {results['test']['examples']} {what}, 95 % intervals", rows)
+    title = f"{results['environment']}, {results['test']['examples']} {what}, 95 % intervals"
+    return _table(title + _nothing_seen(results), rows)
+
+
+def _nothing_seen(results: dict[str, Any]) -> str:
+    """Return what to say of a training in which no episode was better than any other; else nothing."""
+    if "only_return" not in results["train"]:
+        return ""
+    return (
+        f". Every episode of training returned {results['train']['only_return']:g}, of which nothing can be learned: "
+        "let it explore more (algorithm.epsilon_fraction; for dqn, repeat_exponent=1.5), or reward the way"
+    )
 
 
 def _table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
@@ -335,6 +401,11 @@ def _refuse_another_count(run: RunDir, seeds: int) -> None:
         raise RecipeError(f"{run.root} holds several seeds; say how many with --seeds")
     if run.checkpoints.is_dir() and seeds > 1:
         raise RecipeError(f"{run.root} is a run of one seed; leave out --seeds")
+
+
+def without_paths(recipe: ReinforcementRecipe) -> ReinforcementRecipe:
+    """Return the recipe as it is published: without a folder of the machine that trained it."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"start_from": None})})
 
 
 def _with_seed(recipe: ReinforcementRecipe, seed: int) -> ReinforcementRecipe:

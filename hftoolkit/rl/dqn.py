@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hftoolkit.errors import TrainingError
-from hftoolkit.recipe import Dqn, PixelObservations
+from hftoolkit.errors import RecipeError, TrainingError
+from hftoolkit.recipe import Dqn, MlpNetwork, PixelObservations
 from hftoolkit.rl.encoders import Perception, perception
 from hftoolkit.rl.environments import Environments, Step
 from hftoolkit.rl.exploration import EpsilonGreedy
@@ -28,6 +28,8 @@ from hftoolkit.rl.speedups import FastLearner
 from hftoolkit.seeding import numpy_generator, seed_torch
 
 DIVERGED = 10.0  # mean values this many times beyond what rewards allow are no values any more
+LARGE_OBSERVATION = 1e3  # the memory of a game console has bytes, of which an MLP learns still
+LARGE_REWARD = 1e3
 
 
 class QPolicy:
@@ -42,7 +44,7 @@ class QPolicy:
     def __init__(self, network: nn.Module, perceive: Perception, device: torch.device) -> None:
         self._network, self._perceive, self._device = network, perceive, device
 
-    def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    def act(self, observations: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Return the best action, (N,) int, for each observation, (N, ...), among those that masks, (N, A), allow."""
         return self.choose(self._perceive(observations), masks)
 
@@ -192,7 +194,7 @@ class DqnAgent:
         for _ in range(self._multiples_passed(self.section.target_update_every, before)):
             self._update_target()
 
-    def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    def act(self, observations: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Return the best actions, as ``QPolicy`` does."""
         return self.policy.act(observations, masks)
 
@@ -237,8 +239,8 @@ class DqnAgent:
         # Both, because the gradient of the Huber loss of an infinite error is finite.
         if not np.isfinite(norm) or not np.isfinite(loss):
             raise TrainingError(
-                f"step {self.step}: the loss or its gradient is not finite, and nothing was updated with it; "
-                "try a lower algorithm.learning_rate, or see whether a reward is no finite number"
+                f"step {self.step}: the loss or its gradient is not finite, and nothing was updated with it. "
+                + self._remedy()
             )
         self._learner.step(learning_rate_at(self.section, self.step, self.total_steps))
         self.updates += 1
@@ -282,9 +284,55 @@ class DqnAgent:
                 raise TrainingError(
                     f"step {self.step}: the values diverge; their mean is {value:.3g}, and with rewards up to "
                     f"{largest:.3g} and discount {self.section.discount} no state is worth more than "
-                    f"{most:.3g}. Try a lower algorithm.learning_rate or a higher algorithm.target_update_every"
+                    f"{most:.3g}. {self._remedy()}"
                 )
         return means
+
+    def advice(self) -> list[str]:
+        """Return what keeps a network from learning well: numbers much larger than one."""
+        found = []
+        if (seen := self._largest_observation()) > LARGE_OBSERVATION:
+            found.append(
+                f"observations reach {seen:.3g}, and a network learns best from numbers of about one; set "
+                "algorithm.normalize_observations=true"
+            )
+        if self._largest_reward > LARGE_REWARD:
+            found.append(
+                f"rewards reach {self._largest_reward:.3g}, and a network learns values of about one best; set "
+                f"environment.reward.scale={1 / self._largest_reward:.1g}"
+            )
+        return found
+
+    def _remedy(self) -> str:
+        """Return what to do about values that grow: first what the numbers say, then what often helps."""
+        rest = (
+            "Try a lower algorithm.learning_rate, a higher algorithm.target_update_every, or a smaller "
+            "environment.reward.scale"
+        )
+        return " ".join((*(f"{each[0].upper()}{each[1:]}." for each in self.advice()), rest))
+
+    def _largest_observation(self) -> float:
+        """Return how large the numbers are that a network without normalization sees now; 0 for images."""
+        takes_them_as_they_are = (
+            isinstance(self.section.network, MlpNetwork) and not self.section.normalize_observations
+        )
+        return float(np.abs(self._seen).max()) if takes_them_as_they_are else 0.0
+
+    def begin_with(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take the weights of a policy that was saved; both networks then are the one that it had.
+
+        Raises:
+            RecipeError: they are those of another network.
+        """
+        try:
+            self.online.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2] or [str(error)]
+            raise RecipeError(
+                f"train.start_from: those weights do not fit this network ({first[0].strip()}); write the algorithm of "
+                "the recipe that trained them"
+            ) from error
+        self.target.load_state_dict(self.online.state_dict())
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return all that decides what comes next, as arrays and plain values, for ``restore``."""

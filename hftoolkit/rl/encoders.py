@@ -27,19 +27,22 @@ KNOBS = {
 
 
 def nature_cnn(observation: np.ndarray) -> tuple[nn.Sequential, int]:
-    """Return layers from stacks (B, stack, H, W[, 3]) uint8 to features (B, F), and F.
+    """Return layers from stacks (B, stack, H, W[, C]) uint8 to features (B, F), and F.
 
     Args:
-        observation: one example, (stack, H, W[, 3]).
+        observation: one example, (stack, H, W[, C]).
 
     Raises:
         RecipeError: the frames are too small.
     """
     side = observation.shape[1]
     if side < LEAST_SIZE:
-        raise RecipeError(f"environment.pixels.size: {side} is too small for nature-cnn; the least is {LEAST_SIZE}")
+        raise RecipeError(
+            f"environment.pixels.size: {side} is too small for nature-cnn; the least is {LEAST_SIZE}. For a grid of "
+            "few cells leave environment.pixels out, and choose encoder: mlp"
+        )
     layers: list[nn.Module] = [StackAsChannels()]
-    inputs = observation.shape[0] * (3 if observation.ndim == 4 else 1)
+    inputs = observation.shape[0] * (observation.shape[3] if observation.ndim == 4 else 1)
     for outputs, kernel, stride in CONVOLUTIONS:
         layers += [nn.Conv2d(inputs, outputs, kernel, stride), nn.ReLU()]
         inputs, side = outputs, (side - kernel) // stride + 1
@@ -47,10 +50,10 @@ def nature_cnn(observation: np.ndarray) -> tuple[nn.Sequential, int]:
 
 
 class StackAsChannels(nn.Module):
-    """Turn stacks of frames, (B, stack, H, W[, 3]) uint8, into (B, channels, H, W) float32 from 0 to 1."""
+    """Turn stacks of frames, (B, stack, H, W[, C]) uint8, into (B, channels, H, W) float32 from 0 to 1."""
 
     def forward(self, stacks: torch.Tensor) -> torch.Tensor:
-        """Return stack channels, or 3 * stack in colour."""
+        """Return stack channels, or C * stack where frames have several."""
         channels = stacks.permute(0, 1, 4, 2, 3).flatten(1, 2) if stacks.ndim == 5 else stacks
         return channels.float() / 255
 
@@ -69,6 +72,11 @@ def timm_encoder(section: TimmEncoder, observation: np.ndarray) -> tuple[nn.Sequ
         DataError: the weights cannot be had or do not fit.
         EnvironmentFault: no network, no permission, disk full.
     """
+    if observation.shape[3:] not in ((), (3,)):
+        raise RecipeError(
+            f"algorithm.network.encoder: timm sees gray or coloured frames, and these have {observation.shape[3]} "
+            "channels; choose nature-cnn"
+        )
     weights = None if section.backbone is None else resolve_model(section.backbone, sha256=section.sha256)
     with _errors_name_knobs_of_this_recipe():
         classifier = load_image_classifier(

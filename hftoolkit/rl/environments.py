@@ -1,24 +1,48 @@
 """Environments as the agents see them: made from a recipe, stepped together, and reset by us alone."""
 
+import copy
 import importlib
 import multiprocessing
 import signal
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+from hftoolkit.errors import DataError, EnvironmentFault, HFToolkitError, RecipeError
 from hftoolkit.recipe import Environment, check_code_allowed
-from hftoolkit.rl.pixels import Env, pixel_frames
+from hftoolkit.rl.checked import MASK, Checked, ignored_masks, missing_mask, raised
+from hftoolkit.rl.pixels import Env, is_large_image, pixel_frames
 from hftoolkit.seeding import derive_seed
 
-_NUM_STATES = "hftoolkit.num_states"  # in an environment's metadata, which vector environments hand on
+_TRANSLATION = "hftoolkit.translation"  # in an environment's metadata, which vector environments hand on
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What a plain program does with an environment's own observations and actions to use a policy that was learned.
+
+    Attributes:
+        mask: Python that gives the action mask, from env, observation and info; None where all actions are allowed.
+        key: of a dict observation, under which the rest stands once the mask is taken out; None for no such dict.
+        num_states: S, where states are numbered (Discrete) and the policy sees one-hot vectors; None elsewhere.
+        first_state: the number of the first one.
+        flatten: what makes a vector of the observation: nothing has to; an array's flatten; gymnasium's for its space.
+        first_action: the number of the first action; those of the policy begin at 0.
+    """
+
+    mask: str | None = None
+    key: str | None = None
+    num_states: int | None = None
+    first_state: int = 0
+    flatten: Literal["no", "array", "space"] = "no"
+    first_action: int = 0
 
 
 def register(section: Environment, *, allow_code: bool) -> None:
@@ -37,6 +61,8 @@ def register(section: Environment, *, allow_code: bool) -> None:
         raise EnvironmentFault(
             f"environment.module: {section.module} cannot be imported ({error}); run where it lies, or install it"
         ) from error
+    except Exception as error:
+        raise raised(f"environment.module: importing {section.module}", error) from error
 
 
 def make_environment(section: Environment, render_mode: str | None = None) -> Env:
@@ -52,56 +78,128 @@ def make_environment(section: Environment, render_mode: str | None = None) -> En
     """
     if section.pixels is not None and section.pixels.origin == "render":
         render_mode = render_mode or "rgb_array"
+    env = _made(section, render_mode)
+    actions = _actions(env, section.id)
+    env = _checked(env, section.id)
+    translation = _translation(env, actions)
+    env = _with_actions_from_zero(env, actions)
+    env = pixel_frames(env, section.pixels) if section.pixels is not None else _as_vector(env, section.id)
+    env.metadata = {**env.metadata, _TRANSLATION: translation}
+    return env
+
+
+def _made(section: Environment, render_mode: str | None) -> Env:
     # An environment of one's own need not know how to draw.
     drawing = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        env = gymnasium.make(
+        return gymnasium.make(
             section.id,
             **drawing,
             max_episode_steps=section.max_episode_steps,
             disable_env_checker=True,  # it warns, and takes a sixth of the time of a step
-            **section.options,
+            **copy.deepcopy(section.options),  # environments may change lists and mappings that they are given
         )
     except gymnasium.error.DependencyNotInstalled as error:
         raise EnvironmentFault(f"environment.id: {section.id}: {error}") from error
     except gymnasium.error.Error as error:
         raise RecipeError(f"environment.id: {error}; an id of your own needs environment.module") from error
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
-        if not section.options:
-            raise
-        raise RecipeError(f"environment.options: {section.id} does not take them: {error}") from error
-    env = _with_actions_from_zero(env, section.id)
-    return pixel_frames(env, section.pixels) if section.pixels is not None else _as_vector(env, section.id)
+    except Exception as error:
+        if section.options and isinstance(error, TypeError | ValueError | KeyError | AssertionError):
+            raise RecipeError(f"environment.options: {section.id} does not take them: {error}") from error
+        raise raised(f"environment.id: making {section.id}", error) from error
 
 
-def check_environment(section: Environment) -> None:
-    """Make the environment once, and raise what ``make_environment`` raises.
+def check_environment(section: Environment) -> tuple[str, ...]:
+    """Make the environment once, begin two episodes with one seed, and return sentences to warn the user with.
 
     Raises:
         RecipeError: its episodes have no time limit, so that a policy which walks in circles would play for ever.
+        HFToolkitError: as ``make_environment``, or it does not keep gymnasium's promises.
     """
     env = make_environment(section)
-    env.close()
-    if env.spec is None or env.spec.max_episode_steps is None:
-        raise RecipeError(f"environment.max_episode_steps: {section.id} has no time limit of its own; give one")
+    try:
+        if env.spec is None or env.spec.max_episode_steps is None:
+            raise RecipeError(f"environment.max_episode_steps: {section.id} has no time limit of its own; give one")
+        first, second = _beginning(env), _beginning(env)
+    finally:
+        env.close()
+    found = [
+        f"environment.id: {section.id} gives info[{name!r}], and only info['action_mask'] is obeyed; rename it if it "
+        "says which actions are allowed"
+        for name in first[0]
+    ]
+    if not all(np.array_equal(one, other) for one, other in zip(first[1], second[1], strict=True)):
+        found.append(
+            f"environment.id: two episodes of {section.id} that began with one seed differ, so runs of it can neither "
+            "be repeated nor resumed exactly; draw from self.np_random, which super().reset(seed=seed) seeds"
+        )
+    return tuple(found)
 
 
-def _with_actions_from_zero(env: Env, name: str) -> Env:
-    space = env.action_space
+def _beginning(env: Env) -> tuple[list[str], list[Any]]:
+    """Return names in info that look like masks, and what the first step of an episode shows and brings."""
+    assert isinstance(env.action_space, spaces.Discrete)
+    observation, info = env.reset(seed=0)
+    action = int(np.argmax(info.get(MASK, [1])))
+    following, reward, *_ = env.step(action)
+    return ignored_masks(info, int(env.action_space.n)), [np.array(observation), np.array(following), reward]
+
+
+def _actions(env: Env, name: str) -> spaces.Discrete:
+    space = getattr(env, "action_space", None)
     if not isinstance(space, spaces.Discrete):
         raise RecipeError(f"environment.id: {name} has the actions {space}; a finite set of them (Discrete) is needed")
-    start = int(space.start)
+    if not isinstance(getattr(env, "observation_space", None), spaces.Space):
+        raise RecipeError(f"environment.id: {name} has no observation_space; give it one of gymnasium.spaces")
+    return space
+
+
+def _checked(env: Env, name: str) -> Env:
+    """Hold the environment to its promises, below the time limit, which would stumble over what is wrong."""
+    limit = next((each for each in _layers(env) if isinstance(each, gymnasium.wrappers.TimeLimit)), None)
+    if limit is None:
+        return Checked(env, name)
+    limit.env = Checked(limit.env, name)
+    return env
+
+
+def _translation(env: Env, actions: spaces.Discrete) -> Translation:
+    space = env.observation_space
+    is_array = isinstance(space, spaces.Box | spaces.MultiBinary)
+    is_numbered = isinstance(space, spaces.Discrete)
+    return Translation(
+        key=next(each.key for each in _layers(env) if isinstance(each, Checked)),
+        num_states=int(space.n) if isinstance(space, spaces.Discrete) else None,
+        first_state=int(space.start) if isinstance(space, spaces.Discrete) else 0,
+        flatten=("array" if len(space.shape or ()) > 1 else "no") if is_array or is_numbered else "space",
+        first_action=int(actions.start),
+    )
+
+
+def _with_actions_from_zero(env: Env, actions: spaces.Discrete) -> Env:
+    start = int(actions.start)
     if start == 0:
         return env
-    shifted = spaces.Discrete(int(space.n))
+    shifted = spaces.Discrete(int(actions.n))
     return gymnasium.wrappers.TransformAction(env, lambda action: action + start, shifted)
+
+
+def _layers(env: Env) -> Iterator[Env]:
+    """Return an environment and all that it wraps, the outermost first."""
+    yield env
+    while isinstance(env, gymnasium.Wrapper):
+        env = env.env
+        yield env
 
 
 def _as_vector(env: Env, name: str) -> Env:
     """Flatten whatever is not a vector yet; numbered states become one-hot vectors."""
     space = env.observation_space
-    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3:
-        raise RecipeError(f"environment.id: {name} shows images of shape {space.shape}; add environment.pixels")
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and is_large_image(space.shape):
+        raise RecipeError(
+            f"environment.id: {name} shows images of shape {space.shape}; add environment.pixels, and an encoder that "
+            "sees them (algorithm.network: {encoder: nature-cnn})"
+        )
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
         return env
     try:
@@ -110,8 +208,6 @@ def _as_vector(env: Env, name: str) -> Env:
         raise RecipeError(f"environment.id: {name} has observations without a fixed size: {space}") from error
     if not isinstance(flat.observation_space, spaces.Box):
         raise RecipeError(f"environment.id: {name} has observations without a fixed size: {space}")
-    if isinstance(space, spaces.Discrete):
-        flat.metadata = {**flat.metadata, _NUM_STATES: int(space.n)}
     return flat
 
 
@@ -120,12 +216,12 @@ class Step:
     """What one step of N environments gave.
 
     Attributes:
-        rewards: (N,) float32.
+        rewards: (N,) float32, scaled and clipped as the recipe says.
         terminated: (N,) bool: the episode reached its end, nothing follows.
         truncated: (N,) bool: it was cut off; what would have followed still has value.
         next_observations: (N, ...), of the last step of the episode also where the next one begins already.
         next_masks: (N, A) bool, the actions allowed there; None where all always are.
-        finished: (return, length in steps) of each episode that ended.
+        finished: (return of the rewards as they came, length in steps) of each episode that ended.
     """
 
     rewards: np.ndarray
@@ -155,26 +251,40 @@ class Environments:
         observations: (N, ...), what the agent sees now.
         masks: (N, A) bool, the actions allowed now; None where all always are.
         num_states: S, where states are numbered (Discrete) and so observations are one-hot vectors; None elsewhere.
+        translation: from the environment's own observations and actions to these.
+        returns: (number, lowest, highest) of the episodes that ended so far.
     """
 
     def __init__(self, section: Environment, *, seed: int) -> None:
         self._vector = _vectorized(section)
-        self._seed = seed
+        self._seed, self._shaping = seed, section.reward
         self._episodes = [_Episode() for _ in range(section.num_envs)]
         self.num_envs = section.num_envs
         assert isinstance(self._vector.single_action_space, spaces.Discrete)
         self.num_actions = int(self._vector.single_action_space.n)
         self.observation_space = self._vector.single_observation_space
-        self.num_states: int | None = self._vector.metadata.get(_NUM_STATES)
         self._dtype = observation_dtype(self.observation_space)
         self.masks: np.ndarray | None = None
-        observations, infos = self._vector.reset(seed=self._episode_seeds())
+        self.returns: tuple[int, float, float] = (0, np.inf, -np.inf)
+        with _quiet():
+            observations, infos = self._vector.reset(seed=self._episode_seeds())
         self.observations = self._own(observations)
         self.masks = self._masks(infos, np.ones(self.num_envs, dtype=bool))
+        vector: Any = self._vector  # the annotation of VectorEnv forgets call
+        translation: Translation = vector.metadata[_TRANSLATION]
+        self.translation = replace(translation, mask=vector.call("mask_source")[0])
+        self.num_states = translation.num_states
 
     def step(self, actions: np.ndarray) -> Step:
-        """Take one action in each environment, (N,) int, and begin anew where the episode ended."""
-        observations, rewards, terminated, truncated, infos = self._vector.step(actions)
+        """Take one action in each environment, (N,) int, and begin anew where the episode ended.
+
+        Raises:
+            HFToolkitError: an environment raised, or gave what cannot be learned from; all is as before the step.
+        """
+        before = self.observations, self.masks, self.returns, list(self._episodes)
+        totals = [episode.total_reward for episode in self._episodes]
+        with _quiet():
+            observations, rewards, terminated, truncated, infos = self._vector.step(actions)
         next_observations = self._own(observations)
         next_masks = self._masks(infos, np.ones(self.num_envs, dtype=bool))
         rewards, ended = rewards.astype(np.float32), terminated | truncated
@@ -184,11 +294,36 @@ class Environments:
         over = [self._episodes[index] for index in np.flatnonzero(ended)]
         finished = tuple((episode.total_reward, len(episode.actions)) for episode in over)
         self.observations, self.masks = next_observations, next_masks
+        for value, _ in finished:
+            number, lowest, highest = self.returns
+            self.returns = number + 1, min(lowest, value), max(highest, value)
         # Termination wins where the time limit falls on the last step: there is nothing left to bootstrap from.
-        result = Step(rewards, terminated.copy(), truncated & ~terminated, next_observations, next_masks, finished)
+        result = Step(
+            self._shaped(rewards),
+            terminated.copy(),
+            truncated & ~terminated,
+            next_observations,
+            next_masks,
+            finished,
+        )
         if ended.any():
-            self._begin(ended)
+            try:
+                self._begin(ended)
+            except HFToolkitError:
+                self.observations, self.masks, self.returns, self._episodes = before
+                for episode, total in zip(self._episodes, totals, strict=True):
+                    episode.actions.pop()
+                    episode.total_reward = total
+                raise
         return result
+
+    def _shaped(self, rewards: np.ndarray) -> np.ndarray:
+        """Return rewards, (N,) float32, scaled and clipped for learning."""
+        if self._shaping is None:
+            return rewards
+        scaled = rewards * np.float32(self._shaping.scale)
+        clip = self._shaping.clip
+        return scaled if clip is None else np.clip(scaled, -clip, clip).astype(np.float32)
 
     def state(self) -> dict[str, Any]:
         """Return what ``restore`` needs, as plain numbers."""
@@ -196,7 +331,8 @@ class Environments:
             "episodes": [
                 {"number": episode.number, "actions": episode.actions, "total_reward": episode.total_reward}
                 for episode in self._episodes
-            ]
+            ],
+            "returns": self.returns if self.returns[0] else None,  # JSON has no infinity
         }
 
     def restore(self, state: Mapping[str, Any], observations: np.ndarray) -> None:
@@ -210,6 +346,8 @@ class Environments:
             DataError: the same actions lead elsewhere, so this environment depends on more than its seed.
         """
         self._episodes = [_Episode(**episode) for episode in state["episodes"]]
+        number, lowest, highest = state.get("returns") or (0, np.inf, -np.inf)
+        self.returns = number, lowest, highest
         histories = [list(episode.actions) for episode in self._episodes]
         longest = max(map(len, histories))
         self._reset(np.ones(self.num_envs, dtype=bool))
@@ -221,7 +359,8 @@ class Environments:
             actions = np.zeros(self.num_envs, np.int64) if self.masks is None else self.masks.argmax(axis=1)
             for index in np.flatnonzero(begins <= time).tolist():
                 actions[index] = histories[index][time - longest]
-            stepped, _, terminated, truncated, infos = self._vector.step(actions)
+            with _quiet():
+                stepped, _, terminated, truncated, infos = self._vector.step(actions)
             self.observations = self._own(stepped)
             self.masks = self._masks(infos, np.ones(self.num_envs, dtype=bool))
             ended = terminated | truncated
@@ -244,7 +383,8 @@ class Environments:
         self._reset(ended)
 
     def _reset(self, which: np.ndarray) -> None:
-        observations, infos = self._vector.reset(seed=self._episode_seeds(), options={"reset_mask": which})
+        with _quiet():
+            observations, infos = self._vector.reset(seed=self._episode_seeds(), options={"reset_mask": which})
         self.observations = np.where(_broadcast(which, self.observations), self._own(observations), self.observations)
         self.masks = self._masks(infos, which)
 
@@ -274,15 +414,11 @@ def observation_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint8 if is_image else np.float32)
 
 
-def missing_mask() -> DataError:
-    """Return the error of an environment that masked actions before and does not any more."""
-    return DataError("the environment stopped giving info['action_mask']; give it at every reset and step")
-
-
 def _elsewhere() -> DataError:
     return DataError(
         "cannot resume: after the same actions from the same seed this environment is in another state, so it "
-        "depends on more than its seed; train again from the start"
+        "depends on more than its seed; train again from the start, and if it draws from numpy.random while it is "
+        "stepped, with environment.num_envs: 1 or vectorization: async"
     )
 
 
@@ -303,8 +439,26 @@ def _make_in_worker(section: Environment) -> Env:
 
 
 def _vectorized(section: Environment) -> VectorEnv[Any, Any, Any]:
-    if section.vectorization == "async":
-        in_workers = [partial(_make_in_worker, section)] * section.num_envs
-        return AsyncVectorEnv(in_workers, autoreset_mode=AutoresetMode.DISABLED)
-    makers = [partial(make_environment, section)] * section.num_envs
-    return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    try:
+        if section.vectorization == "async":
+            in_workers = [partial(_make_in_worker, section)] * section.num_envs
+            return AsyncVectorEnv(in_workers, autoreset_mode=AutoresetMode.DISABLED)
+        makers = [partial(make_environment, section)] * section.num_envs
+        return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    except EnvironmentFault as error:
+        if section.num_envs == 1:
+            raise
+        raise EnvironmentFault(
+            f"{error}; one copy could be made and {section.num_envs} not: set environment.num_envs=1 if it allows one"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep gymnasium from printing tracebacks of its workers: what went wrong is raised here, in one sentence."""
+    level = gymnasium.logger.min_level
+    gymnasium.logger.min_level = gymnasium.logger.ERROR + 1
+    try:
+        yield
+    finally:
+        gymnasium.logger.min_level = level

@@ -1,15 +1,18 @@
 """Greedy episodes with fixed seeds in environments of their own: the only returns that are ever reported."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from hftoolkit.rl.environments import missing_mask, observation_dtype
+from hftoolkit.errors import EnvironmentFault
+from hftoolkit.rl.checked import missing_mask
+from hftoolkit.rl.environments import observation_dtype
 from hftoolkit.rl.exploration import allowed_at_random
 from hftoolkit.rl.pixels import Env
-from hftoolkit.seeding import derive_seed, numpy_generator
+from hftoolkit.seeding import derive_seed, kept_global_generators, numpy_generator
 
 MAX_AT_ONCE = 50  # environments that are open together
 
@@ -17,7 +20,7 @@ MAX_AT_ONCE = 50  # environments that are open together
 class Policy(Protocol):
     """Chooses actions without exploring."""
 
-    def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    def act(self, observations: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Return the best action, (N,) int, for each observation, (N, ...), among those that masks, (N, A), allow."""
         ...
 
@@ -30,29 +33,40 @@ class Episodes:
     lengths: np.ndarray  # (E,) int, steps
 
 
-def evaluate_policy(policy: Policy, make: Callable[[], Env], *, episodes: int, seed: int) -> Episodes:
+def evaluate_policy(
+    policy: Policy, make: Callable[[], Env], *, episodes: int, seed: int, look: Callable[[], None] = lambda: None
+) -> Episodes:
     """Play episodes and return what they brought; equal seeds begin equal episodes.
 
     Args:
         policy: what is measured.
-        make: returns a new environment.
+        make: returns a new environment; where it fails, those made before play all episodes.
         episodes: how many.
         seed: episode i begins with a seed made of this and i.
+        look: called before each step.
+
+    Raises:
+        HFToolkitError: not even one environment can be made, or one fails.
     """
-    slots = [_Slot(make()) for _ in range(min(episodes, MAX_AT_ONCE))]
-    try:
-        return _play(policy, slots, episodes, seed)
-    finally:
-        for slot in slots:
-            slot.env.close()
+    with kept_global_generators():
+        slots = [_Slot(make())]
+        try:
+            with suppress(EnvironmentFault):
+                while len(slots) < min(episodes, MAX_AT_ONCE):
+                    slots.append(_Slot(make()))
+            return _play(policy, slots, episodes, seed, look)
+        finally:
+            for slot in slots:
+                slot.env.close()
 
 
-def _play(policy: Policy, slots: list["_Slot"], episodes: int, seed: int) -> Episodes:
+def _play(policy: Policy, slots: list["_Slot"], episodes: int, seed: int, look: Callable[[], None]) -> Episodes:
     """Play episodes in turn in whichever slot is free."""
     returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
     waiting = iter(range(episodes))
     playing = [slot for slot in slots if slot.begin(next(waiting, None), seed)]
     while playing:
+        look()
         masks = None if playing[0].mask is None else np.stack([_mask(slot) for slot in playing])
         actions = policy.act(np.stack([slot.observation for slot in playing]), masks)
         for slot, action in zip(playing, actions.tolist(), strict=True):
@@ -106,7 +120,7 @@ class RandomPolicy:
     def __init__(self, num_actions: int, seed: int) -> None:
         self._num_actions, self._generator = num_actions, numpy_generator(seed, "random policy")
 
-    def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    def act(self, observations: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Return random actions, (N,) int."""
         allowed = np.ones((len(observations), self._num_actions), bool) if masks is None else masks
         return allowed_at_random(allowed, self._generator)

@@ -54,12 +54,15 @@ class SumTree:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the priorities as arrays."""
-        return {"leaves": self._sums[self._leaves :], "largest": np.array(self._largest)}
+        leaves = self._sums[self._leaves :]
+        return {"leaves": np.trim_zeros(leaves, "b"), "largest": np.array(self._largest)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take back what ``state`` gave."""
         self._largest = float(arrays["largest"])
-        self._set(np.arange(self._leaves), arrays["leaves"])
+        if self._sums[1] > 0:
+            self._sums[:] = 0
+        self._set(np.arange(len(arrays["leaves"])), arrays["leaves"])
 
     def _set(self, indices: np.ndarray, priorities: np.ndarray) -> None:
         nodes = indices + self._leaves

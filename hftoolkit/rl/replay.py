@@ -5,12 +5,15 @@ Row ``t`` of the ring holds what N environments saw and did in one step. The obs
 kept aside.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hftoolkit.errors import RecipeError
 from hftoolkit.rl.environments import Step
 from hftoolkit.rl.priorities import SumTree
 
@@ -40,7 +43,38 @@ class Transitions:
     indices: np.ndarray
 
 
+BYTES_BESIDE_FRAMES = 8 + 4 + 1 + 1 + 8  # action, reward, two ends and age of a transition
 MAX_AT_ONCE = 1024  # transitions that are put together; of four frames of 84 x 84, 58 MB
+USABLE_MEMORY = 0.9  # of the machine's; the rest is for networks, environments and others
+
+
+def check_fits(transitions: int, bytes_each: int, memory: int) -> None:
+    """Refuse a replay memory that this machine has no room for.
+
+    Args:
+        transitions: how many it is to hold.
+        bytes_each: what one of them takes.
+        memory: of the machine, in bytes.
+
+    Raises:
+        RecipeError: it does not fit.
+    """
+    if transitions * bytes_each <= USABLE_MEMORY * memory:
+        return
+    most = int(USABLE_MEMORY * memory) // bytes_each
+    digits = 10 ** max(0, len(str(most)) - 2)
+    raise RecipeError(
+        f"algorithm.replay_size: {transitions:,} transitions of {bytes_each:,} bytes take "
+        f"{transitions * bytes_each / 2**30:,.1f} GiB, and this machine has {memory / 2**30:,.1f} GiB of memory; "
+        f"set algorithm.replay_size={most // digits * digits} or less"
+    )
+
+
+def machine_memory() -> int:
+    """Return how many bytes of memory there are: those of the machine, or of a container that has fewer."""
+    limits = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    texts = [path.read_text(encoding="ascii").strip() for path in limits if path.is_file()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *map(int, filter(str.isdigit, texts))])
 
 
 class ReplayBuffer:
@@ -55,6 +89,9 @@ class ReplayBuffer:
         n_steps: rewards summed before the value estimate takes over.
         discount: gamma.
         priority_exponent: alpha of prioritized replay; None draws uniformly.
+
+    Raises:
+        RecipeError: it would not fit into the memory of this machine.
     """
 
     def __init__(
@@ -74,6 +111,8 @@ class ReplayBuffer:
         self._margin = (stack or 1) - 1
         self._rows = max(1, capacity // num_envs) + 1 + self._margin
         shape = (self._rows, num_envs)
+        bytes_each = frame.nbytes + BYTES_BESIDE_FRAMES + (num_actions or 0) + (0 if priority_exponent is None else 32)
+        check_fits(self._rows * num_envs, bytes_each, machine_memory())
         self._frames = np.zeros((*shape, *frame.shape), frame.dtype)
         self._actions = np.zeros(shape, np.int64)
         self._rewards = np.zeros(shape, np.float32)
@@ -153,22 +192,24 @@ class ReplayBuffer:
         self._priorities.update(indices, errors)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything as arrays; ``restore`` of a replay of the same shape takes them back."""
+        """Return everything that was seen as arrays; ``restore`` of a replay of the same shape takes them back."""
         keys = np.array(sorted(self._final_frames), np.int64).reshape(-1, 2)
+        # Until the ring is full, it is filled from its first row to the one that is written next.
+        rows = self._rows if self._size == self._rows - 1 else self._head + 1
         arrays = {
-            "frames": self._frames,
-            "actions": self._actions,
-            "rewards": self._rewards,
-            "terminated": self._terminated,
-            "truncated": self._truncated,
-            "ages": self._ages,
+            "frames": self._frames[:rows],
+            "actions": self._actions[:rows],
+            "rewards": self._rewards[:rows],
+            "terminated": self._terminated[:rows],
+            "truncated": self._truncated[:rows],
+            "ages": self._ages[:rows],
             "final_keys": keys,
             "head_and_size": np.array((self._head, self._size)),
         }
         if len(keys):
             arrays["final_frames"] = np.stack([self._final_frames[row, env] for row, env in keys.tolist()])
         if self._masks is not None:
-            arrays["masks"] = self._masks
+            arrays["masks"] = self._masks[:rows]
             if len(keys):
                 arrays["final_masks"] = np.stack([self._final_masks[row, env] for row, env in keys.tolist()])
         if self._priorities is not None:
@@ -178,12 +219,12 @@ class ReplayBuffer:
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take back what ``state`` gave."""
         for name in ("frames", "actions", "rewards", "terminated", "truncated", "ages"):
-            getattr(self, f"_{name}")[:] = arrays[name]
+            getattr(self, f"_{name}")[: len(arrays[name])] = arrays[name]
         self._head, self._size = map(int, arrays["head_and_size"])
         keys = [(row, env) for row, env in arrays["final_keys"].tolist()]
         self._final_frames = {key: arrays["final_frames"][index] for index, key in enumerate(keys)}
         if self._masks is not None:
-            self._masks[:] = arrays["masks"]
+            self._masks[: len(arrays["masks"])] = arrays["masks"]
             self._final_masks = {key: arrays["final_masks"][index] for index, key in enumerate(keys)}
         if self._priorities is not None:
             self._priorities.restore({name: arrays[f"priorities.{name}"] for name in self._priorities.state()})

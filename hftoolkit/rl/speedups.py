@@ -115,10 +115,51 @@ def loss_and_slopes(errors: torch.Tensor, weights: torch.Tensor | None, *, huber
     return losses.mean().item(), slopes / len(errors)
 
 
+Layer = nn.Flatten | nn.Linear | nn.LayerNorm | nn.ReLU
+
+
 def is_mlp(network: QNetwork) -> bool:
-    """Return whether the encoder has only layers that ``MlpValues`` knows."""
-    layers = [layer for layer in network.encoder.modules() if not list(layer.children())]
-    return all(isinstance(layer, nn.Flatten | nn.Linear | nn.LayerNorm | nn.ReLU) for layer in layers)
+    """Return whether ``MlpValues`` computes what the network does: one layer after the other, all of kinds it knows.
+
+    The layers of a residual network, say, are of these kinds too, and put together in another way.
+    """
+    layers = plain_chain(network.encoder)
+    if type(network) is not QNetwork or layers is None or type(network.head) is not nn.Linear:
+        return False
+    steps = [layer for layer in [*layers, network.head] if not isinstance(layer, nn.Flatten)]
+    # Weights that come twice would keep the gradient of their last place only.
+    weights = [id(layer.weight) for layer in steps if not isinstance(layer, nn.ReLU)]
+    is_shared = len(set(weights)) < len(weights)
+    return isinstance(steps[0], nn.Linear) and not is_shared and all(map(_is_known, [*layers, network.head]))
+
+
+def plain_chain(module: nn.Module) -> list[Layer] | None:
+    """Return the layers that a module applies one after the other; None if it may do anything else."""
+    if type(module) in (nn.Flatten, nn.Linear, nn.LayerNorm, nn.ReLU):
+        assert isinstance(module, Layer)
+        return [module]
+    if type(module) is not nn.Sequential:
+        return None
+    layers: list[Layer] = []
+    for part in module:
+        found = plain_chain(part)
+        if found is None:
+            return None
+        layers += found
+    return layers
+
+
+def _is_known(layer: Layer) -> bool:
+    """Return whether a layer has all that its written-out derivative needs."""
+    match layer:
+        case nn.Flatten():
+            return (layer.start_dim, layer.end_dim) == (1, -1)
+        case nn.LayerNorm():
+            return layer.elementwise_affine and layer.bias is not None and len(layer.normalized_shape) == 1
+        case nn.Linear():
+            return layer.bias is not None
+        case _:
+            return True
 
 
 class AutogradValues:
@@ -149,13 +190,15 @@ class MlpValues:
     """Action values of linear layers, layer normalizations and ReLUs, with the chain rule written out.
 
     Args:
-        network: one that ``is_mlp``, whose weights have gradients.
+        network: one that ``is_mlp``, whose weights have gradients; any other is refused.
     """
 
     def __init__(self, network: QNetwork) -> None:
+        layers = plain_chain(network.encoder)
+        assert layers is not None and is_mlp(network), "the chain rule is written out for plain chains of layers alone"
         self._normalizer, self._dueling = network.normalizer, network.dueling
         self._layers: list[_Linear | _LayerNorm | _Relu] = []
-        for layer in [*network.encoder.modules(), network.head]:
+        for layer in [*layers, network.head]:
             match layer:
                 case nn.Linear():
                     self._layers.append(_Linear(layer, is_first=not self._layers))

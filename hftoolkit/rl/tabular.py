@@ -30,7 +30,7 @@ class TablePolicy:
     def __init__(self, table: np.ndarray) -> None:
         self._table = table
 
-    def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    def act(self, observations: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Return the best action, (N,) int, for each one-hot vector, (N, S), among those that masks, (N, A), allow."""
         actions: np.ndarray = _allowed(self._table[_states(observations)], masks).argmax(axis=1)
         return actions
@@ -88,7 +88,7 @@ class TabularAgent:
         for episode_return, length in outcome.finished:
             self._statistics.add(episode_return=episode_return, episode_length=length)
 
-    def act(self, observations: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    def act(self, observations: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Return the best actions, as ``TablePolicy`` does."""
         return self.policy.act(observations, masks)
 
@@ -103,6 +103,26 @@ class TabularAgent:
             "epsilon": epsilon_at(self.section, self.step, self.total_steps),
             "learning_rate": learning_rate_at(self.section, self.step, self.total_steps),
         }
+
+    def advice(self) -> list[str]:
+        """Return nothing: a table takes numbers of any size."""
+        return []
+
+    def begin_with(self, weights: Mapping[str, Any]) -> None:
+        """Take the table of a policy that was saved.
+
+        Raises:
+            RecipeError: it has other states or actions, or is no table.
+        """
+        table = weights.get("table")
+        if table is None or tuple(table.shape) != self.table.shape:
+            found, needed = ("no table" if t is None else " x ".join(map(str, t.shape)) for t in (table, self.table))
+            raise RecipeError(
+                f"train.start_from: {self.section.kind} needs a table of {needed} (states and actions), and there is "
+                f"{found}; name a run of this algorithm in this environment"
+            )
+        self.table[:] = np.asarray(table)
+        self._actions = self._explore(self.environments.observations, self.environments.masks)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return all that decides what comes next: arrays, and values that JSON can hold."""

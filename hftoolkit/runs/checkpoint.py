@@ -128,6 +128,13 @@ def has_states(parent: Path) -> bool:
     return bool(_newest_first(parent, STATE))
 
 
+def keep_newest(parent: Path, *, most_bytes: int) -> None:
+    """Remove all states of a run that is done but the newest, which it can be extended from; if larger, that too."""
+    prune(parent, 1)
+    if sum(path.stat().st_size for path in parent.rglob("*") if path.is_file()) > most_bytes:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
 def best_at(parent: Path, step: int) -> Path:
     """Return the best weights that were saved last at a step."""
     return next(path for path in _newest_first(parent, BEST) if _order(path)[0] == step)

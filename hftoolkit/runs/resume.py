@@ -40,7 +40,7 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
     changed = differences(before, recipe, ignored=FREE_TO_CHANGE)
     if run.is_done():
         if _is_longer(before, recipe):
-            if not has_states(run.checkpoints):
+            if not has_states(run.checkpoints) and not run.seeds.is_dir():
                 raise DataError(f"{run.checkpoints} is gone, and with it what {run.root} could be extended from")
             return run
         if not changed:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
-from hftoolkit.contracts import Emit, Evaluated, Event, StepDone
+from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Event, StepDone
 from hftoolkit.errors import EnvironmentFault
 from hftoolkit.runs.directory import RunDir
 
@@ -28,6 +28,8 @@ def tracked(names: Sequence[str], run: RunDir, emit: Emit) -> Iterator[Emit]:
                 values = {"loss": event.loss, "gradient_norm": event.gradient_norm, "lr": event.learning_rate}
             case Evaluated():
                 values = {f"validation/{name}": value for name, value in event.metrics.items()}
+            case AgentProgress():
+                values = event.metrics
             case _:
                 return
         for tracker in trackers:

@@ -1,5 +1,6 @@
 """The replay memory against lists of all that ever happened, and prioritized drawing against plain sums."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hftoolkit.errors import RecipeError
 from hftoolkit.rl.environments import Step
 from hftoolkit.rl.priorities import SMALLEST_ERROR, SumTree
-from hftoolkit.rl.replay import ReplayBuffer
+from hftoolkit.rl.replay import ReplayBuffer, check_fits, machine_memory
 
 NUM_ACTIONS = 3
 DISCOUNT = 0.9
@@ -287,15 +289,17 @@ def test_the_sum_tree_knows_the_sum_of_all_priorities(capacity: int) -> None:
         tree.add_row(new, gone)
         plain[new] = largest
         plain[gone] = 0
-        state = tree.state()
-        np.testing.assert_allclose(state["leaves"][:capacity], plain, rtol=1e-12)
-        assert tree._sums[1] == pytest.approx(plain.sum()) and not state["leaves"][capacity:].any()
+        leaves = np.zeros(capacity)
+        kept = tree.state()["leaves"]
+        leaves[: len(kept)] = kept
+        np.testing.assert_allclose(leaves, plain, rtol=1e-12)
+        assert tree._sums[1] == pytest.approx(plain.sum())
 
 
 def test_the_last_error_of_a_place_that_was_drawn_twice_counts_and_once_only() -> None:
     tree = SumTree(4, 1.0)
     tree.update(np.array([2, 2, 1]), np.array([5.0, 3.0, 1.0]))
-    np.testing.assert_allclose(tree.state()["leaves"], [0, 1, 3, 0], atol=1e-5)
+    np.testing.assert_allclose(tree.state()["leaves"], [0, 1, 3], atol=1e-5)
     assert tree._sums[1] == pytest.approx(4, abs=1e-5)
 
 
@@ -394,3 +398,47 @@ def test_the_memory_draws_in_proportion_to_errors_and_weighs_by_the_number_of_tr
     wanted = (12 * probabilities) ** -0.5
     assert drawn.weights is not None
     np.testing.assert_allclose(drawn.weights, wanted / wanted.max(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 7, 400])
+def test_a_state_holds_what_was_seen_and_not_the_empty_ring(steps: int, prioritized: bool) -> None:
+    exponent = 0.6 if prioritized else None
+
+    def replay() -> ReplayBuffer:
+        return ReplayBuffer(
+            300, 2, frame=np.zeros(3, np.float32), stack=None, num_actions=2, n_steps=3, discount=0.9,
+            priority_exponent=exponent,
+        )  # fmt: skip
+
+    whole, generator = replay(), np.random.default_rng(steps)
+    for number in range(steps):
+        ends = generator.random(2) < 0.1
+        mask, rewards = np.ones((2, 2), bool), generator.random(2).astype(np.float32)
+        seen, following = generator.random((2, 2, 3)).astype(np.float32)
+        whole.add(seen, mask, np.zeros(2, int), Step(rewards, ends & (number % 2 == 0), ends & (number % 2 == 1),
+                                                     following, mask, ()))  # fmt: skip
+    state = {name: array.copy() for name, array in whole.state().items()}
+    rows = min(steps, 150) + 1
+    assert len(state["frames"]) == len(state["masks"]) == rows
+    if prioritized:
+        assert len(state["priorities.leaves"]) <= 2 * rows
+    again = replay()
+    again.restore(state)
+    if steps:
+        one, other = (each.sample(50, np.random.default_rng(1)) for each in (whole, again))
+        for name in ("observations", "returns", "discounts", "next_observations", "indices"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+def test_a_memory_that_does_not_fit_is_refused_with_its_size_and_the_largest_that_does() -> None:
+    check_fits(900, 100, 100_000)
+    said = (
+        r"replay_size: 40,000,000 transitions of 7,079 bytes take 263\.7 GiB, and this machine has 23\.0 GiB of "
+        r"memory; set algorithm\.replay_size=3100000 or less"
+    )
+    with pytest.raises(RecipeError, match=said):
+        check_fits(40_000_000, 7079, 23 << 30)
+    assert 2**28 < machine_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with pytest.raises(RecipeError, match=r"algorithm\.replay_size"):
+        ReplayBuffer(10**9, 1, frame=np.zeros((84, 84), np.uint8), stack=4, num_actions=None, n_steps=1, discount=1)

@@ -77,7 +77,7 @@ def same_weights(a: Path, b: Path) -> bool:
 def test_a_finished_run_holds_its_policy_its_results_and_its_curve(run: Path):
     assert {path.name for path in run.iterdir()} == {
         *("recipe.yaml", "environment.json", "metrics.jsonl", "train.log", "status.json", "results.json"),
-        *("model", "report", ".lock"),
+        *("model", "report", "checkpoints", ".lock"),
     }
     assert {path.name for path in (run / "model").iterdir()} == {
         *("model.safetensors", "config.json", "hftoolkit.json", "README.md")

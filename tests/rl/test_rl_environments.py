@@ -1,6 +1,7 @@
 """Environments stepped together, brought back to where they were, and played in: against plain loops over gymnasium."""
 
 import json
+import random
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -369,9 +370,10 @@ def test_options_and_the_time_limit_reach_the_environment() -> None:
     assert len(counting(num_envs=2).step(np.zeros(2, int)).rewards) == 2
 
 
-def test_images_need_the_section_on_pixels() -> None:
-    gymnasium.register("Shaped-v0", partial(Shaped, observations=spaces.Box(0, 255, (20, 30, 3), np.uint8)))
-    with pytest.raises(RecipeError, match=r"Shaped-v0 shows images of shape \(20, 30, 3\); add environment\.pixels"):
+@pytest.mark.parametrize("shape", [(60, 80, 3), (84, 84), (4, 84, 84), (4, 84, 84, 3)])
+def test_images_need_the_section_on_pixels(shape: tuple[int, ...]) -> None:
+    gymnasium.register("Shaped-v0", partial(Shaped, observations=spaces.Box(0, 255, shape, np.uint8)))
+    with pytest.raises(RecipeError, match=r"Shaped-v0 shows images of shape .*; add environment\.pixels"):
         make_environment(Environment(id="Shaped-v0"))
 
 
@@ -392,6 +394,7 @@ def test_observations_without_a_fixed_size_are_refused(space: Any) -> None:
         (spaces.Box(-1, 1, (4,), np.float64), 4),
         (spaces.Box(0, 255, (6,), np.uint8), 6),  # for example the memory of a game console
         (spaces.Box(-1, 1, (2, 3), np.float32), 6),
+        (spaces.Box(0, 255, (7, 7, 3), np.uint8), 147),  # cells of a grid, as codes
         (spaces.MultiBinary(5), 5),
         (spaces.MultiDiscrete([2, 3]), 5),
         (spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(0, 1, (2,))}), 5),
@@ -447,6 +450,11 @@ def test_code_runs_only_if_it_was_allowed(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(EnvironmentFault, match=r"environment\.module: no_world cannot be imported"):
         register(Environment(id="Mine-v0", module="no_world"), allow_code=True)
     register(Environment(id="CartPole-v1"), allow_code=False)
+    (tmp_path / "bad_world.py").write_text("1 / 0\n")
+    with pytest.raises(
+        EnvironmentFault, match=r"importing bad_world raised ZeroDivisionError: .* \(bad_world.py, line 1"
+    ):
+        register(Environment(id="Mine-v0", module="bad_world"), allow_code=True)
 
 
 class Digits:
@@ -521,3 +529,30 @@ def test_random_actions_are_uniform_over_what_is_allowed_and_have_a_seed() -> No
     assert masks[np.arange(6000), masked].all()
     np.testing.assert_array_equal(free, RandomPolicy(3, 0).act(nothing, None))
     assert not np.array_equal(free, RandomPolicy(3, 1).act(nothing, None))
+
+
+def test_an_evaluation_plays_in_as_many_copies_as_can_be_made() -> None:
+    made: list[Counting] = []
+
+    def make() -> Counting:
+        if len(made) == 2:
+            raise EnvironmentFault("no more licences")
+        made.append(Counting())
+        return made[-1]
+
+    returns, _ = played_one_by_one(20, 4, masked=False)
+    np.testing.assert_array_equal(evaluate_policy(Digits(), make, episodes=20, seed=4).returns, returns)
+    with pytest.raises(EnvironmentFault, match="no more licences"):
+        evaluate_policy(Digits(), make, episodes=20, seed=4)
+
+
+def test_an_evaluation_leaves_the_global_generators_as_they_were() -> None:
+    def draws(*, evaluates: bool) -> list[float]:
+        environments = Environments(Environment(id="Counting-v0"), seed=0)
+        if evaluates:
+            make = partial(make_environment, Environment(id="Counting-v0"))
+            evaluate_policy(Digits(), make, episodes=3, seed=0)
+        environments.close()
+        return [float(np.random.random()), random.random()]
+
+    assert draws(evaluates=True) == draws(evaluates=False)

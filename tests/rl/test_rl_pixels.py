@@ -184,14 +184,48 @@ def test_frames_are_drawn_where_the_environment_gives_none() -> None:
 
 
 def test_numbers_are_no_images() -> None:
-    with pytest.raises(RecipeError, match=r"not uint8 images of shape .* write origin: render"):
+    with pytest.raises(RecipeError, match=r"no image of shape .* write origin: render"):
         make_environment(Environment(id="CartPole-v1", pixels=pixels()))
 
 
-@pytest.mark.parametrize("frame", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), np.zeros(8, np.uint8)])
-def test_only_gray_and_coloured_bytes_are_images(frame: np.ndarray) -> None:
-    with pytest.raises(RecipeError, match="not uint8 images"):
-        pixel_frames(Flipbook([frame]), pixels())
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (np.zeros(8, np.uint8), "no image of shape"),
+        (np.zeros((4, 8, 8, 3), np.uint8), "leave out frame stacks of your own"),
+        (np.zeros((8, 8), np.int8), "int8 from -1 to 1; give images as uint8"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_is(frame: np.ndarray, said: str) -> None:
+    book = Flipbook([frame.astype(np.uint8)])
+    if frame.dtype == np.int8:
+        book.observation_space = spaces.Box(-1, 1, frame.shape, np.int8)
+    with pytest.raises(RecipeError, match=said):
+        pixel_frames(book, pixels())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["uint8", "int64", "0 to 1"])
+def test_channels_may_come_first_and_numbers_in_other_types(channels: int, kind: str) -> None:
+    frames = random_frames(3, 12, 10, channels)
+    last, first = Flipbook(frames), Flipbook([np.moveaxis(frame, -1, 0) for frame in frames])
+    if kind != "uint8":
+        share = kind == "0 to 1"
+        shape = (channels, 12, 10)
+        first = Flipbook([np.float32(np.moveaxis(f, -1, 0) / 255) if share else np.moveaxis(f, -1, 0) for f in frames])
+        first.observation_space = spaces.Box(0, 1 if share else 255, shape, np.float32 if share else np.int64)
+    one, other = (pixel_frames(book, pixels(grayscale=False)) for book in (last, first))
+    assert one.observation_space == other.observation_space
+    np.testing.assert_array_equal(one.reset()[0], other.reset()[0])
+    np.testing.assert_array_equal(one.step(0)[0], other.step(0)[0])
+
+
+def test_frames_of_other_channels_keep_them_all() -> None:
+    frames = random_frames(2, SIZE, SIZE, 4)
+    env = pixel_frames(Flipbook(frames), pixels(stack=2))
+    observation = env.reset()[0]
+    np.testing.assert_array_equal(observation, [frames[0], frames[0]])
+    assert env.observation_space.shape == (2, SIZE, SIZE, 4)
 
 
 def test_an_agent_that_sees_drawn_frames_has_no_window() -> None:

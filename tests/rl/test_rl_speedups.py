@@ -257,3 +257,51 @@ def test_weights_in_one_vector_train_like_weights_apart() -> None:
         assert vector.grad.any()
     for own, other in zip(together.parameters(), apart.parameters(), strict=True):
         torch.testing.assert_close(own, other)
+
+
+class Residual(nn.Module):
+    """Its layers are of known kinds, and put together in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(SIZE, SIZE), nn.ReLU())
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + self.inner(values)
+
+
+class Doubled(QNetwork):
+    """A network with a forward of its own."""
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(observations)
+
+
+SHARED = nn.Linear(SIZE, SIZE)
+NO_CHAINS: dict[str, nn.Module] = {
+    "residual": Residual(),
+    "residual inside": nn.Sequential(nn.Linear(SIZE, SIZE), nn.ReLU(), Residual()),
+    "weights twice": nn.Sequential(SHARED, nn.ReLU(), SHARED),
+    "no bias": nn.Sequential(nn.Linear(SIZE, SIZE, bias=False), nn.ReLU()),
+    "no weights in the norm": nn.Sequential(nn.Linear(SIZE, SIZE), nn.LayerNorm(SIZE, elementwise_affine=False)),
+    "begins with a relu": nn.Sequential(nn.ReLU(), nn.Linear(SIZE, SIZE)),
+    "another layer": nn.Sequential(nn.Linear(SIZE, SIZE), nn.Tanh()),
+    "flattens less": nn.Sequential(nn.Flatten(start_dim=-1), nn.Linear(SIZE, SIZE)),
+}
+
+
+@pytest.mark.parametrize("encoder", NO_CHAINS.values(), ids=NO_CHAINS)
+def test_a_network_that_is_no_plain_chain_is_refused_and_left_to_autograd(encoder: nn.Module) -> None:
+    network = QNetwork(copy.deepcopy(encoder), SIZE, ACTIONS, dueling=False, normalizer=nn.Identity())
+    learner = FastLearner(network, section())
+    assert not is_mlp(network) and isinstance(learner._values, AutogradValues)
+    observations = torch.randn(4, SIZE)
+    torch.testing.assert_close(learner._values(observations), network(observations).detach())
+    with pytest.raises(AssertionError, match="plain chains"):
+        MlpValues(network)
+
+
+def test_a_network_with_a_forward_of_its_own_is_no_plain_chain() -> None:
+    encoder = nn.Sequential(nn.Linear(SIZE, SIZE), nn.ReLU())
+    assert is_mlp(QNetwork(encoder, SIZE, ACTIONS, dueling=False, normalizer=nn.Identity()))
+    assert not is_mlp(Doubled(encoder, SIZE, ACTIONS, dueling=False, normalizer=nn.Identity()))

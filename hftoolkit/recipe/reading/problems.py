@@ -202,6 +202,8 @@ def expected(node: Node) -> str:
         return f"a section with the keys {', '.join(node['properties'])}"
     if "enum" in node or "const" in node:
         return f"one of {', '.join(node.get('enum') or [node['const']])}"
+    if "type" not in node:
+        return "any value"
     if node["type"] == "array":
         some = "a list of at least one entry" if node.get("minItems") else "a list"
         return f"{some} (each: {expected(node['items'])})"

@@ -6,7 +6,7 @@ Public are ``load`` and ``finetune``, and the exceptions in ``hftoolkit.errors``
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from hftoolkit.cli.api import Run
@@ -32,7 +32,7 @@ def finetune(
     changes: Mapping[str, Any] | None = None,
     *,
     run_dir: str | Path | None = None,
-    resume: bool = False,
+    resume: "bool | Literal['auto']" = False,
     allow_code: bool = False,
 ) -> "Run":
     """Do what ``hftoolkit finetune RECIPE --set KEY=VALUE`` does, with the same messages; return the finished run.
@@ -41,7 +41,8 @@ def finetune(
         recipe: a recipe file.
         changes: ``{"train.epochs": 2}``.
         run_dir: exactly where the run goes, or is. Default: runs/RECIPE, then runs/RECIPE-2, ...
-        resume: resume the unfinished run of that recipe, or in that directory.
+        resume: resume the unfinished run of that recipe, or in that directory; ``"auto"``: start it if there is none,
+            and return it if it is done.
         allow_code: run Python code that the recipe names (``evaluation.extra_metrics``).
 
     Raises:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from hftoolkit.cli import models, recipes, reinforcement
-from hftoolkit.cli.options import is_rank_zero
+from hftoolkit.cli.options import Resumable, is_rank_zero
 from hftoolkit.errors import HFToolkitError, Interrupted
 
 
@@ -34,13 +34,16 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(reinforcement.app, name="rl")
-for command in (models.finetune, models.evaluate, models.predict, models.recommend, models.push):
+app.command(cls=Resumable)(models.finetune)
+for command in (models.evaluate, models.predict, models.recommend, models.push):
     app.command()(command)
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Run the command line and exit: expected errors are one message on stderr, bugs keep their traceback."""
+    # Processes that libraries start import nothing from the current folder, where a queue.py may be anybody's.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app()
     except HFToolkitError as error:

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from hftoolkit.contracts import HeadSpec
 from hftoolkit.errors import DataError, RecipeError
+from hftoolkit.models.folders import blames_files, check_config, reason_of
 from hftoolkit.seeding import seed_torch
 
 # A backbone with more fresh weights than this was not really loaded: its names do not fit the architecture.
@@ -311,11 +312,13 @@ def _check_mostly_pretrained(model: nn.Module, fresh: set[str], path: Path) -> N
 @contextmanager
 def readable_errors(path: Path, kind: str) -> Iterator[None]:
     """Turn what transformers raises for a bad folder into a DataError; ``kind`` is ``text`` or ``image``."""
+    check_config(path)
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"cannot load a transformers {kind} model from {path.name}: {reason}") from error
+    except Exception as error:
+        if not blames_files(error):
+            raise
+        raise DataError(f"cannot load a transformers {kind} model from {path.name}: {reason_of(error)}") from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hftoolkit.contracts import Emit, Message, Table
+from hftoolkit.data.sources.sealing import seal
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.push import publish
@@ -30,7 +31,7 @@ from hftoolkit.rl.video import check_video, record_video, show
 from hftoolkit.runs.directory import RunDir, read_json, write_json
 from hftoolkit.runs.figures import write_learning_curve_png
 from hftoolkit.runs.lifecycle import run_lifecycle, truncate_log, with_recording
-from hftoolkit.runs.resume import open_run, write_manifest
+from hftoolkit.runs.resume import Resume, check_model, open_run, write_manifest
 from hftoolkit.runs.tables import return_text
 
 Agent = DqnAgent | TabularAgent
@@ -42,7 +43,7 @@ def train(
     name: str,
     run_dir: Path | None,
     seeds: int,
-    resume: bool,
+    resume: Resume,
     allow_code: bool,
     emit: Emit,
 ) -> Path:
@@ -53,7 +54,8 @@ def train(
         name: run name, used when ``run_dir`` is None.
         run_dir: exactly where the run goes, or is.
         seeds: how many agents; more than one are runs of their own in ``seeds/``.
-        resume: go on with the run of that name or directory that is not done.
+        resume: go on with the run of that name or directory that is not done; ``auto``: start it if there is none, and
+            do nothing if it is done.
         allow_code: import the module that the recipe names.
         emit: gets everything a user or a log wants to see.
 
@@ -65,9 +67,13 @@ def train(
             "hub.repo holds one policy; leave out the section hub, and push the seed of your choice later"
         )
     _prepare(recipe, allow_code=allow_code)
-    run = open_run(recipe, name, run_dir, resume=resume)
+    run = open_run(recipe, name, run_dir, resume=resume, emit=emit)
     if resume:
         _refuse_another_count(run, seeds)
+    if run.is_done():
+        emit(Message(f"the run {run.root} is done; there is nothing to do"))
+        publish(recipe.hub, run, emit=emit)
+        return run.root
     if seeds == 1:
         _train_one(recipe, run, emit)
     else:
@@ -90,7 +96,7 @@ def dry_run(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bo
 
 def evaluate(folder: Path, *, episodes: int | None, seed: int | None, allow_code: bool, emit: Emit) -> dict[str, Any]:
     """Measure the saved policy of a run again; default: the episodes that the run ended with."""
-    recipe, policy = _saved(folder, allow_code)
+    recipe, policy = _saved(folder, allow_code, emit)
     settings = recipe.evaluation
     played = _play(recipe, policy, episodes=episodes or settings.episodes, seed=settings.seed if seed is None else seed)
     measured = _measured(recipe, played)
@@ -105,7 +111,7 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
         RecipeError: the video exists, or its format is unknown.
         EnvironmentFault: there is no display for a window.
     """
-    recipe, policy = _saved(folder, allow_code)
+    recipe, policy = _saved(folder, allow_code, emit)
     make = partial(make_environment, recipe.environment)
     if video is not None:
         check_video(video)
@@ -153,6 +159,7 @@ def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, l
     save_policy(run.model, agent, recipe)
     check_saved(run.model, agent)
     Manifest(recipe).write(run.model)
+    seal(run.model)
     _draw_curves(recipe, run, {str(recipe.train.seed): results})
     write_policy_card(run, recipe, results)
     listen(_results_table(results))
@@ -311,7 +318,7 @@ def load_run(folder: Path, emit: Emit = lambda _: None) -> Policy:
         DataError: the run did not finish, or its policy cannot be read.
     """
     run = RunDir.open(folder)
-    run.check_finished()
+    check_model(run, emit)
     return load_policy(run.model)
 
 
@@ -320,12 +327,12 @@ def load_model(folder: Path, manifest: Manifest, emit: Emit) -> Policy:
     return load_policy(folder)
 
 
-def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]:
+def _saved(folder: Path, allow_code: bool, emit: Emit) -> tuple[ReinforcementRecipe, Policy]:
     run = RunDir.open(folder)
     if not is_reinforcement_recipe(run.recipe):
         raise DataError(f"{folder} is no reinforcement-learning run; type: hftoolkit evaluate {folder}")
     recipe = load_reinforcement_recipe(run.recipe)
-    run.check_finished()
+    check_model(run, emit)
     _prepare(recipe, allow_code=allow_code)
     return recipe, load_policy(run.model)
 

@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Run the command line and exit: expected errors are one message on stderr, bugs keep their traceback."""
-    # Processes that libraries start import nothing from the current folder, where a queue.py may be anybody's.
-    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app()
     except HFToolkitError as error:

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from hftoolkit.errors import DataError
 
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
-# What libraries raise where a file holds other values than they count on. While such a folder is read, that is what bugs
-# of ours look like, too; --verbose shows the traceback of each.
+# What libraries raise where a file holds other values than they count on. While a folder is read, bugs of ours look
+# like that, too; --verbose shows the traceback of each.
 UNREADABLE = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError),
     *(RuntimeError, TypeError, ValueError, SafetensorError, pickle.PickleError),

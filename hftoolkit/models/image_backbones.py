@@ -7,7 +7,7 @@ path. What was saved loads in transformers, in its pipelines and, where it came 
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,8 @@ def load_image_classifier(
     else:
         knobs = {"drop_rate": dropout, "drop_path_rate": drop_path}
         active = {name: value for name, value in knobs.items() if value > 0}
-        backbone = _load_timm(path, config, head, architecture, image_size, active, seed)
+        with nullcontext() if path is None else readable_errors(path, "image"):
+            backbone = _load_timm(path, config, head, architecture, image_size, active, seed)
     size = backbone.preprocessing
     with _size_errors(image_size), torch.inference_mode():
         if image_size is not None:

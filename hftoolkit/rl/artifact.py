@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hftoolkit.errors import ArtifactError, DataError
+from hftoolkit.models.folders import UNREADABLE
 from hftoolkit.recipe import Algorithm, Dqn, ReinforcementRecipe
 from hftoolkit.rl.dqn import DqnAgent, QPolicy
 from hftoolkit.rl.encoders import perception
@@ -73,5 +73,5 @@ def load_policy(folder: Path) -> Policy:
         network = build_network(algorithm, perceive(example[None])[0], config["num_actions"])
         network.load_state_dict(tensors)
         return QPolicy(network.eval(), perceive, torch.device("cpu"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise DataError(f"the policy in {folder} cannot be read: {error}") from error

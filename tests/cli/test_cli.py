@@ -24,6 +24,7 @@ from doubles.paths import ROOT
 from doubles.reviews import CLASSES, RECIPE, review_rows
 from hftoolkit import __version__, cli
 from hftoolkit.cli import render
+from hftoolkit.cli.options import ResumeChoice, spell_out_resume
 from hftoolkit.cli.render import render_events
 from hftoolkit.commands import finetune as run
 from hftoolkit.contracts import Event, InferenceProgress, Message, Table
@@ -485,3 +486,28 @@ def test_recipes_come_with_the_wheel(tmp_path: Path):
     where, *listed = ended.stdout.splitlines()
     assert where == str(tmp_path / "site" / "hftoolkit" / "__init__.py")
     assert {f"{line.split()[0]}.yaml" for line in listed} == names
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("finetune --resume t.yaml", "finetune --resume=yes t.yaml"),
+        ("finetune t.yaml --resume", "finetune t.yaml --resume=yes"),
+        ("finetune t.yaml --resume auto --set a=b", "finetune t.yaml --resume=auto --set a=b"),
+        ("finetune --resume auto t.yaml", "finetune --resume=auto t.yaml"),
+        ("finetune t.yaml --resume=auto", "finetune t.yaml --resume=auto"),
+        ("finetune --resume --run-dir auto t.yaml", "finetune --resume=yes --run-dir auto t.yaml"),
+        ("finetune -- --resume auto", "finetune -- --resume auto"),
+    ],
+)
+def test_resume_stands_alone_or_before_auto(typed: str, read: str):
+    assert spell_out_resume(typed.split()) == read.split()
+
+
+def test_the_commands_get_what_resume_says():
+    values = [ResumeChoice.value_of(each) for each in (None, ResumeChoice.YES, ResumeChoice.AUTO)]
+    assert values == [False, True, "auto"]
+    for command in (["finetune"], ["rl", "train"]):
+        refused(hft(*command, "nowhere.yaml", "--resume", "auto"), 2, "nowhere.yaml")
+        ended = hft(*command, "nowhere.yaml", "--resume=never")
+        assert ended.code == 2 and "--resume" in ended.err and "auto" in ended.err

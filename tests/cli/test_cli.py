@@ -51,7 +51,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_a_finished_run_holds_what_the_design_lists(tiny_run: Path):
     files = {"recipe.yaml", "environment.json", "data.json", "labels.json", "metrics.jsonl", "train.log"}
-    files |= {"status.json", "results.json", "backbone.json", ".lock"}
+    files |= {"status.json", "results.json", "backbone.json", "model.sha256", ".lock"}
     folders = {"checkpoints", "model", "report", "predictions"}
     assert {path.name for path in tiny_run.iterdir()} == files | folders
     assert all((tiny_run / name).is_dir() for name in folders)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -119,7 +120,7 @@ def _run_of(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir | None:
         run = RunDir(exact)
         return run if run.recipe.is_file() and not run.is_failed_start() else None
     found = [run for run in RunDir.named(name) if _same_recipe(recipe, run.recipe)]
-    found = found or [run for run in RunDir.named(name) if run.is_done() and _same_recipe(recipe, run.recipe, True)]
+    found = found or [run for run in RunDir.named(name) if _same_recipe(recipe, run.recipe, True) and run.is_done()]
     return max(found, key=RunDir.urgency, default=None)
 
 
@@ -133,9 +134,10 @@ def _same_recipe(recipe: AnyRecipe, written: Path, or_longer: bool = False) -> b
 
 def _tell_of_unfinished(recipe: AnyRecipe, name: str, new: RunDir, emit: Emit) -> None:
     """Say that there is a run of the same recipe that could be resumed, since it may be what was meant."""
-    others = [run for run in RunDir.named(name) if run != new and not run.is_done() and not run.is_at_work()]
-    for run in sorted(others, key=RunDir.urgency)[-1:]:
-        if _same_recipe(recipe, run.recipe):
+    others = [run for run in RunDir.named(name) if run != new and _same_recipe(recipe, run.recipe)]
+    with suppress(DataError):  # of a damaged status.json, which is not what this command is about
+        others = [run for run in others if not run.is_done() and not run.is_at_work()]
+        for run in sorted(others, key=RunDir.urgency)[-1:]:
             text = (
                 f"{run.root} is an unfinished run of this recipe and stays as it is; {new.root} is another one, from "
                 f"the first step. To go on with {run.root} instead, stop this and add --resume --run-dir {run.root}"

@@ -266,6 +266,24 @@ def test_the_status_has_its_time_in_utc_and_replaces_the_last_one(run):
 # What ends a run
 
 
+def test_a_run_is_called_done_when_its_model_and_results_are_on_the_disk(run, monkeypatch):
+    synced = {}
+
+    def note(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(run.root).as_posix()
+        synced[path] = read_json(run.status)["state"]
+
+    monkeypatch.setattr(os, "fsync", note)
+    with run_lifecycle(run):
+        (run.model / "adapter").mkdir(parents=True)
+        files = [run.model / "model.safetensors", run.model / "adapter" / "adapter_config.json", run.results]
+        for path in (*files, run.recipe, run.model_hashes):
+            path.write_text("{}")
+    before = {"model/model.safetensors", "model/adapter/adapter_config.json", "model/adapter", "model", "results.json"}
+    assert {path for path, state in synced.items() if state == "running"} == before | {"recipe.yaml", "model.sha256"}
+    assert {path for path, state in synced.items() if state == "done"} == {"status.json", "."}
+
+
 def test_a_run_is_running_and_then_done(run):
     with run_lifecycle(run):
         assert read_json(run.status)["state"] == "running"

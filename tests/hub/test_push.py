@@ -237,6 +237,12 @@ def test_a_pushed_model_is_a_backbone_again_and_the_recipe_pushes_what_comes_out
     assert "base_model: ada/reviews" in (run / "model" / "README.md").read_text()
     assert f"{client.hub.endpoint}/lab/again" in (run / "train.log").read_text()
 
+    begun = {"ada/table": data.commits[-1], "ada/reviews": client.hub.repositories["ada/reviews"].commits[-1]}
+    assert json.loads((run / "revisions.json").read_text()) == begun
+    data.add({"train.csv": small(b"text,label\nanother,bad\n")}, "other rows")
+    ended = client.run("evaluate", run)  # on the rows that the run began with
+    assert ended.code == 0, ended
+
 
 # --- hub: in a recipe -----------------------------------------------------------------------------------------------
 

@@ -4,15 +4,26 @@ Public are ``load`` and ``finetune``, and the exceptions in ``hftoolkit.errors``
 """
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from hftoolkit.cli.api import Run
 
-__version__ = version("hftoolkit")
+__version__: str
 __all__ = ["__version__", "finetune", "load"]
+
+
+def __getattr__(name: str) -> str:
+    """Return ``__version__``, looked up when it is asked for.
+
+    The modules that takes would, with ``python -m hftoolkit``, be looked for in the current folder first.
+    """
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version("hftoolkit")
 
 
 def load(source: str | Path) -> Any:

@@ -511,3 +511,13 @@ def test_the_commands_get_what_resume_says():
         refused(hft(*command, "nowhere.yaml", "--resume", "auto"), 2, "nowhere.yaml")
         ended = hft(*command, "nowhere.yaml", "--resume=never")
         assert ended.code == 2 and "--resume" in ended.err and "auto" in ended.err
+
+
+def test_modules_in_the_current_folder_are_none_of_ours(tmp_path: Path):
+    for name in ("csv", "pip", "queue", "rich", "socket", "ssl", "tempfile", "typer", "yaml"):
+        (tmp_path / f"{name}.py").write_text(f"open('ran', 'a').write('{name} ')")
+    for command in (["--version"], ["recipes", "list"]):
+        called = [sys.executable, "-m", "hftoolkit", *command]
+        ended = subprocess.run(called, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+    assert not (tmp_path / "ran").exists()

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hftoolkit.contracts import HeadSpec
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import load_text_model, readable_errors
 from hftoolkit.models.folders import blames_files, check_config, reason_of
+from hftoolkit.models.image_backbones import load_image_classifier
 
 
 @pytest.fixture
@@ -103,3 +105,28 @@ def test_what_users_are_told_passes_and_the_rest_has_a_reason(tmp_path: Path):
     assert blames_files(Exception("tokenizers says so")) and not blames_files(DataError("ours"))
     assert reason_of(ValueError("Validation error:\n  size is text\n")) == "Validation error: size is text"
     assert reason_of(ValueError("")) == "ValueError" and len(reason_of(ValueError("x" * 999))) == 300
+
+
+IMAGE_FAULTS: dict[str, dict[str, Any]] = {
+    "arguments are a list": {"model_args": ["x"]},
+    "arguments are unknown": {"model_args": {"evil": 1}},
+    "architecture is a number": {"architecture": 5},
+    "architecture of the Hub": {"architecture": "hf-hub:evil/model"},
+    "classes are words": {"num_classes": "many"},
+    "classes are negative": {"num_classes": -3},
+    "names are a number": {"label_names": 5},
+    "settings are text": {"pretrained_cfg": "x"},
+    "size is text": {"pretrained_cfg": {"input_size": "large", "mean": None}},
+}
+
+
+@pytest.mark.parametrize("fault", IMAGE_FAULTS)
+def test_a_damaged_or_hostile_image_folder_is_a_data_error(tmp_path: Path, fault: str):
+    folder, config = tmp_path / "timm", {"architecture": "test_resnet", "num_classes": 2}
+    folder.mkdir()
+    save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config | IMAGE_FAULTS[fault]))
+    settings: dict[str, Any] = {"architecture": None, "image_size": None, "dropout": 0.0, "drop_path": 0.0, "seed": 0}
+    with pytest.raises(DataError) as caught:
+        load_image_classifier(folder, HeadSpec(("bad", "good")), **settings)
+    assert "\n" not in str(caught.value)

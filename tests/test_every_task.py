@@ -377,7 +377,8 @@ def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(tiny: Tiny,
 @pytest.mark.slow
 def test_a_finished_run_is_extended_by_more_epochs_and_by_nothing_else(tiny: Tiny) -> None:
     refused(hft("finetune", tiny.path, "--run-dir", tiny.run, "--resume"), 2, "a larger train.epochs would extend it")
-    assert run_to_resume(tiny.recipe("train.epochs=99"), "", tiny.run).root == tiny.run
+    longer = run_to_resume(tiny.recipe("train.epochs=99"), "", tiny.run).root
+    assert longer == tiny.run / "extension" and not longer.exists()
     for changes in (["train.epochs=1"], ["train.epochs=99", "train.batch_size=5"]):
         with pytest.raises(RecipeError, match="with another recipe"):
             run_to_resume(tiny.recipe(*changes), "", tiny.run)

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hftoolkit.cli.options import commands_of
 from hftoolkit.recipe import load_recipe, write_value
+
+Resume = bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Run:
         return self.predictor.predict(rows)
 
 
-def finetune(recipe: Path, changes: Mapping[str, Any], *, run_dir: Path | None, resume: bool, allow_code: bool) -> Run:
+def finetune(
+    recipe: Path, changes: Mapping[str, Any], *, run_dir: Path | None, resume: Resume, allow_code: bool
+) -> Run:
     """Train, export, check and measure a model; arguments and errors are those of ``hftoolkit.finetune``."""
     from hftoolkit.cli.render import render_events
 

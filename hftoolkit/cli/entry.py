@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from hftoolkit.cli import models, recipes, reinforcement
-from hftoolkit.cli.options import is_rank_zero
+from hftoolkit.cli.options import Resumable, is_rank_zero
 from hftoolkit.errors import HFToolkitError, Interrupted
 
 
@@ -34,7 +34,8 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(reinforcement.app, name="rl")
-for command in (models.finetune, models.evaluate, models.predict, models.recommend, models.push):
+app.command(cls=Resumable)(models.finetune)
+for command in (models.evaluate, models.predict, models.recommend, models.push):
     app.command()(command)
 logger = logging.getLogger(__name__)
 

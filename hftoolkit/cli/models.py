@@ -11,6 +11,7 @@ from hftoolkit.cli.options import (
     AllowCode,
     Overrides,
     RecipeFile,
+    ResumeChoice,
     RunDirectory,
     RunFolder,
     check_not_both,
@@ -26,13 +27,15 @@ def finetune(
     set_: Overrides = None,
     run_dir: RunDirectory = None,
     resume: Annotated[
-        bool,
+        Optional[ResumeChoice],
         typer.Option(
             "--resume",
+            metavar="[auto]",
             help="Resume the unfinished run, exactly. With a larger train.epochs, extend a finished one: the "
-            "learning rate is from there on that of a run of so many epochs.",
+            "learning rate is from there on that of a run of so many epochs. With auto, one command to repeat: start "
+            "the run if there is none, resume it if it is unfinished, do nothing if it is done.",
         ),
-    ] = False,
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and do one real step; leave nothing behind.")
     ] = False,
@@ -53,7 +56,12 @@ def finetune(
                 typer.echo(f"the recipe is good: one step ran, loss {loss:.4f}; nothing was written")
             return
         where = commands.finetune(
-            parsed, name=recipe.stem, run_dir=run_dir, emit=emit, resume=resume, allow_code=allow_code
+            parsed,
+            name=recipe.stem,
+            run_dir=run_dir,
+            emit=emit,
+            resume=ResumeChoice.value_of(resume),
+            allow_code=allow_code,
         )
     if where is None:  # rank zero prints the result
         return

@@ -1,11 +1,13 @@
 """Options and checks that several commands share."""
 
 import os
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
+from typer.core import TyperCommand
 
 from hftoolkit.errors import RecipeError
 
@@ -25,6 +27,41 @@ AllowCode = Annotated[
         help="Run Python code that the recipe names: evaluation.extra_metrics; of rl, environment.module.",
     ),
 ]
+
+
+class ResumeChoice(StrEnum):
+    """What ``--resume`` says."""
+
+    YES = "yes"
+    AUTO = "auto"
+
+    @staticmethod
+    def value_of(choice: "ResumeChoice | None") -> "bool | Literal['auto']":
+        """Return what the commands take."""
+        return "auto" if choice is ResumeChoice.AUTO else choice is not None
+
+
+class Resumable(TyperCommand):
+    """A command whose ``--resume`` may stand alone, as a flag, or before ``auto``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Write the value of ``--resume`` as options with values are read."""
+        return super().parse_args(ctx, spell_out_resume(args))
+
+
+def spell_out_resume(args: list[str]) -> list[str]:
+    """Return command line arguments with ``--resume auto`` in one word, and ``yes`` after a lone ``--resume``."""
+    end = args.index("--") if "--" in args else len(args)
+    spelled: list[str] = []
+    for position, word in enumerate(args[:end]):
+        if word == "--resume":
+            is_auto = args[position + 1 : position + 2] == ["auto"]
+            spelled.append("--resume=auto" if is_auto else "--resume=yes")
+        elif not (word == "auto" and position and args[position - 1] == "--resume"):
+            spelled.append(word)
+    return spelled + args[end:]
+
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -45,9 +82,9 @@ def commands_of_run(folder: Path) -> Any:
     return commands_of(load_recipe(open_finished(folder).recipe))
 
 
-def check_not_both(dry_run: bool, resume: bool) -> None:
+def check_not_both(dry_run: bool, resume: ResumeChoice | None) -> None:
     """Raise RecipeError for ``--dry-run --resume``."""
-    if dry_run and resume:
+    if dry_run and resume is not None:
         raise RecipeError("--dry-run leaves no run behind that --resume could continue; leave out one")
 
 

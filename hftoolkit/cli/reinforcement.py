@@ -7,7 +7,16 @@ from typing import Annotated, Optional
 
 import typer
 
-from hftoolkit.cli.options import AllowCode, Overrides, RecipeFile, RunDirectory, RunFolder, check_not_both
+from hftoolkit.cli.options import (
+    AllowCode,
+    Overrides,
+    RecipeFile,
+    Resumable,
+    ResumeChoice,
+    RunDirectory,
+    RunFolder,
+    check_not_both,
+)
 
 app = typer.Typer(help="Reinforcement learning: DQN, Q-learning, SARSA.", no_args_is_help=True)
 
@@ -17,15 +26,21 @@ EvaluationSeed = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Resumable)
 def train(
     recipe: RecipeFile,
     set_: Overrides = None,
     run_dir: RunDirectory = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Train so many agents, from train.seed on.")] = 1,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the unfinished run, exactly, or extend a finished one.")
-    ] = False,
+        Optional[ResumeChoice],
+        typer.Option(
+            "--resume",
+            metavar="[auto]",
+            help="Resume the unfinished run, exactly, or extend a finished one. With auto, one command to repeat: "
+            "start the run if there is none, resume it if it is unfinished, do nothing if it is done.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, act and learn once; leave nothing behind.")
     ] = False,
@@ -47,7 +62,13 @@ def train(
             typer.echo(f"the recipe is good: one update ran, one episode returned {value:g}; nothing was written")
             return
         where = run_rl.train(
-            parsed, name=recipe.stem, run_dir=run_dir, seeds=seeds, resume=resume, allow_code=allow_code, emit=emit
+            parsed,
+            name=recipe.stem,
+            run_dir=run_dir,
+            seeds=seeds,
+            resume=ResumeChoice.value_of(resume),
+            allow_code=allow_code,
+            emit=emit,
         )
     typer.echo(f"\nresults   {where / 'results.json'}\nreport    {where / 'report'}")
     shown = where if seeds == 1 else RunDir(where).seed(parsed.train.seed).root

@@ -10,6 +10,7 @@ import numpy as np
 from hftoolkit.commands.results import measure_outputs, result_tables, with_extra_metrics, write_test_predictions
 from hftoolkit.commands.setup import Setup, join, prepare, prepare_extra_metrics
 from hftoolkit.contracts import Calibrates, Draws, Emit, Event, Folds, HasBaselines, Message
+from hftoolkit.data.sources.sealing import seal
 from hftoolkit.export.gate import GateReport, export_model
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.background import BackgroundPushes
@@ -20,8 +21,10 @@ from hftoolkit.models.backbones import head_names
 from hftoolkit.recipe import Recipe
 from hftoolkit.runs.checkpoint import prune
 from hftoolkit.runs.directory import RunDir, write_json
+from hftoolkit.runs.extension import hand_over
 from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
-from hftoolkit.runs.resume import check_unchanged, open_run, write_manifest
+from hftoolkit.runs.resume import Resume, check_unchanged, open_run, write_manifest
+from hftoolkit.runs.revisions import pinned
 from hftoolkit.train.distributed.collectives import broadcast, is_main, shut_down
 from hftoolkit.train.distributed.strategy import Strategy
 from hftoolkit.train.loop import fit, one_step
@@ -31,7 +34,7 @@ GATE_ROWS = 64
 
 
 def finetune(
-    recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, resume: bool = False, allow_code: bool = False
+    recipe: Recipe, *, name: str, run_dir: Path | None, emit: Emit, resume: Resume = False, allow_code: bool = False
 ) -> Path | None:
     """Train, export, check and measure a model.
 
@@ -40,7 +43,8 @@ def finetune(
         name: run name, used when ``run_dir`` is None.
         run_dir: exactly where the run goes, or is.
         emit: gets everything a user or a log wants to see.
-        resume: go on with the run of that name or directory, from its newest checkpoint.
+        resume: go on with the run of that name or directory, from its newest checkpoint; ``auto``: start it if there is
+            none, and do nothing if it is done.
         allow_code: run code that the recipe names.
 
     Returns:
@@ -51,17 +55,20 @@ def finetune(
     """
     strategy = join(recipe)
     if not is_main():
-        _help(recipe, RunDir(broadcast(Path())), strategy)
+        _help(broadcast(None), strategy)
         return None
     extra = prepare_extra_metrics(recipe, allow_code=allow_code)
-    run = open_run(recipe, name, run_dir, resume=resume)
+    run = open_run(recipe, name, run_dir, resume=resume, emit=emit)
     listen = with_recording(run, emit)
+    if run.is_done():
+        return _nothing_to_do(recipe, run, listen)
     pushes = BackgroundPushes(recipe.hub, run, listen)
     with run_lifecycle(run), pushes:
         write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
-        broadcast(run.root)
-        setup = prepare(recipe, listen)
+        fixed = pinned(recipe, run)
+        broadcast((run, fixed))
+        setup = prepare(fixed, listen)
         check_unchanged(run.data, setup.dataset.summary, "the data")
         check_unchanged(run.labels, setup.dataset.schema.to_json(), "the classes")
         check_unchanged(run.backbone, setup.weights.origin, "the pretrained weights")
@@ -69,6 +76,7 @@ def finetune(
         trained = _train(setup, run, strategy, pushes.listen)
         gate = _export(setup, run)
         Manifest(public_recipe(recipe), setup.dataset.schema.to_json()).write(run.model)
+        seal(run.model)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
         results = _results(setup, trained, gate)
         results["test"] = with_extra_metrics(
@@ -79,7 +87,8 @@ def finetune(
         write_card(run, recipe, setup.task, results, setup.dataset.summary, setup.weights.hub_id)
         prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
     pushes.finish()
-    publish(recipe.hub, run, emit=listen)
+    run = hand_over(run)
+    publish(recipe.hub, run, emit=with_recording(run, emit))
     return run.root
 
 
@@ -118,8 +127,21 @@ class _Trained:
     test: list[Any]
 
 
-def _help(recipe: Recipe, run: RunDir, strategy: Strategy) -> None:
+def _nothing_to_do(recipe: Recipe, run: RunDir, emit: Emit) -> Path:
+    """Say that a repeated command found its run done; if it is on the Hub already, the push does nothing either."""
+    broadcast(None)
+    shut_down()
+    emit(Message(f"the run {run.root} is done; there is nothing to do"))
+    publish(recipe.hub, run, emit=emit)
+    return run.root
+
+
+def _help(task: tuple[RunDir, Recipe] | None, strategy: Strategy) -> None:
     """Do the part of one process in a run that the main one leads."""
+    if task is None:
+        shut_down()
+        return
+    run, recipe = task
     broadcast("prepared")  # the main process has filled the caches, and found what is wrong
     _train(prepare(recipe, _keep_silent), run, strategy, _keep_silent)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from hftoolkit.contracts import Emit
 from hftoolkit.data.sources.resolve import resolve_model
+from hftoolkit.data.sources.sealing import check_model_folder
 from hftoolkit.errors import DataError
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.recipe import load_any_recipe
@@ -29,5 +30,6 @@ def load(source: str | Path, emit: Emit = lambda _: None) -> Any:
             f"{source} is neither a run directory nor a model of hftoolkit (no {Manifest.path(folder).name} in it); "
             "plain transformers, timm or sentence-transformers may load it"
         )
+    check_model_folder(folder)
     manifest = Manifest.read(folder)
     return import_module(manifest.recipe.commands).load_model(folder, manifest, emit)

@@ -14,7 +14,8 @@ from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe import Recipe, load_recipe
 from hftoolkit.runs.directory import RunDir, read_json
 from hftoolkit.runs.prediction_tables import check_output, write_or_format
-from hftoolkit.runs.resume import check_same_data, open_finished
+from hftoolkit.runs.resume import check_model, check_same_data, open_finished
+from hftoolkit.runs.revisions import as_begun
 from hftoolkit.tasks import task_of
 from hftoolkit.tasks.shared.learner import joined
 from hftoolkit.train.devices import make_accelerator
@@ -120,7 +121,8 @@ class Predictor:
         kind, recipe = type(self.task), self.recipe
         if source is not None:
             return kind.read_labelled(recipe, resolve_data(source).path, self._weights, self._schema)
-        path = resolve_data(recipe.data.source, sha256=recipe.data.sha256).path
+        data = (recipe if self._run is None else as_begun(recipe, self._run)).data
+        path = resolve_data(data.source, sha256=data.sha256).path
         dataset = kind.read(recipe, path, self._weights, self._schema, lambda _: None)
         if split not in dataset.splits:
             raise RecipeError(f"--split {split}: the splits of this run are {', '.join(dataset.splits)}")
@@ -136,6 +138,7 @@ def load_run(path: Path, emit: Emit = lambda _: None) -> Predictor:
         DataError: there is no run, it did not finish, or it holds another model than its labels.
     """
     run = open_finished(path)
+    check_model(run, emit)
     return load_model(run.model, Manifest(load_recipe(run.recipe), read_json(run.labels)), emit, run)
 
 

@@ -25,6 +25,7 @@ from hftoolkit.models.tuning import apply_tuning
 from hftoolkit.recipe import Recipe, load_recipe
 from hftoolkit.runs.checkpoint import read_best
 from hftoolkit.runs.directory import RunDir, read_json
+from hftoolkit.runs.revisions import as_begun
 from hftoolkit.tasks import task_of
 from hftoolkit.train.weights import load_trained
 
@@ -51,7 +52,7 @@ def push_best(run: RunDir) -> None:
     assert isinstance(recipe, Recipe) and recipe.hub is not None
     best, state = read_best(run.upload / LINKED)
     shutil.rmtree(run.upload / LINKED)  # which may take a moment, if the training has no use for them any more
-    weights, kind = Weights(recipe.model), task_of(recipe)
+    weights, kind = Weights(as_begun(recipe, run).model), task_of(recipe)
     if read_json(run.backbone) != weights.origin:
         raise DataError("the pretrained weights changed since the run began")
     schema = kind.schema_from_json(read_json(run.labels))

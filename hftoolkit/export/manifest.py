@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hftoolkit.errors import DataError
+from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import AnyRecipe, dump_recipe, parse_any_recipe
 from hftoolkit.runs.directory import read_json, write_json
 
@@ -39,12 +39,16 @@ class Manifest:
         """Read it back.
 
         Raises:
-            DataError: it is missing or damaged.
-            RecipeError: the recipe is not valid in this version.
+            DataError: it is missing or damaged, or its recipe is not valid in this version.
         """
         stored = read_json(cls.path(folder))
         try:
             text, schema = stored["recipe"], stored["schema"]
         except KeyError as error:
             raise DataError(f"{cls.path(folder)} lacks {error}; fetch the model again") from error
-        return cls(parse_any_recipe(text, cls.path(folder)), schema)
+        if not isinstance(text, str) or not isinstance(schema, dict):
+            raise DataError(f"{cls.path(folder)} holds no recipe and schema; fetch the model again")
+        try:
+            return cls(parse_any_recipe(text, cls.path(folder)), schema)
+        except RecipeError as error:
+            raise DataError(f"this version of hftoolkit cannot use the recipe of a model: {error}") from error

@@ -24,7 +24,13 @@ LOWEST_PRIORITY = 19
 FINAL_WAIT_SECONDS = 600.0  # for the last upload, when the run is over
 # The upload is no rank of the training, and leaves GPUs, whose memory the training needs, alone.
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-BACKGROUND_VARIABLES = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+# It has the token, so modules that happen to lie in the current folder are not to be imported in place of real ones.
+BACKGROUND_VARIABLES = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONSAFEPATH": "1",
+}
 
 
 class BackgroundPushes:

@@ -23,6 +23,7 @@ from hftoolkit.hub.faults import FIRST_WAITS_SECONDS, hub_faults, with_retries
 from hftoolkit.hub.repository import ready_repository, visibility
 from hftoolkit.recipe import Hub, check_repository
 from hftoolkit.runs.directory import RunDir
+from hftoolkit.runs.resume import check_model
 
 CARD = "README.md"
 KEPT = {".gitattributes"}  # the Hub's own, and it says which files are large
@@ -58,7 +59,7 @@ def push(folder: Path, repository: str, *, private: bool, emit: Emit) -> str:
 
     Raises:
         RecipeError: ``repository`` is malformed, or exists and is seen by others than ``private`` says.
-        DataError: the run is not finished, or its card is not what the Hub takes.
+        DataError: the run is not finished, its model is not what it was then, or the Hub does not take its card.
         EnvironmentFault: no token, no permission, no network, somebody else's commit; the run is untouched.
     """
     try:
@@ -66,7 +67,7 @@ def push(folder: Path, repository: str, *, private: bool, emit: Emit) -> str:
     except ValueError as error:
         raise RecipeError(str(error)) from error
     run = RunDir.open(folder)
-    run.check_finished()
+    check_model(run, emit)
     _quieten()
     again = shlex.join(["hftoolkit", "push", str(folder), repository, *([] if private else ["--public"])])
     advice = f"The model is complete in {run.model}; to try again, type: {again}"

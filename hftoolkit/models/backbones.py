@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from hftoolkit.contracts import HeadSpec
 from hftoolkit.data.sources.hub import offline
 from hftoolkit.errors import DataError, RecipeError
+from hftoolkit.models.folders import blames_files, check_config, reason_of
 from hftoolkit.models.tokenizers import agree_on_padding, cut_at, fit_to_model, load_tokenizer, longest_text
 from hftoolkit.seeding import seed_torch
 
@@ -313,12 +314,14 @@ def readable_errors(path: Path, kind: str) -> Iterator[None]:
 
     Names of other models in the folder are not looked up: nothing inside asks the Hub.
     """
+    check_config(path)
     try:
         with offline():
             yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"cannot load a transformers {kind} model from {path.name}: {reason}") from error
+    except Exception as error:
+        if not blames_files(error):
+            raise
+        raise DataError(f"cannot load a transformers {kind} model from {path.name}: {reason_of(error)}") from error
 
 
 @contextmanager

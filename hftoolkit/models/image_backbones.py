@@ -7,7 +7,7 @@ path. What was saved loads in transformers, in its pipelines and, where it came 
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,8 @@ def load_image_classifier(
     else:
         knobs = {"drop_rate": dropout, "drop_path_rate": drop_path}
         active = {name: value for name, value in knobs.items() if value > 0}
-        backbone = _load_timm(path, config, head, architecture, image_size, active, seed)
+        with nullcontext() if path is None else readable_errors(path, "image"):
+            backbone = _load_timm(path, config, head, architecture, image_size, active, seed)
     backbone = replace(backbone, preprocessing=resized_by(backbone.preprocessing, resize))
     if backbone.architecture is None:
         _check_processor_can(backbone.preprocessing)

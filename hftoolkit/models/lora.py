@@ -100,8 +100,11 @@ def save_adapter(model: PeftModel, directory: Path, *, base: str) -> None:
     config = model.peft_config["default"]
     config.base_model_name_or_path = base
     config.inference_mode = True
+    if isinstance(config.target_modules, set):  # written in an order that differs from process to process
+        config.target_modules = sorted(config.target_modules)
     with _quiet():
-        model.save_pretrained(directory, safe_serialization=True)
+        # The vocabulary does not change in training; peft would ask the Hub whether it did.
+        model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty template; the run writes its own
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hftoolkit.contracts import Emit, InferenceProgress, Message, Table
+from hftoolkit.data.sources.sealing import seal
 from hftoolkit.errors import EnvironmentFault, RecipeError
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.push import publish
@@ -34,9 +35,11 @@ from hftoolkit.recommend.scorers import Queries, Scorer, TextVectors
 from hftoolkit.recommend.tower import ItemTower, load_text_encoder, save_encoder
 from hftoolkit.runs.checkpoint import prune
 from hftoolkit.runs.directory import RunDir, write_json
+from hftoolkit.runs.extension import hand_over
 from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
 from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
-from hftoolkit.runs.resume import check_unchanged, open_run, write_manifest
+from hftoolkit.runs.resume import Resume, check_unchanged, open_run, write_manifest
+from hftoolkit.runs.revisions import as_begun, pinned
 from hftoolkit.runs.tables import gains_table, results_table
 from hftoolkit.train.distributed.collectives import num_processes
 from hftoolkit.train.distributed.launch import join_processes
@@ -64,9 +67,9 @@ class Choice:
         """The ids in the file of candidates, which is read once."""
         return None if self.candidates is None else read_candidates(self.candidates)
 
-    def predictor(self, folder: Path) -> RecommendationPredictor:
+    def predictor(self, folder: Path, emit: Emit) -> RecommendationPredictor:
         """Return the predictor of a run, which knows the new items."""
-        predictor = load_recommender(folder)
+        predictor = load_recommender(folder, emit)
         return predictor.with_new_items(self.new_items) if self.new_items is not None else predictor
 
     def lists(self, predictor: RecommendationPredictor, queries: Queries) -> list[list[Recommended]]:
@@ -86,7 +89,7 @@ def finetune(
     name: str,
     run_dir: Path | None,
     emit: Emit,
-    resume: bool = False,
+    resume: Resume = False,
     allow_code: bool = False,
 ) -> Path:
     """Train, fuse, export, check and measure a recommender; return its run directory.
@@ -96,19 +99,24 @@ def finetune(
         name: run name, used when ``run_dir`` is None.
         run_dir: exactly where the run goes, or is.
         emit: gets everything a user or a log wants to see.
-        resume: resume the run of that name or directory, from its newest checkpoint.
+        resume: resume the run of that name or directory, from its newest checkpoint; ``auto``: start it if there is
+            none, and do nothing if it is done.
         allow_code: changes nothing, since these recipes name no code.
 
     Raises:
         HFToolkitError: see ``errors``; status.json says what happened.
     """
     _check_single_process()
-    run = open_run(recipe, name, run_dir, resume=resume)
+    run = open_run(recipe, name, run_dir, resume=resume, emit=emit)
     listen = with_recording(run, emit)
+    if run.is_done():
+        emit(Message(f"the run {run.root} is done; there is nothing to do"))
+        publish(recipe.hub, run, emit=listen)
+        return run.root
     with run_lifecycle(run):
         write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
-        job = prepare(recipe, listen)
+        job = prepare(pinned(recipe, run), listen)
         check_unchanged(run.data, job.splits.summary, "the data")
         check_unchanged(run.backbone, job.weights.origin, "the pretrained weights")
         fitted, text = _train(job, run, listen)
@@ -116,6 +124,7 @@ def finetune(
         recommender = fusion.fit(job.summed(text))
         gate = _export(job, recommender, text, run)
         Manifest(public_tables(recipe)).write(run.model)
+        seal(run.model)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same vectors"))
         ours = fusion.rank(recommender, "test")
         results = measure(job, fusion, recommender, {**job.scorers, "text": text}, ours)
@@ -125,7 +134,8 @@ def finetune(
         _report(job.splits, run, ours, results, listen)
         write_recommender_card(run, recipe, results, job.splits.summary, job.weights.hub_id)
         prune(run.checkpoints, keep=1)  # which a larger train.epochs extends
-    publish(recipe.hub, run, emit=listen)
+    run = hand_over(run)
+    publish(recipe.hub, run, emit=with_recording(run, emit))
     return run.root
 
 
@@ -198,7 +208,7 @@ def measure(
 
 def load_run(folder: Path, emit: Emit = lambda _: None) -> RecommendationPredictor:
     """Return the recommender of a run directory."""
-    return load_recommender(folder)
+    return load_recommender(folder, emit)
 
 
 def load_model(folder: Path, manifest: Manifest, emit: Emit) -> RecommendationPredictor:
@@ -216,9 +226,9 @@ def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit, allow_
     """
     if source is not None:
         raise RecipeError("--data is for classifiers; a recommender is measured on the splits of its own log")
-    predictor = load_recommender(folder)
+    predictor = load_recommender(folder, emit)
     recipe = predictor.recipe
-    splits = load_splits(recipe, emit)
+    splits = load_splits(as_begun(recipe, RunDir(folder)), emit)
     if split not in splits.cases:
         raise RecipeError(f"--split {split}: a recommender is measured on {' or '.join(splits.cases)}")
     predictor.check_same_data(splits.summary["fingerprint"])
@@ -236,7 +246,7 @@ def predict(
         raise RecipeError("a recommender reads a table of interactions, and no standard input; name a file")
     if output is not None:
         check_output(output, source)
-    predictor = load_recommender(folder)
+    predictor = load_recommender(folder, emit)
     users, queries = predictor.users_of(source)
     lists: list[list[Recommended]] = []
     for places in blocks(len(users), predictor.recipe.evaluation.block_users):
@@ -250,7 +260,7 @@ def recommend_to_all(folder: Path, *, output: Path | None, choice: Choice, emit:
     """Recommend to each user of the log of a run; write ``output``, or return the CSV text if it is None."""
     if output is not None:
         check_output(output, folder)
-    predictor = choice.predictor(folder)
+    predictor = choice.predictor(folder, emit)
     names: list[str] = []
     lists: list[list[Recommended]] = []
     for users, queries in predictor.all_users(predictor.recipe.evaluation.block_users):
@@ -262,7 +272,7 @@ def recommend_to_all(folder: Path, *, output: Path | None, choice: Choice, emit:
 
 def recommend(folder: Path, *, user: str | None, history: list[str] | None, choice: Choice, emit: Emit) -> None:
     """Show recommendations for a user of the log, or for a history of anybody."""
-    predictor = choice.predictor(folder)
+    predictor = choice.predictor(folder, emit)
     query = predictor.user(user) if user is not None else predictor.history(history or [])
     emit(recommendations_table(choice.lists(predictor, query)[0], explained=choice.explain))
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from hftoolkit.contracts import Emit
 from hftoolkit.data.labels import canonical_value
 from hftoolkit.data.tables import read_table
 from hftoolkit.errors import DataError, RecipeError
@@ -20,7 +21,7 @@ from hftoolkit.recommend.recommender import KnownUsers, Recommender
 from hftoolkit.recommend.scorers import Queries, TextVectors
 from hftoolkit.recommend.tower import load_tower
 from hftoolkit.runs.directory import RunDir
-from hftoolkit.runs.resume import check_same_data, open_finished
+from hftoolkit.runs.resume import check_model, check_same_data, open_finished
 from hftoolkit.tasks.shared.text_inputs import encode_texts, pad_tokens
 
 BATCH_SIZE = 64
@@ -274,14 +275,15 @@ def read_candidates(path: Path) -> list[str]:
     return names
 
 
-def load_recommender(path: Path) -> RecommendationPredictor:
+def load_recommender(path: Path, emit: Emit) -> RecommendationPredictor:
     """Return the recommender of a run directory.
 
     Raises:
-        DataError: there is no run, it did not finish, or it is no recommender.
+        DataError: there is no run, it did not finish, its model is damaged, or it is no recommender.
     """
     run = open_finished(path)
     recipe = load_recipe(run.recipe)
     if not isinstance(recipe, RecommendationRecipe):
         raise DataError(f"{path} is a run of {recipe.task.kind}, which recommends nothing; use hftoolkit predict")
+    check_model(run, emit)
     return RecommendationPredictor.open(run, recipe)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hftoolkit.errors import DataError
+from hftoolkit.models.folders import UNREADABLE
 from hftoolkit.recommend.fusion_weights import standardize
 from hftoolkit.recommend.interactions import Interactions
 from hftoolkit.recommend.log import Catalogue
@@ -151,7 +151,7 @@ class Recommender:
             scorers = {name: _scorer(name, described, arrays) for name, described in content["parts"].items()}
             items = {key: tuple(values) for key, values in content["items"].items()}
             return cls(Catalogue(**items), scorers, arrays["weights"], arrays.get("text_bias"))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except UNREADABLE as error:
             raise DataError(f"cannot read the recommender in {directory}: {error}") from error
 
 
@@ -209,5 +209,5 @@ class KnownUsers:
             ids = tuple(json.loads((directory / USERS).read_text(encoding="utf-8")))
             histories = Interactions(arrays["offsets"], arrays["items"], arrays["weights"])
             return cls(ids, histories, arrays["groups"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except UNREADABLE as error:
             raise DataError(f"cannot read the users in {directory}: {error}") from error

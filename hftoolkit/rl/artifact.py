@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hftoolkit.errors import ArtifactError, DataError
+from hftoolkit.models.folders import UNREADABLE
 from hftoolkit.recipe import Algorithm, Dqn, ReinforcementRecipe
 from hftoolkit.rl.dqn import DqnAgent, QPolicy
 from hftoolkit.rl.encoders import perception
@@ -79,7 +79,7 @@ def load_policy(folder: Path) -> Policy:
             policy = QPolicy(network.eval(), perceive, torch.device("cpu"))
         num_states = config.get("num_states")  # folders written before 0.4 lack it
         return policy if num_states is None else NumberedStates(policy, num_states)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise DataError(f"the policy in {folder} cannot be read: {error}") from error
 
 
@@ -91,7 +91,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     try:
         return load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise DataError(f"the policy in {folder} cannot be read: {error}") from error
 
 

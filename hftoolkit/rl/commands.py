@@ -13,6 +13,7 @@ import torch
 
 from hftoolkit.contracts import Emit, Message, Table
 from hftoolkit.data.sources.resolve import resolve_model
+from hftoolkit.data.sources.sealing import seal
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.push import publish
@@ -27,11 +28,12 @@ from hftoolkit.rl.evaluation import Episodes, Policy, RandomPolicy, evaluate_pol
 from hftoolkit.rl.tabular import TabularAgent
 from hftoolkit.rl.training import LARGE_STATE_BYTES, Training
 from hftoolkit.rl.video import check_video, record_video, show
-from hftoolkit.runs.checkpoint import has_states, keep_newest
+from hftoolkit.runs.checkpoint import keep_newest
 from hftoolkit.runs.directory import RunDir, read_json, write_json
+from hftoolkit.runs.extension import hand_over
 from hftoolkit.runs.figures import write_learning_curve_png
 from hftoolkit.runs.lifecycle import run_lifecycle, truncate_log, with_recording
-from hftoolkit.runs.resume import open_run, write_manifest
+from hftoolkit.runs.resume import Resume, check_model, grows_by_seed, open_run, write_manifest
 from hftoolkit.runs.tables import return_text
 from hftoolkit.train.tracking import tracked
 
@@ -44,7 +46,7 @@ def train(
     name: str,
     run_dir: Path | None,
     seeds: int,
-    resume: bool,
+    resume: Resume,
     allow_code: bool,
     emit: Emit,
 ) -> Path:
@@ -55,7 +57,8 @@ def train(
         name: run name, used when ``run_dir`` is None.
         run_dir: exactly where the run goes, or is.
         seeds: how many agents; more than one are runs of their own in ``seeds/``.
-        resume: go on with the run of that name or directory that is not done.
+        resume: go on with the run of that name or directory that is not done; ``auto``: start it if there is none, and
+            do nothing if it is done.
         allow_code: import the module that the recipe names.
         emit: gets everything a user or a log wants to see.
 
@@ -67,9 +70,13 @@ def train(
             "hub.repo holds one policy; leave out the section hub, and push the seed of your choice later"
         )
     _prepare(recipe, allow_code=allow_code, emit=emit)
-    run = open_run(recipe, name, run_dir, resume=resume)
+    run = open_run(recipe, name, run_dir, resume=resume, emit=emit)
     if resume:
         _refuse_another_count(run, seeds)
+    if run.is_done() and not grows_by_seed(run, recipe):
+        emit(Message(f"the run {run.root} is done; there is nothing to do"))
+        publish(recipe.hub, run, emit=emit)
+        return run.root
     if seeds == 1:
         _train_one(recipe, run, emit)
     else:
@@ -94,7 +101,7 @@ def dry_run(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bo
 
 def evaluate(folder: Path, *, episodes: int | None, seed: int | None, allow_code: bool, emit: Emit) -> dict[str, Any]:
     """Measure the saved policy of a run again; default: the episodes that the run ended with."""
-    recipe, policy = _saved(folder, allow_code)
+    recipe, policy = _saved(folder, allow_code, emit)
     settings = recipe.evaluation
     played = _play(recipe, policy, episodes=episodes or settings.episodes, seed=settings.seed if seed is None else seed)
     measured = _measured(recipe, played)
@@ -109,7 +116,7 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
         RecipeError: the video exists, or its format is unknown.
         EnvironmentFault: there is no display for a window.
     """
-    recipe, policy = _saved(folder, allow_code)
+    recipe, policy = _saved(folder, allow_code, emit)
     make = partial(make_environment, recipe.environment)
     if video is not None:
         check_video(video)
@@ -134,7 +141,8 @@ def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
         with _agent(recipe) as agent, tracked(recipe.train.trackers, run, listen) as listen_and_track:
             _learn_and_measure(recipe, agent, run, listen_and_track)
     keep_newest(run.checkpoints, most_bytes=LARGE_STATE_BYTES)
-    publish(recipe.hub, run, emit=listen)
+    run = hand_over(run)
+    publish(recipe.hub, run, emit=with_recording(run, emit))
 
 
 def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, listen: Emit) -> None:
@@ -158,6 +166,7 @@ def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, l
     save_policy(run.model, agent, recipe)
     check_saved(run.model, agent)
     Manifest(without_paths(recipe)).write(run.model)
+    seal(run.model)
     played = _play(recipe, agent, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
     results = _results(recipe, agent, training, played)
     write_json(run.results, results)
@@ -204,12 +213,11 @@ def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emi
         found: dict[str, dict[str, Any]] = {}
         for number in range(recipe.train.seed, recipe.train.seed + seeds):
             one = run.seed(number)
+            mine = _with_seed(recipe, number)
             if not one.is_done() or load_reinforcement_recipe(one.recipe).train.steps < recipe.train.steps:
-                if one.is_done() and not has_states(one.checkpoints):
-                    raise DataError(f"{one.checkpoints} is gone, and with it what {one.root} could be extended from")
                 one.root.mkdir(parents=True, exist_ok=True)
                 listen(Message(f"seed {number}"))
-                _train_one(_with_seed(recipe, number), one, emit)
+                _train_one(mine, open_run(mine, "", one.root, resume=True, emit=emit) if one.is_done() else one, emit)
             found[str(number)] = read_json(one.results)
         results = _results_over_seeds(recipe, found)
         write_json(run.results, results)
@@ -377,7 +385,7 @@ def load_run(folder: Path, emit: Emit = lambda _: None) -> Policy:
         DataError: the run did not finish, or its policy cannot be read.
     """
     run = RunDir.open(folder)
-    run.check_finished()
+    check_model(run, emit)
     return load_policy(run.model)
 
 
@@ -386,12 +394,12 @@ def load_model(folder: Path, manifest: Manifest, emit: Emit) -> Policy:
     return load_policy(folder)
 
 
-def _saved(folder: Path, allow_code: bool) -> tuple[ReinforcementRecipe, Policy]:
+def _saved(folder: Path, allow_code: bool, emit: Emit) -> tuple[ReinforcementRecipe, Policy]:
     run = RunDir.open(folder)
     if not is_reinforcement_recipe(run.recipe):
         raise DataError(f"{folder} is no reinforcement-learning run; type: hftoolkit evaluate {folder}")
     recipe = load_reinforcement_recipe(run.recipe)
-    run.check_finished()
+    check_model(run, emit)
     _prepare(recipe, allow_code=allow_code)
     return recipe, load_policy(run.model)
 

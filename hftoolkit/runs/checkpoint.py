@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from hftoolkit.data.sources.sealing import sync
 from hftoolkit.errors import DataError, EnvironmentFault
 
 TENSORS = "tensors.safetensors"
@@ -185,11 +186,11 @@ def _write(parent: Path, name: str, tensors: Mapping[str, torch.Tensor], facts: 
         manifest = json.dumps({file: _identity(part / file) for file in (TENSORS, FACTS)}, separators=(",", ":"))
         (part / MANIFEST).write_text(manifest, encoding="utf-8")
         for path in part.iterdir():
-            _sync(path)
-        _sync(part)
+            sync(path)
+        sync(part)
         target = _next_name(parent / name)
         os.rename(part, target)
-        _sync(parent)
+        sync(parent)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise EnvironmentFault(
@@ -268,11 +269,3 @@ def _remove(paths: Iterable[Path]) -> None:
 def _identity(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

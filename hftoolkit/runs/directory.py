@@ -2,9 +2,10 @@
 
 runs/NAME/  recipe.yaml environment.json backbone.json data.json labels.json metrics.jsonl train.log status.json
             results.json  checkpoints/step-000500/  checkpoints/best-000500/  model/  model/adapter/  model/recommender/
-            users/  report/  predictions/  seeds/seed-0/  .lock  .upload/
+            model.sha256  revisions.json  users/  report/  predictions/  seeds/seed-0/  extension/  .lock  .upload/
 """
 
+import fcntl
 import json
 import os
 import re
@@ -15,7 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hftoolkit.data.sources.sealing import MODEL_HASHES
 from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+
+PART = ".part"  # at the end of the name of a file that is being written
+EXTENSION = "extension"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class RunDir:
             if exact is None:
                 return cls(_first_free(Path("runs"), recipe_name))
             cls.check_free(exact)
-            _discard_failed_start(exact)
+            _empty_failed_start(cls(exact))
             exact.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentFault(f"cannot make the run directory {error.filename}: {error.strerror}") from error
@@ -47,9 +52,16 @@ class RunDir:
     @classmethod
     def check_free(cls, exact: Path) -> None:
         """Raise RecipeError if ``create`` would refuse this directory."""
-        taken = exact.exists() and (not exact.is_dir() or any(exact.iterdir()))
-        if taken and not cls(exact)._is_failed_start():
-            raise RecipeError(f"{exact} exists already and runs are never overwritten; choose another --run-dir")
+        run = cls(exact)
+        if exact.is_symlink() and not exact.exists():
+            raise RecipeError(f"{exact} is a link to {os.readlink(exact)}, which is not there; make that folder first")
+        if not exact.exists() or (exact.is_dir() and not run._entries()) or run.is_failed_start():
+            return
+        advice = f"{exact} exists already and runs are never overwritten; choose another --run-dir"
+        with suppress(DataError):  # of a damaged status.json
+            if run.recipe.is_file() and not run.is_done():
+                advice += ", or add --resume to go on with the unfinished run in it"
+        raise RecipeError(advice)
 
     @classmethod
     def open(cls, root: Path) -> "RunDir":
@@ -74,11 +86,20 @@ class RunDir:
             if not (run := cls(exact)).recipe.is_file():
                 raise RecipeError(f"there is no run in {exact} to resume; leave out --resume to start one")
             return run
-        name = re.compile(re.escape(recipe_name) + r"(-[0-9]+)?")
-        found = [cls(path.parent) for path in Path("runs").glob("*/recipe.yaml") if name.fullmatch(path.parent.name)]
+        found = cls.named(recipe_name)
         if not found:
             raise RecipeError(f"there is no run of {recipe_name} in runs/; leave out --resume to start one")
-        return max(found, key=lambda run: (not run.is_done(), run.recipe.stat().st_mtime))
+        return max(found, key=cls.urgency)
+
+    @classmethod
+    def named(cls, recipe_name: str) -> list["RunDir"]:
+        """Return all runs of a recipe in ``runs/``: NAME, NAME-2, ... ."""
+        name = re.compile(re.escape(recipe_name) + r"(-[0-9]+)?")
+        return [cls(path.parent) for path in Path("runs").glob("*/recipe.yaml") if name.fullmatch(path.parent.name)]
+
+    def urgency(self) -> tuple[bool, float]:
+        """Return what is larger the more there is to go on with: unfinished work first, then the newest."""
+        return not self.is_done() or self.extension().recipe.is_file(), self.recipe.stat().st_mtime
 
     @property
     def recipe(self) -> Path:
@@ -125,6 +146,16 @@ class RunDir:
         return self.root / "model"
 
     @property
+    def model_hashes(self) -> Path:
+        """The hash of each file of ``model/``, as ``sha256sum --check`` reads them."""
+        return self.root / MODEL_HASHES
+
+    @property
+    def revisions(self) -> Path:
+        """The commit of each Hub address that the recipe does not pin."""
+        return self.root / "revisions.json"
+
+    @property
     def adapter(self) -> Path:
         return self.model / "adapter"
 
@@ -159,6 +190,10 @@ class RunDir:
     def seed(self, number: int) -> "RunDir":
         return RunDir(self.seeds / f"seed-{number}")
 
+    def extension(self) -> "RunDir":
+        """The run of more epochs that takes the place of this finished one when it is done."""
+        return RunDir(self.root / EXTENSION)
+
     @property
     def predictions(self) -> Path:
         return self.root / "predictions"
@@ -189,14 +224,41 @@ class RunDir:
             why = f" ({status['reason']})" if status.get("reason") else ""
             raise DataError(f"the run {self.root} is {status.get('state')}{why}; name one that is done")
 
-    def _is_failed_start(self) -> bool:
-        """Return whether a run failed here before its first step, so that there is nothing to lose."""
-        early = self.recipe, self.environment, self.backbone, self.data, self.labels, self.log, self.status, self.lock
-        if not self.status.is_file() or not set(self.root.iterdir()) <= set(early):
+    def is_failed_start(self) -> bool:
+        """Return whether a run ended here before its first step, and no process is at work: nothing would be lost."""
+        return self._has_nothing_to_lose() and not self.is_at_work()
+
+    def is_at_work(self) -> bool:
+        """Return whether a process holds the lock of the run; not to be asked by that process, which would lose it."""
+        try:
+            file = self.lock.open("r+")
+        except FileNotFoundError:
+            return False
+        except PermissionError:  # of another account
+            return True
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    def _has_nothing_to_lose(self) -> bool:
+        """Return whether all that is here was written by a run before its first step, and it failed or was killed."""
+        first = {self.lock.name, self.status.name, self.status.name + PART, self.recipe.name + PART}
+        written = self.recipe, self.environment, self.backbone, self.data, self.labels, self.revisions, self.log
+        found = self._entries()
+        if self.lock.name in found <= first:  # killed before recipe.yaml was written
+            return True
+        if not self.status.is_file() or not found <= first | {path.name for path in written}:
             return False
         with suppress(DataError):
             return read_json(self.status).get("state") == "failed"
         return False
+
+    def _entries(self) -> set[str]:
+        """Return the names of what is in the directory, but for what a file system puts into its top folder."""
+        return {path.name for path in self.root.iterdir()} - {"lost+found"} if self.root.is_dir() else set()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -210,7 +272,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         EnvironmentFault: the disk is full or the folder is not writable.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8")
@@ -228,9 +290,11 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: it is missing or damaged.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"cannot read {path}: it holds no JSON object")
     return content
 
 
@@ -249,11 +313,27 @@ def _first_free(parent: Path, name: str) -> Path:
 
 
 def _discard_failed_start(root: Path) -> None:
-    if not RunDir(root)._is_failed_start():
+    """Remove a failed start in ``runs/``, whose name only one process can then take."""
+    if root.is_symlink() or root.is_mount() or not RunDir(root).is_failed_start():
         return
     aside = root.with_name(f".{root.name}.{os.getpid()}")
     root.rename(aside)
-    if RunDir(aside)._is_failed_start():
+    if RunDir(aside).is_failed_start():
         shutil.rmtree(aside)
     else:  # between the look and the move, another process began a run here
         aside.rename(root)
+
+
+def _empty_failed_start(run: RunDir) -> None:
+    """Remove what a failed start left, but not its directory: that may be a link, a mount point or the current one."""
+    if not run.is_failed_start():
+        return
+    with run.lock.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # since the look, another process began a run here; it has the lock, and this one will be told
+            return
+        if run._has_nothing_to_lose():
+            for name in run._entries() - {run.lock.name}:
+                (run.root / name).unlink(missing_ok=True)
+            run.lock.unlink(missing_ok=True)

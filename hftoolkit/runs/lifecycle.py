@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Event, Message, StepDone, Table
+from hftoolkit.data.sources.sealing import sync, sync_folder
 from hftoolkit.errors import EnvironmentFault, Interrupted
 from hftoolkit.runs.directory import RunDir, write_json, write_text
 
@@ -29,11 +30,12 @@ def run_lifecycle(run: RunDir) -> Iterator[None]:
     Raises:
         EnvironmentFault: another process works on the run.
     """
-    with _locked(run):
+    with locked(run):
         write_status(run, "running")
         try:
             with _termination_raises(run):
                 yield
+                _make_durable(run)
         except BaseException as error:
             known = _known(error, run)
             state = "interrupted" if isinstance(known, Interrupted) else "failed"
@@ -48,6 +50,9 @@ def run_lifecycle(run: RunDir) -> Iterator[None]:
 def write_status(run: RunDir, state: str, **details: str | int | None) -> None:
     """Record ``running``, ``done``, ``interrupted`` or ``failed`` in status.json, with the time in UTC."""
     write_json(run.status, {"state": state, "time": _now(), **details})
+    if state == "done":
+        sync(run.status)
+        sync(run.root)
 
 
 def with_recording(run: RunDir, emit: Emit) -> Emit:
@@ -83,8 +88,17 @@ def truncate_log(run: RunDir, step: int) -> None:
     write_text(run.metrics, "".join(kept))
 
 
+def _make_durable(run: RunDir) -> None:
+    """Wait until the disk has all that "done" promises, which a loss of power could take back otherwise."""
+    if run.model.is_dir():
+        sync_folder(run.model)
+    for path in (run.model_hashes, run.results, run.recipe, run.labels):
+        if path.exists():
+            sync(path)
+
+
 @contextmanager
-def _locked(run: RunDir) -> Iterator[None]:
+def locked(run: RunDir) -> Iterator[None]:
     """Hold the lock of the run, which the system takes back from a process that dies.
 
     A record lock, because processes that are forked to read data would inherit one of ``flock``, and outlive this one.

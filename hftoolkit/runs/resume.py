@@ -1,12 +1,15 @@
 """Resume a run: find it, and check that recipe, data and packages are those it began with."""
 
 import json
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hftoolkit.contracts import Emit, Message
+from hftoolkit.data.sources.sealing import check_seal
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import (
     FREE_TO_CHANGE,
@@ -18,34 +21,71 @@ from hftoolkit.recipe import (
 )
 from hftoolkit.runs.checkpoint import has_states
 from hftoolkit.runs.directory import RunDir, read_json, write_json, write_text
-from hftoolkit.runs.versions import describe_environment
+from hftoolkit.runs.extension import begin_extension, end_hand_over, extended_run, has_progress
+from hftoolkit.runs.versions import changes, describe_environment
+
+Resume = bool | Literal["auto"]  # start a run; go on with one that is there; what a scheduler can repeat
 
 
-def open_run(recipe: AnyRecipe, name: str, exact: Path | None, *, resume: bool) -> RunDir:
-    """Return a new run directory, or with ``resume`` that of an earlier run, see ``run_to_resume``."""
-    return run_to_resume(recipe, name, exact) if resume else RunDir.create(name, exact)
+def open_run(recipe: AnyRecipe, name: str, exact: Path | None, *, resume: Resume, emit: Emit) -> RunDir:
+    """Return the run directory of a command that trains.
+
+    Args:
+        recipe: of the command.
+        name: of the run, where ``exact`` is None.
+        exact: the directory.
+        resume: False: a new one. True: see ``run_to_resume``. ``auto``: a new one if there is none of this recipe, else
+            that one; it alone may be done, and then nothing is left to do.
+        emit: is told of an unfinished run of the same recipe that a new one leaves as it is.
+
+    Raises:
+        RecipeError: the directory is taken, or there is nothing to resume.
+        EnvironmentFault: the directory cannot be made.
+    """
+    if resume is True:
+        run = run_to_resume(recipe, name, exact)
+    elif resume == "auto" and (found := _run_of(recipe, name, exact)) is not None:
+        run = _continued(recipe, found)
+    else:
+        run = RunDir.create(name, exact)
+        if exact is None:
+            _tell_of_unfinished(recipe, name, run, emit)
+        return run
+    extended = extended_run(run)
+    return begin_extension(extended, recipe) if extended is not None and not run.recipe.is_file() else run
 
 
 def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
     """Return the run to resume: ``exact``, or the newest of that name, those that are not done first.
 
-    A finished fine-tuning is extended when the recipe has more epochs than before, and nothing else differs.
+    A finished fine-tuning is extended when the recipe has more epochs than before, and nothing else differs. That is a
+    run of its own in the finished one, whose directory need not be there yet.
 
     Raises:
         RecipeError: there is no such run, it is done, or its recipe is another one.
         DataError: it is done, and the state that it could be resumed from was removed.
     """
-    run = RunDir.to_resume(name, exact)
+    run = _continued(recipe, RunDir.to_resume(name, exact))
+    if run.is_done() and not grows_by_seed(run, recipe):
+        more = "" if recipe.extended_by is None else f"; a larger {recipe.extended_by} would extend it"
+        begun = run.extension()
+        if begun.recipe.is_file() and recipe.extended_by is not None:
+            epochs = attrgetter(recipe.extended_by)(load_alike(begun.recipe, recipe))
+            more = f"; its extension is not: add --set {recipe.extended_by}={epochs} to go on with that"
+        raise RecipeError(f"the run {run.root} is done; there is nothing to resume{more}")
+    return run
+
+
+def _continued(recipe: AnyRecipe, run: RunDir) -> RunDir:
+    """Return the run to go on with: the one that was found, its extension, or itself if it is done and stays so."""
+    end_hand_over(run)
     before = load_alike(run.recipe, recipe)
     changed = differences(before, recipe, ignored=FREE_TO_CHANGE)
     if run.is_done():
-        if _is_longer(before, recipe):
-            if not has_states(run.checkpoints) and not run.seeds.is_dir():
-                raise DataError(f"{run.checkpoints} is gone, and with it what {run.root} could be extended from")
-            return run
         if not changed:
-            more = "" if recipe.extended_by is None else f"; a larger {recipe.extended_by} would extend it"
-            raise RecipeError(f"the run {run.root} is done; there is nothing to resume{more}")
+            return run
+        if _is_longer(before, recipe):
+            return run if run.seeds.is_dir() else _extension(recipe, run)
     if changed:
         raise RecipeError(
             f"cannot resume {run.root} with another recipe:\n  "
@@ -55,15 +95,71 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
     return run
 
 
+def grows_by_seed(run: RunDir, recipe: AnyRecipe) -> bool:
+    """Return whether a finished run of several seeds is asked for more: each seed is then extended, one by one."""
+    return run.is_done() and run.seeds.is_dir() and _is_longer(load_alike(run.recipe, recipe), recipe)
+
+
+def _extension(recipe: AnyRecipe, run: RunDir) -> RunDir:
+    """Return the extension of a finished run, begun or not; one of another recipe that made no step is removed."""
+    begun = run.extension()
+    if begun.recipe.is_file():
+        changed = differences(load_alike(begun.recipe, recipe), recipe, ignored=FREE_TO_CHANGE)
+        if not changed:
+            return begun
+        if has_progress(begun, run) or begun.is_at_work():
+            raise RecipeError(
+                f"{run.root} is being extended by another recipe:\n  "
+                + "\n  ".join(changed)
+                + f"\ntake these changes back, or remove {begun.root} to begin another extension"
+            )
+    shutil.rmtree(begun.root, ignore_errors=True)
+    if not has_states(run.checkpoints):
+        raise DataError(f"{run.checkpoints} is gone, and with it what {run.root} could be extended from")
+    return begun
+
+
+def _run_of(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir | None:
+    """Return the run that a repeated command is about; None if it is to be started."""
+    if exact is not None:
+        run = RunDir(exact)
+        return run if run.recipe.is_file() and not run.is_failed_start() else None
+    found = [run for run in RunDir.named(name) if _same_recipe(recipe, run.recipe)]
+    found = found or [run for run in RunDir.named(name) if _same_recipe(recipe, run.recipe, True) and run.is_done()]
+    return max(found, key=RunDir.urgency, default=None)
+
+
+def _same_recipe(recipe: AnyRecipe, written: Path, or_longer: bool = False) -> bool:
+    try:
+        before = load_alike(written, recipe)
+    except RecipeError:  # of another kind
+        return False
+    return not differences(before, recipe, ignored=FREE_TO_CHANGE) or (or_longer and _is_longer(before, recipe))
+
+
+def _tell_of_unfinished(recipe: AnyRecipe, name: str, new: RunDir, emit: Emit) -> None:
+    """Say that there is a run of the same recipe that could be resumed, since it may be what was meant."""
+    others = [run for run in RunDir.named(name) if run != new and _same_recipe(recipe, run.recipe)]
+    with suppress(DataError):  # of a damaged status.json, which is not what this command is about
+        others = [run for run in others if not run.is_done() and not run.is_at_work()]
+        for run in sorted(others, key=RunDir.urgency)[-1:]:
+            text = (
+                f"{run.root} is an unfinished run of this recipe and stays as it is; {new.root} is another one, from "
+                f"the first step. To go on with {run.root} instead, stop this and add --resume --run-dir {run.root}"
+            )
+            emit(Message(text, "warning"))
+
+
 def write_manifest(recipe: AnyRecipe, run: RunDir, emit: Emit) -> None:
-    """Write recipe.yaml and environment.json before anything else; warn if a resumed run finds other packages."""
+    """Write recipe.yaml and environment.json before anything else; warn if a resumed run finds another environment."""
     write_text(run.recipe, dump_recipe(recipe))
+    if extended := extended_run(run):
+        emit(Message(f"extending {extended.root} in {run.root}; until that is done, {extended.root} stays as it is"))
     environment = describe_environment()
     if run.environment.is_file():
-        before, now = read_json(run.environment)["packages"], environment["packages"]
-        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+        changed = list(changes(read_json(run.environment), environment))
         if changed:
-            text = f"packages changed since the run began, so results may differ in the last bit: {', '.join(changed)}"
+            text = f"since the run began, this changed: {', '.join(changed)}; results may differ in the last bits"
             emit(Message(text, "warning"))
         if not has_states(run.checkpoints) and not run.seeds.is_dir():
             emit(Message("the run has no checkpoint yet; it begins at its first step"))
@@ -110,5 +206,19 @@ def open_finished(path: Path) -> RunDir:
     run = RunDir.open(path)
     if is_reinforcement_recipe(run.recipe):
         raise DataError(f"{path} is a reinforcement-learning run; type: hftoolkit rl evaluate {path}")
+    end_hand_over(run)
     run.check_finished()
     return run
+
+
+def check_model(run: RunDir, emit: Emit) -> None:
+    """Check that the model of a finished run is, file by file, the one that passed its gate.
+
+    Raises:
+        DataError: the run is not done, or a file was changed, removed or added.
+    """
+    end_hand_over(run)
+    run.check_finished()
+    if not check_seal(run.model):
+        text = f"there is no {run.model_hashes}, so {run.model} is not checked: runs of earlier versions have none"
+        emit(Message(text, "warning"))

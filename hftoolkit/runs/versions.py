@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -37,6 +38,16 @@ def describe_environment() -> dict[str, Any]:
         "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what differs between two environments of that on which the last bits of results depend."""
+    for name, version_now in now["packages"].items():
+        if (other := before.get("packages", {}).get(name)) != version_now:
+            yield f"{name} {other} -> {version_now}"
+    for name in ("threads", "cpu_capability", "accelerators"):
+        if name in before and before[name] != now[name]:
+            yield f"{name} {before[name]} -> {now[name]}"
 
 
 def _version(package: str) -> str | None:

@@ -24,6 +24,7 @@ from doubles.paths import ROOT
 from doubles.reviews import CLASSES, RECIPE, review_rows
 from hftoolkit import __version__, cli
 from hftoolkit.cli import render
+from hftoolkit.cli.options import ResumeChoice, spell_out_resume
 from hftoolkit.cli.render import render_events
 from hftoolkit.commands import finetune as run
 from hftoolkit.contracts import Event, InferenceProgress, Message, Table
@@ -50,7 +51,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_a_finished_run_holds_what_the_design_lists(tiny_run: Path):
     files = {"recipe.yaml", "environment.json", "data.json", "labels.json", "metrics.jsonl", "train.log"}
-    files |= {"status.json", "results.json", "backbone.json", ".lock"}
+    files |= {"status.json", "results.json", "backbone.json", "model.sha256", ".lock"}
     folders = {"checkpoints", "model", "report", "predictions"}
     assert {path.name for path in tiny_run.iterdir()} == files | folders
     assert all((tiny_run / name).is_dir() for name in folders)
@@ -485,3 +486,38 @@ def test_recipes_come_with_the_wheel(tmp_path: Path):
     where, *listed = ended.stdout.splitlines()
     assert where == str(tmp_path / "site" / "hftoolkit" / "__init__.py")
     assert {f"{line.split()[0]}.yaml" for line in listed} == names
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("finetune --resume t.yaml", "finetune --resume=yes t.yaml"),
+        ("finetune t.yaml --resume", "finetune t.yaml --resume=yes"),
+        ("finetune t.yaml --resume auto --set a=b", "finetune t.yaml --resume=auto --set a=b"),
+        ("finetune --resume auto t.yaml", "finetune --resume=auto t.yaml"),
+        ("finetune t.yaml --resume=auto", "finetune t.yaml --resume=auto"),
+        ("finetune --resume --run-dir auto t.yaml", "finetune --resume=yes --run-dir auto t.yaml"),
+        ("finetune -- --resume auto", "finetune -- --resume auto"),
+    ],
+)
+def test_resume_stands_alone_or_before_auto(typed: str, read: str):
+    assert spell_out_resume(typed.split()) == read.split()
+
+
+def test_the_commands_get_what_resume_says():
+    values = [ResumeChoice.value_of(each) for each in (None, ResumeChoice.YES, ResumeChoice.AUTO)]
+    assert values == [False, True, "auto"]
+    for command in (["finetune"], ["rl", "train"]):
+        refused(hft(*command, "nowhere.yaml", "--resume", "auto"), 2, "nowhere.yaml")
+        ended = hft(*command, "nowhere.yaml", "--resume=never")
+        assert ended.code == 2 and "--resume" in ended.err and "auto" in ended.err
+
+
+def test_modules_in_the_current_folder_are_none_of_ours(tmp_path: Path):
+    for name in ("csv", "pip", "queue", "rich", "socket", "ssl", "tempfile", "typer", "yaml"):
+        (tmp_path / f"{name}.py").write_text(f"open('ran', 'a').write('{name} ')")
+    for command in (["--version"], ["recipes", "list"]):
+        called = [sys.executable, "-m", "hftoolkit", *command]
+        ended = subprocess.run(called, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+    assert not (tmp_path / "ran").exists()

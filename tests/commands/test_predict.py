@@ -229,6 +229,19 @@ def test_only_a_finished_run_is_used(command: tuple[str, ...], copied_run: Path,
 
 
 @pytest.mark.parametrize("command", [("predict", "-"), ("evaluate",)])
+def test_one_flipped_bit_of_the_model_is_found(command: tuple[str, ...], copied_run: Path):
+    name, *rest = command
+    weights = copied_run / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 0x40
+    weights.write_bytes(content)
+    refused(hft(name, copied_run, *rest), 3, "model.safetensors has changed", "model.sha256")
+    for source in (copied_run, copied_run / "model"):
+        with pytest.raises(DataError, match="has changed"):
+            hftoolkit.load(source)
+
+
+@pytest.mark.parametrize("command", [("predict", "-"), ("evaluate",)])
 def test_a_label_list_that_is_not_the_model_s_is_refused(command: tuple[str, ...], copied_run: Path):
     name, *rest = command
     labels = copied_run / "labels.json"

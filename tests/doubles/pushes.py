@@ -6,6 +6,7 @@ from pathlib import Path
 
 from doubles.loopback_hub import Repository
 from doubles.reviews import RECIPE
+from hftoolkit.data.sources.sealing import seal
 
 POLICY_RECIPE = """\
 environment: {id: CartPole-v1}
@@ -32,6 +33,7 @@ def make_run(folder: Path, seed: int = 0, size: int = 200_000) -> Path:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+    seal(folder / "model")
     return folder
 
 

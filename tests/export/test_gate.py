@@ -248,6 +248,8 @@ def test_an_adapter_names_its_task_and_its_head_as_peft_does(
     save_adapter(with_lora(export), tmp_path / "adapter", base="some/backbone")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["task_type"], config["base_model_name_or_path"]) == (task, "some/backbone")
+    assert len(config["target_modules"]) > 6
+    assert config["target_modules"] == sorted(config["target_modules"])  # and not as this process orders a set
     names = set(load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
     head_names = {name for name in names if "lora" not in name}
     assert head_names == {f"base_model.model.{export.head.module}.{part}" for part in ("weight", "bias")}

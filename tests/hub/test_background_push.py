@@ -255,6 +255,17 @@ def test_a_run_that_ends_early_leaves_no_process_and_no_mixture(
     assert not (run / ".upload").exists()
 
 
+@pytest.mark.slow
+def test_the_process_with_the_token_imports_nothing_from_the_current_folder(tmp_path: Path):
+    (tmp_path / "queue.py").write_text("open('ran', 'w').write('x')\n")
+    (tmp_path / "hftoolkit.py").write_text("open('ran', 'w').write('x')\n")
+    command = [sys.executable, "-m", background.MODULE, str(tmp_path), str(os.getpid())]
+    environment = background.background_env(os.environ)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "is not a run directory" in ended.stderr, ended.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 # --- when what is pushed --------------------------------------------------------------------------------------------
 
 

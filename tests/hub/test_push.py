@@ -237,6 +237,12 @@ def test_a_pushed_model_is_a_backbone_again_and_the_recipe_pushes_what_comes_out
     assert "base_model: ada/reviews" in (run / "model" / "README.md").read_text()
     assert f"{client.hub.endpoint}/lab/again" in (run / "train.log").read_text()
 
+    begun = {"ada/table": data.commits[-1], "ada/reviews": client.hub.repositories["ada/reviews"].commits[-1]}
+    assert json.loads((run / "revisions.json").read_text()) == begun
+    data.add({"train.csv": small(b"text,label\nanother,bad\n")}, "other rows")
+    ended = client.run("evaluate", run)  # on the rows that the run began with
+    assert ended.code == 0, ended
+
 
 # --- hub: in a recipe -----------------------------------------------------------------------------------------------
 
@@ -345,8 +351,15 @@ def test_only_a_finished_run_of_one_model_is_pushed(tmp_path: Path):
 
     run = make_run(tmp_path / "run")
     (run / "model" / "more.json").symlink_to("/etc/hostname")
-    refused(hft("push", run, "ada/x"), 3, "more.json is a link")
-    (run / "model" / "more.json").unlink()
+    refused(hft("push", run, "ada/x"), 3, "more.json was added since the run ended")
+    (run / "model" / "more.json").rename(run / "model" / "more.png")
+    refused(hft("push", run, "ada/x"), 3, "more.png is a link")
+    (run / "model" / "more.png").unlink()
+    weights = run / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-3] + bytes([whole[-3] ^ 0x40]) + whole[-2:])
+    refused(hft("push", run, "ada/x"), 3, "model.safetensors has changed")
+    weights.write_bytes(whole)
     card = run / "model" / "README.md"
     card.rename(run / "card.md")
     refused(hft("push", run, "ada/x"), 3, "no README.md")

@@ -77,7 +77,7 @@ def same_weights(a: Path, b: Path) -> bool:
 def test_a_finished_run_holds_its_policy_its_results_and_its_curve(run: Path):
     assert {path.name for path in run.iterdir()} == {
         *("recipe.yaml", "environment.json", "metrics.jsonl", "train.log", "status.json", "results.json"),
-        *("model", "report", "checkpoints", ".lock"),
+        *("model", "model.sha256", "report", "checkpoints", ".lock"),
     }
     assert {path.name for path in (run / "model").iterdir()} == {
         *("model.safetensors", "config.json", "hftoolkit.json", "README.md")
@@ -221,6 +221,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(folder: Path, tmp_path: 
     assert steps[0] == steps[1]
     done = hft("rl", "train", folder / "tiny.yaml", "--run-dir", cut, "--resume", *longer)
     refused(done, 2, "there is nothing to resume")
+    repeated = hft("rl", "train", folder / "tiny.yaml", "--run-dir", cut, "--resume", "auto", *longer)
+    assert repeated.code == 0 and "there is nothing to do" in repeated.out
 
 
 @pytest.mark.slow
@@ -364,6 +366,8 @@ def test_code_of_others_runs_only_where_it_is_allowed(tmp_path: Path, monkeypatc
 def test_a_damaged_policy_is_refused(run: Path, folder: Path, tmp_path: Path):
     broken = trained(folder / "tiny.yaml", tmp_path / "run", "--set", "train.steps=40")
     (broken / "model" / "model.safetensors").write_bytes(b"\0" * 100)
+    refused(hft("rl", "evaluate", broken), 3, "model.safetensors has changed")
+    (broken / "model.sha256").unlink()
     refused(hft("rl", "evaluate", broken), 3, "cannot be read")
     (broken / "model" / "model.safetensors").write_bytes((run / "model" / "model.safetensors").read_bytes())
     config = read_json(broken / "model" / "config.json")

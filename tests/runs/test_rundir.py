@@ -3,6 +3,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from hftoolkit.contracts import Evaluated, Message, StepDone, Table
 from hftoolkit.errors import DataError, EnvironmentFault, Interrupted, RecipeError, TrainingError
 from hftoolkit.runs.directory import RunDir, read_json, write_json
-from hftoolkit.runs.lifecycle import record_event, run_lifecycle, write_status
+from hftoolkit.runs.lifecycle import locked, record_event, run_lifecycle, write_status
 
 
 def strict_json(text):
@@ -99,12 +101,84 @@ def test_a_run_that_made_a_step_or_is_running_or_holds_something_else_is_kept(tm
 
 
 def test_a_run_that_another_process_begins_in_the_same_moment_is_put_back(tmp_path, monkeypatch):
-    looks = iter([True, True, False])
-    run = failed_start(tmp_path / "shared", state="running")
-    monkeypatch.setattr(RunDir, "_is_failed_start", lambda self: next(looks))
-    RunDir.create("tiny", run.root)
+    looks = iter([True, False])
+    monkeypatch.chdir(tmp_path)
+    run = failed_start(tmp_path / "runs" / "shared", state="running")
+    monkeypatch.setattr(RunDir, "is_failed_start", lambda self: next(looks, False))
+    assert RunDir.create("shared").root == Path("runs/shared-2")
     assert run.recipe.read_text() == "task: a mistake"
-    assert [path.name for path in tmp_path.iterdir()] == ["shared"]
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["shared", "shared-2"]
+
+
+@pytest.mark.parametrize("kind", ["link", "current folder", "top of a disk"])
+def test_a_start_that_failed_makes_room_in_a_folder_that_cannot_be_renamed(tmp_path, monkeypatch, kind):
+    real = failed_start(tmp_path / "real").root
+    with locked(RunDir(real)):  # its lock stays behind
+        pass
+    (tmp_path / "link").symlink_to(real)
+    if kind == "top of a disk":
+        (real / "lost+found").mkdir()
+        monkeypatch.setattr(Path, "rename", None)
+    if kind == "current folder":
+        monkeypatch.chdir(real)
+    where = {"link": tmp_path / "link", "current folder": Path(), "top of a disk": real}[kind]
+    RunDir.check_free(where)
+    assert RunDir.create("tiny", where).root == where
+    assert {path.name for path in real.iterdir()} <= {"lost+found"}
+    assert RunDir.create("tiny", where).root == where  # empty, and so free
+    assert kind != "link" or where.is_symlink()
+
+
+@pytest.mark.parametrize("left", [[".lock"], [".lock", "status.json"], [".lock", "status.json", "recipe.yaml.part"]])
+def test_a_start_that_was_killed_before_its_recipe_was_written_makes_room(tmp_path, monkeypatch, left):
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path / "exact", tmp_path / "runs" / "tiny"):
+        root.mkdir(parents=True)
+        for name in left:
+            (root / name).write_text('{"state": "running"}')
+    assert RunDir.create("tiny", tmp_path / "exact").root == tmp_path / "exact"
+    assert RunDir.create("tiny").root == Path("runs/tiny")
+
+
+def test_a_start_that_another_process_works_on_does_not_make_room(tmp_path):
+    root = tmp_path / "begun"
+    root.mkdir()
+    (root / "status.json").write_text('{"state": "running"}')
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(root / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(RecipeError, match="never overwritten"):
+            RunDir.create("tiny", root)
+        other.stdin.close()
+        other.wait()
+    assert RunDir.create("tiny", root).root == root
+
+
+def test_a_folder_of_somebody_else_never_looks_like_a_failed_start(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data.json").write_text("{}")
+    with pytest.raises(RecipeError, match="never overwritten"):
+        RunDir.create("tiny", tmp_path / "mine")
+    assert (tmp_path / "mine" / "data.json").is_file()
+
+
+def test_a_link_to_nowhere_says_what_to_make(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(RecipeError, match=r"is a link to .*gone, which is not there; make that folder first"):
+        RunDir.create("tiny", tmp_path / "link")
+
+
+def test_an_unfinished_run_in_the_exact_directory_is_named_with_the_option_that_goes_on_with_it(tmp_path):
+    run = failed_start(tmp_path / "run", state="interrupted")
+    with pytest.raises(RecipeError, match="add --resume to go on with the unfinished run in it"):
+        RunDir.create("tiny", run.root)
+    write_status(run, "done")
+    with pytest.raises(RecipeError, match=r"choose another --run-dir$"):
+        RunDir.create("tiny", run.root)
 
 
 def test_a_file_in_place_of_the_exact_directory_is_refused(tmp_path):
@@ -190,6 +264,24 @@ def test_the_status_has_its_time_in_utc_and_replaces_the_last_one(run):
 
 
 # What ends a run
+
+
+def test_a_run_is_called_done_when_its_model_and_results_are_on_the_disk(run, monkeypatch):
+    synced = {}
+
+    def note(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(run.root).as_posix()
+        synced[path] = read_json(run.status)["state"]
+
+    monkeypatch.setattr(os, "fsync", note)
+    with run_lifecycle(run):
+        (run.model / "adapter").mkdir(parents=True)
+        files = [run.model / "model.safetensors", run.model / "adapter" / "adapter_config.json", run.results]
+        for path in (*files, run.recipe, run.model_hashes):
+            path.write_text("{}")
+    before = {"model/model.safetensors", "model/adapter/adapter_config.json", "model/adapter", "model", "results.json"}
+    assert {path for path, state in synced.items() if state == "running"} == before | {"recipe.yaml", "model.sha256"}
+    assert {path for path, state in synced.items() if state == "done"} == {"status.json", "."}
 
 
 def test_a_run_is_running_and_then_done(run):

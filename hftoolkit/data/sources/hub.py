@@ -48,6 +48,18 @@ def offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+def find_commit(address: str, repo: str, revision: str | None, repo_type: str) -> str:
+    """Return the commit that a branch or tag is at; where the Hub cannot be asked, of the last download.
+
+    Arguments and errors are those of ``download_snapshot``.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _hub_faults(address):  # which names the commit in the folder, also offline; of the files it needs only one
+        folder = snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=["config.json"])
+    return Path(folder).name
+
+
 def _download_model(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 

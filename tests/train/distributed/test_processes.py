@@ -243,3 +243,6 @@ def test_torchrun_gives_the_run_of_one_process_and_only_the_main_one_speaks(writ
     one, two = results[0]["test"]["metrics"], results[1]["test"]["metrics"]
     assert one == pytest.approx(two, abs=1e-5)
     assert {path.name for path in (tmp_path / "one").iterdir()} == {path.name for path in (tmp_path / "two").iterdir()}
+    process = torchrun("finetune", recipe, "--run-dir", tmp_path / "two", "--resume", "auto")
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0 and out.count("there is nothing to do") == 1, err

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from hftoolkit.cli import models, recipes, reinforcement
 from hftoolkit.cli.options import is_rank_zero
+from hftoolkit.contracts.names import visible
 from hftoolkit.errors import HFToolkitError, Interrupted
 
 
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(reinforcement.app, name="rl")
-for command in (models.finetune, models.evaluate, models.predict, models.recommend, models.push):
+for command in (models.finetune, models.evaluate, models.report, models.predict, models.recommend, models.push):
     app.command()(command)
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def main() -> None:
     except HFToolkitError as error:
         logger.debug("the traceback behind the message", exc_info=True)
         speaker = "" if is_rank_zero() else f"process {os.environ['RANK']}: "
-        typer.echo(f"{speaker}error: {error}", err=True)
+        typer.echo(f"{speaker}error: {visible(str(error), lines=True)}", err=True)
         raise SystemExit(error.exit_code) from error
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from hftoolkit.contracts.names import markdown
 from hftoolkit.hub.card import recipe_section, write_folder_card
 from hftoolkit.recipe import Dqn, MlpNetwork, ReinforcementRecipe
 from hftoolkit.runs.directory import RunDir
@@ -42,7 +43,7 @@ def _policy_sections(recipe: ReinforcementRecipe, results: Mapping[str, Any]) ->
     rows = {"this policy": results["test"], **results["baselines"]}
     lines = [f"| {name} | {_return_cell(measured)} |" for name, measured in rows.items()]
     return (
-        f"# {recipe.algorithm.kind} on {recipe.environment.id}",
+        f"# {recipe.algorithm.kind} on {markdown(recipe.environment.id)}",
         f"## Use\n\n{_policy_use(recipe)}",
         f"## Results\n\n{results['test']['examples']} greedy episodes with fixed seeds, after "
         f"{results['train']['steps']} environment steps; mean return with its 95 % bootstrap interval over episodes. "

@@ -16,24 +16,26 @@ from types import FrameType
 from typing import Any
 
 from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Event, Message, StepDone, Table
+from hftoolkit.contracts.names import visible
 from hftoolkit.errors import EnvironmentFault, Interrupted
 from hftoolkit.runs.directory import RunDir, write_json, write_text
 
 
 @contextmanager
-def run_lifecycle(run: RunDir) -> Iterator[None]:
+def run_lifecycle(run: RunDir) -> Iterator[dict[str, Any]]:
     """Keep others out of the run and its status.json true, whatever ends the work inside.
 
-    System errors get their place in the exception tree.
+    System errors get their place in the exception tree. Yields what status.json is to say beside ``done``.
 
     Raises:
         EnvironmentFault: another process works on the run.
     """
+    ending: dict[str, Any] = {}
     with _locked(run):
         write_status(run, "running")
         try:
             with _termination_raises(run):
-                yield
+                yield ending
         except BaseException as error:
             known = _known(error, run)
             state = "interrupted" if isinstance(known, Interrupted) else "failed"
@@ -42,10 +44,30 @@ def run_lifecycle(run: RunDir) -> Iterator[None]:
             if known is error:
                 raise
             raise known from error
-        write_status(run, "done", exit_code=0)
+        write_status(run, "done", exit_code=0, **ending)
 
 
-def write_status(run: RunDir, state: str, **details: str | int | None) -> None:
+@contextmanager
+def finished_run_lifecycle(run: RunDir) -> Iterator[None]:
+    """Keep others out of a finished run, which stays finished whatever ends the work inside.
+
+    System errors get their place in the exception tree.
+
+    Raises:
+        EnvironmentFault: another process works on the run.
+    """
+    with _locked(run):
+        try:
+            with _termination_raises(run):
+                yield
+        except BaseException as error:
+            known = _known(error, run)
+            if known is error:
+                raise
+            raise known from error
+
+
+def write_status(run: RunDir, state: str, **details: str | int | list[str] | None) -> None:
     """Record ``running``, ``done``, ``interrupted`` or ``failed`` in status.json, with the time in UTC."""
     write_json(run.status, {"state": state, "time": _now(), **details})
 
@@ -67,10 +89,10 @@ def record_event(run: RunDir, event: Event) -> None:
             kind = {StepDone: "step", Evaluated: "evaluation", AgentProgress: "progress"}[type(event)]
             _append(run.metrics, json.dumps({"event": kind, **_finite(asdict(event))}, allow_nan=False))
         case Message(text, level):
-            _append(run.log, f"{_now()} {level}: {text}")
+            _append(run.log, f"{_now()} {level}: {visible(text, lines=True)}")
         case Table(title, columns, rows):
             lines = [title, " | ".join(columns), *(" | ".join(row) for row in rows)]
-            _append(run.log, "\n  ".join(lines))
+            _append(run.log, "\n  ".join(map(visible, lines)))
 
 
 def truncate_log(run: RunDir, step: int) -> None:

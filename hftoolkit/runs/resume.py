@@ -29,7 +29,8 @@ def open_run(recipe: AnyRecipe, name: str, exact: Path | None, *, resume: bool) 
 def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
     """Return the run to resume: ``exact``, or the newest of that name, those that are not done first.
 
-    A finished fine-tuning is extended when the recipe has more epochs than before, and nothing else differs.
+    A finished fine-tuning is extended when the recipe has more epochs than before, and nothing else differs. One whose
+    report lacks something is exported and reported again.
 
     Raises:
         RecipeError: there is no such run, it is done, or its recipe is another one.
@@ -43,7 +44,7 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
             if not has_states(run.checkpoints):
                 raise DataError(f"{run.checkpoints} is gone, and with it what {run.root} could be extended from")
             return run
-        if not changed:
+        if not changed and not run.missing_parts():
             more = "" if recipe.extended_by is None else f"; a larger {recipe.extended_by} would extend it"
             raise RecipeError(f"the run {run.root} is done; there is nothing to resume{more}")
     if changed:
@@ -53,6 +54,11 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
             + "\ntake these changes back, or leave out --resume to start another run"
         )
     return run
+
+
+def lacks_only_reports(run: RunDir, recipe: AnyRecipe) -> bool:
+    """Return whether a run is done but for parts of its report, and the recipe asks for no more."""
+    return bool(run.missing_parts()) and not _is_longer(load_alike(run.recipe, recipe), recipe)
 
 
 def write_manifest(recipe: AnyRecipe, run: RunDir, emit: Emit) -> None:

@@ -44,6 +44,7 @@ from hftoolkit.tasks.shared.class_head import (
     Prediction,
     cached_examples,
     class_head_spec,
+    class_title,
     first_examples,
     stack_targets,
     targets_of,
@@ -185,6 +186,10 @@ class TextClassificationTask:
         """Return the metrics of logits."""
         return self._head.statistics(self._head.probabilities(outputs), raw)
 
+    def unmeasured(self, raw: Sequence[LabelledText]) -> list[str]:
+        """Return the classes that none of the rows has."""
+        return self._head.unmeasured(raw)
+
     def pairs(self, outputs: Sequence[np.ndarray], raw: Sequence[LabelledText]) -> tuple[list[Any], list[Any]]:
         """Return predicted and true classes."""
         return self._head.pairs(outputs, raw)
@@ -215,13 +220,13 @@ class TextClassificationTask:
 
     def card(self, results: Mapping[str, Any]) -> CardText:
         """Return title, usage and limits."""
-        title = f"Text classifier: {', '.join(self._head.labels.names)}"
+        title = class_title("Text classifier", self._head.labels.names)
         if not results:
             return CardText(title, USAGE, ())
         share = results["truncated"]["test"] / results["test"]["examples"]
         cut = f"Texts are cut at {self._recipe.model.max_length} tokens; {share:.1%} of the test texts are longer."
-        weakest, calibrated = self._head.limits(results, " or languages")
-        return CardText(title, USAGE, (weakest, cut, calibrated))
+        *weakest, calibrated = self._head.limits(results, " or languages")
+        return CardText(title, USAGE, (*weakest, cut, calibrated))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write a plain model with its tokenizer."""

@@ -1,0 +1,190 @@
+"""What follows the export of a model: it is measured, drawn and described, and nothing of that can cost it.
+
+``hftoolkit report`` does so again for a finished run.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hftoolkit.commands.predict import load_run
+from hftoolkit.commands.results import (
+    measure_baselines,
+    measured_rows,
+    result_tables,
+    with_extra_metrics,
+    write_test_predictions,
+)
+from hftoolkit.commands.setup import prepare_extra_metrics
+from hftoolkit.contracts import Dataset, Draws, Emit, HasBaselines, Message, Task
+from hftoolkit.errors import HFToolkitError
+from hftoolkit.hub.card import write_card, write_plain_card
+from hftoolkit.metrics.extra import ExtraMetric
+from hftoolkit.metrics.statistics import Resamples, resample
+from hftoolkit.models.pretrained import Weights
+from hftoolkit.recipe import Recipe
+from hftoolkit.runs.attempts import Attempts
+from hftoolkit.runs.directory import RunDir, read_json, write_json
+from hftoolkit.runs.figures import write_training_curve_png
+from hftoolkit.runs.lifecycle import finished_run_lifecycle, with_recording, write_status
+from hftoolkit.runs.resume import open_finished
+
+MEASURES, EXTRA, BASELINES, PICTURES, CURVE, PREDICTIONS, TABLES, CARD = PARTS = (
+    "test metrics",
+    "extra metrics",
+    "baselines",
+    "pictures",
+    "learning curve",
+    "test predictions",
+    "closing tables",
+    "model card",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A model that passed the gate, and what its report is made of.
+
+    Attributes:
+        model: on the CPU, as it was exported.
+        outputs: in fp32, one for each row of the test split.
+        results: what results.json holds already.
+    """
+
+    run: RunDir
+    recipe: Recipe
+    task: Task
+    model: nn.Module
+    dataset: Dataset[Any]
+    outputs: Sequence[Any]
+    weights: Weights
+    results: Mapping[str, Any]
+
+    @property
+    def rows(self) -> Sequence[Any]:
+        """The rows of the test split."""
+        return self.dataset.splits["test"]
+
+
+def report(folder: Path, *, emit: Emit, allow_code: bool = False) -> None:
+    """Try again what failed in the report of a finished run, and draw, write and show again what is there.
+
+    Raises:
+        DataError: the run has no model, or its data changed since.
+        HFToolkitError: a part failed again.
+    """
+    run = open_finished(folder)
+    listen = with_recording(run, emit)
+    predictor = load_run(folder, listen)
+    extra = prepare_extra_metrics(predictor.recipe, allow_code=True) if allow_code else ()
+    dataset, results = predictor.own_data(), read_json(run.results)
+    with finished_run_lifecycle(run):
+        outputs = predictor.outputs(dataset.splits["test"])
+        failed = make_report(
+            Exported(
+                run, predictor.recipe, predictor.task, predictor.model, dataset, outputs, predictor.weights, results
+            ),
+            extra,
+            listen,
+        )
+        write_status(run, "done", exit_code=0, **without_parts(failed))
+    if failed:
+        raise HFToolkitError(f"failed again: {', '.join(failed)}; the model is not affected, and {run.log} says why")
+
+
+def without_parts(failed: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what status.json says of parts that failed."""
+    return {"without": list(failed)} if failed else {}
+
+
+def make_report(exported: Exported, extra: Sequence[ExtraMetric], emit: Emit) -> dict[str, str]:
+    """Measure, draw and describe a model; return, by part, why it failed.
+
+    Metrics and baselines that results.json has already are kept.
+    """
+    run, task = exported.run, exported.task
+    attempts, results = Attempts(run, emit), dict(exported.results)
+    _measure(exported, results, extra, attempts, emit)
+    write_results(run, results, attempts.failed)
+    run.report.mkdir(exist_ok=True)
+    with attempts.at(PICTURES):
+        if isinstance(task, Draws):
+            task.draw(exported.model, exported.outputs, exported.rows, report=run.report, model_folder=run.model)
+    with attempts.at(CURVE):
+        _draw_learning_curve(exported)
+    with attempts.at(PREDICTIONS):
+        run.predictions.mkdir(exist_ok=True)
+        numbers = exported.dataset.row_numbers["test"]
+        write_test_predictions(task, exported.outputs, exported.rows, numbers, run.predictions / "test.csv")
+    if "test" not in results:
+        for part in (TABLES, CARD):
+            attempts.skip(part, f"there are no {MEASURES}")
+    else:
+        with attempts.at(TABLES):
+            title = f"Test split, {len(exported.rows)} examples, 95 % intervals"
+            for table in result_tables(task, results, exported.outputs, exported.rows, title):
+                emit(table)
+        with attempts.at(CARD):
+            write_card(run, exported.recipe, task, results, exported.dataset.summary, exported.weights.hub_id)
+    if CARD in attempts.failed:
+        write_plain_card(run, exported.recipe)
+    write_results(run, results, attempts.failed)
+    return attempts.failed
+
+
+def write_results(run: RunDir, results: Mapping[str, Any], failed: Mapping[str, str]) -> None:
+    """Write results.json: what was measured, and why what is not there failed."""
+    kept = {name: value for name, value in results.items() if name != "failed"}
+    write_json(run.results, {**kept, **({"failed": dict(failed)} if failed else {})})
+
+
+def warn_of_missing(failed: Mapping[str, str], run: RunDir, emit: Emit) -> None:
+    """Say how a run ended whose report lacks something."""
+    if failed:
+        emit(
+            Message(
+                f"done, without {', '.join(failed)}: the model is exported and checked, {run.log} says what failed; to "
+                f"try that again, type: hftoolkit report {run.root}",
+                "warning",
+            )
+        )
+
+
+def _measure(
+    exported: Exported, results: dict[str, Any], extra: Sequence[ExtraMetric], attempts: Attempts, emit: Emit
+) -> None:
+    """Add metrics of the test split and of the baselines to results, where they are not there yet."""
+    task, settings, rows, seed = exported.task, exported.recipe.evaluation, exported.rows, exported.recipe.train.seed
+    ours: Resamples | None = None
+    with attempts.at(MEASURES):
+        ours = resample(task.score(exported.outputs, rows), samples=settings.bootstrap_samples, seed=seed)
+        results.setdefault("test", measured_rows(ours, task, rows))
+    if ours is None:
+        for part in (BASELINES, *([EXTRA] if extra else [])):
+            attempts.skip(part, f"there are no {MEASURES}")
+        return
+    with attempts.at(EXTRA):
+        results["test"] = with_extra_metrics(results["test"], extra, task, exported.outputs, rows, emit)
+    if not settings.baselines or not isinstance(task, HasBaselines):
+        results.setdefault("baselines", {})
+    if "baselines" not in results:
+        with attempts.at(BASELINES):
+            found = task.baselines(exported.dataset.splits["train"], rows, seed)
+            results["baselines"] = measure_baselines(
+                ours, found, compared_by=task.compared_by, samples=settings.bootstrap_samples, seed=seed
+            )
+
+
+def _draw_learning_curve(exported: Exported) -> None:
+    """Draw what metrics.jsonl says of the training."""
+    lines = exported.run.metrics.read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    losses = [(event["step"], event["loss"]) for event in events if event["event"] == "step"]
+    evaluations = [(event["step"], event["metrics"]) for event in events if event["event"] == "evaluation"]
+    if losses and evaluations:
+        names = [exported.recipe.evaluation.best_by, *exported.task.headline]
+        write_training_curve_png(losses, evaluations, names, exported.run.learning_curve)

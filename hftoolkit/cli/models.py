@@ -15,6 +15,7 @@ from hftoolkit.cli.options import (
     RunFolder,
     check_not_both,
     commands_of,
+    commands_of_any_run,
     commands_of_run,
     is_rank_zero,
 )
@@ -89,7 +90,7 @@ def report(run_folder: RunFolder, allow_code: AllowCode = False) -> None:
     from hftoolkit.cli.render import render_events
 
     with render_events() as emit:
-        commands_of_run(run_folder).report(run_folder, emit=emit, allow_code=allow_code)
+        commands_of_any_run(run_folder).report(run_folder, emit=emit, allow_code=allow_code)
     typer.echo(f"\nresults   {run_folder / 'results.json'}\nreport    {run_folder / 'report'}")
 
 

@@ -12,8 +12,6 @@ from hftoolkit.commands.report import (
     Exported,
     make_report,
     report,
-    warn_of_missing,
-    without_parts,
     write_results,
 )
 from hftoolkit.commands.setup import Setup, join, prepare, prepare_extra_metrics
@@ -86,9 +84,9 @@ def finetune(
         ending.update(without=list(PARTS))
     with ExitStack() as stack, finished_run_lifecycle(run):  # from here on, nothing costs the model
         stack.push(pushes)  # an upload on its way is stopped with this, too
-        failed = make_report(exported, extra, listen)
-        write_status(run, "done", exit_code=0, **without_parts(failed))
-        warn_of_missing(failed, run, listen)
+        attempts = make_report(exported, extra, listen)
+        write_status(run, "done", exit_code=0, **attempts.ending())
+        attempts.warn_of_missing()
         prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
     pushes.finish()
     publish(recipe.hub, run, emit=listen)

@@ -61,7 +61,7 @@ class Predictor:
         base = kind.load(recipe, self._schema, self._weights)
         self._schema.check_names(head_names(base.model), str(folder))
         self.task = kind.build(recipe, self._schema, base, None)
-        self._model = base.model
+        self._model: nn.Module = base.model
         accelerator = make_accelerator("fp32")
         arrange_for(base.model, accelerator.device)  # as in training, so that figures come out the same
         self._emit = emit

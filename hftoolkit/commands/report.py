@@ -20,7 +20,7 @@ from hftoolkit.commands.results import (
     write_test_predictions,
 )
 from hftoolkit.commands.setup import prepare_extra_metrics
-from hftoolkit.contracts import Dataset, Draws, Emit, HasBaselines, Message, Task
+from hftoolkit.contracts import Dataset, Draws, Emit, HasBaselines, Task
 from hftoolkit.errors import HFToolkitError
 from hftoolkit.hub.card import write_card, write_plain_card
 from hftoolkit.metrics.extra import ExtraMetric
@@ -84,25 +84,18 @@ def report(folder: Path, *, emit: Emit, allow_code: bool = False) -> None:
     dataset, results = predictor.own_data(), read_json(run.results)
     with finished_run_lifecycle(run):
         outputs = predictor.outputs(dataset.splits["test"])
-        failed = make_report(
-            Exported(
-                run, predictor.recipe, predictor.task, predictor.model, dataset, outputs, predictor.weights, results
-            ),
-            extra,
-            listen,
+        exported = Exported(
+            run, predictor.recipe, predictor.task, predictor.model, dataset, outputs, predictor.weights, results
         )
-        write_status(run, "done", exit_code=0, **without_parts(failed))
-    if failed:
-        raise HFToolkitError(f"failed again: {', '.join(failed)}; the model is not affected, and {run.log} says why")
+        attempts = make_report(exported, extra, listen)
+        write_status(run, "done", exit_code=0, **attempts.ending())
+    if attempts.failed:
+        what = ", ".join(attempts.failed)
+        raise HFToolkitError(f"failed again: {what}; the model is not affected, and {run.log} says why")
 
 
-def without_parts(failed: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return what status.json says of parts that failed."""
-    return {"without": list(failed)} if failed else {}
-
-
-def make_report(exported: Exported, extra: Sequence[ExtraMetric], emit: Emit) -> dict[str, str]:
-    """Measure, draw and describe a model; return, by part, why it failed.
+def make_report(exported: Exported, extra: Sequence[ExtraMetric], emit: Emit) -> Attempts:
+    """Measure, draw and describe a model; return what was tried of it.
 
     Metrics and baselines that results.json has already are kept.
     """
@@ -133,7 +126,7 @@ def make_report(exported: Exported, extra: Sequence[ExtraMetric], emit: Emit) ->
     if CARD in attempts.failed:
         write_plain_card(run, exported.recipe)
     write_results(run, results, attempts.failed)
-    return attempts.failed
+    return attempts
 
 
 def write_results(run: RunDir, results: Mapping[str, Any], failed: Mapping[str, str]) -> None:
@@ -142,28 +135,17 @@ def write_results(run: RunDir, results: Mapping[str, Any], failed: Mapping[str, 
     write_json(run.results, {**kept, **({"failed": dict(failed)} if failed else {})})
 
 
-def warn_of_missing(failed: Mapping[str, str], run: RunDir, emit: Emit) -> None:
-    """Say how a run ended whose report lacks something."""
-    if failed:
-        emit(
-            Message(
-                f"done, without {', '.join(failed)}: the model is exported and checked, {run.log} says what failed; to "
-                f"try that again, type: hftoolkit report {run.root}",
-                "warning",
-            )
-        )
-
-
 def _measure(
     exported: Exported, results: dict[str, Any], extra: Sequence[ExtraMetric], attempts: Attempts, emit: Emit
 ) -> None:
     """Add metrics of the test split and of the baselines to results, where they are not there yet."""
     task, settings, rows, seed = exported.task, exported.recipe.evaluation, exported.rows, exported.recipe.train.seed
-    ours: Resamples | None = None
+    found: list[Resamples] = []
     with attempts.at(MEASURES):
         ours = resample(task.score(exported.outputs, rows), samples=settings.bootstrap_samples, seed=seed)
         results.setdefault("test", measured_rows(ours, task, rows))
-    if ours is None:
+        found.append(ours)
+    if not found:
         for part in (BASELINES, *([EXTRA] if extra else [])):
             attempts.skip(part, f"there are no {MEASURES}")
         return
@@ -173,9 +155,9 @@ def _measure(
         results.setdefault("baselines", {})
     if "baselines" not in results:
         with attempts.at(BASELINES):
-            found = task.baselines(exported.dataset.splits["train"], rows, seed)
+            simple = task.baselines(exported.dataset.splits["train"], rows, seed)  # type: ignore[attr-defined]
             results["baselines"] = measure_baselines(
-                ours, found, compared_by=task.compared_by, samples=settings.bootstrap_samples, seed=seed
+                found[0], simple, compared_by=task.compared_by, samples=settings.bootstrap_samples, seed=seed
             )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hftoolkit.contracts import Emit, Message, Table
-from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+from hftoolkit.errors import DataError, EnvironmentFault, HFToolkitError, RecipeError
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import check_push_access
@@ -27,9 +27,16 @@ from hftoolkit.rl.evaluation import Episodes, Policy, RandomPolicy, evaluate_pol
 from hftoolkit.rl.tabular import TabularAgent
 from hftoolkit.rl.training import Training
 from hftoolkit.rl.video import check_video, record_video, show
+from hftoolkit.runs.attempts import Attempts
 from hftoolkit.runs.directory import RunDir, read_json, write_json
 from hftoolkit.runs.figures import write_learning_curve_png
-from hftoolkit.runs.lifecycle import run_lifecycle, truncate_log, with_recording
+from hftoolkit.runs.lifecycle import (
+    finished_run_lifecycle,
+    run_lifecycle,
+    truncate_log,
+    with_recording,
+    write_status,
+)
 from hftoolkit.runs.resume import open_run, write_manifest
 from hftoolkit.runs.tables import return_text
 
@@ -124,11 +131,12 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
 def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     """Train one agent in a run directory, from where it was left."""
     listen = with_recording(run, emit)
-    with run_lifecycle(run):
+    with run_lifecycle(run) as ending:
         write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
         with _agent(recipe) as agent:
             _learn_and_measure(recipe, agent, run, listen)
+        ending.update(_describe(recipe, run, listen))
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # the replay memory is large, and nothing goes on from here
     publish(recipe.hub, run, emit=listen)
 
@@ -147,21 +155,49 @@ def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, l
     training.resume()
     truncate_log(run, agent.step)
     training.run()
-    played = _play(recipe, agent, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
-    results = _results(recipe, agent, training, played)
-    write_json(run.results, results)
     save_policy(run.model, agent, recipe)
     check_saved(run.model, agent)
     Manifest(recipe).write(run.model)
-    _draw_curves(recipe, run, {str(recipe.train.seed): results})
-    write_policy_card(run, recipe, results)
-    listen(_results_table(results))
+    played = _play(recipe, agent, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
+    write_json(run.results, _results(recipe, agent, training, played))
+
+
+def report(folder: Path, *, emit: Emit, allow_code: bool = False) -> None:
+    """Draw and describe a finished run again, of one seed or several, from its results; no environment is made.
+
+    Raises:
+        DataError: it did not finish.
+        HFToolkitError: a part of the report failed again.
+    """
+    run = RunDir.open(folder)
+    if not run.is_done():
+        run.check_finished()
+    with finished_run_lifecycle(run):
+        ending = _describe(load_reinforcement_recipe(run.recipe), run, with_recording(run, emit))
+        write_status(run, "done", exit_code=0, **ending)
+    if ending:
+        raise HFToolkitError(f"failed again: {', '.join(ending['without'])}; {run.log} says why")
+
+
+def _describe(recipe: ReinforcementRecipe, run: RunDir, listen: Emit) -> dict[str, list[str]]:
+    """Draw and describe what results.json says; return what status.json says of parts that failed."""
+    results, attempts = read_json(run.results), Attempts(run, listen)
+    with attempts.at("learning curve"):
+        seeds = {name: read_json(run.seed(int(name)).results) for name in results.get("seeds", ())}
+        _draw_curves(recipe, run, seeds or {str(recipe.train.seed): results})
+    with attempts.at("closing table"):
+        listen(_results_table(results))
+    if "seeds" not in results:
+        with attempts.at("model card"):
+            write_policy_card(run, recipe, results)
+    attempts.warn_of_missing()
+    return attempts.ending()
 
 
 def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emit) -> None:
     """Train one agent after the other, and report over all."""
     listen = with_recording(run, emit)
-    with run_lifecycle(run):
+    with run_lifecycle(run) as ending:
         write_manifest(recipe, run, listen)
         found: dict[str, dict[str, Any]] = {}
         for number in range(recipe.train.seed, recipe.train.seed + seeds):
@@ -171,10 +207,8 @@ def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emi
                 listen(Message(f"seed {number}"))
                 _train_one(_with_seed(recipe, number), one, emit)
             found[str(number)] = read_json(one.results)
-        results = _results_over_seeds(recipe, found)
-        write_json(run.results, results)
-        _draw_curves(recipe, run, found)
-        listen(_results_table(results))
+        write_json(run.results, _results_over_seeds(recipe, found))
+        ending.update(_describe(recipe, run, listen))
 
 
 def _draw_curves(recipe: ReinforcementRecipe, run: RunDir, found: dict[str, dict[str, Any]]) -> None:

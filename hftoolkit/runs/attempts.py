@@ -1,5 +1,6 @@
 """What follows the export of a model, and must not cost it: each failure is a warning, and is recorded."""
 
+import shlex
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,17 @@ class Attempts:
     def skip(self, part: str, reason: str) -> None:
         """Record that a part could not be tried."""
         self.failed[part] = reason
+
+    def ending(self) -> dict[str, list[str]]:
+        """Return what status.json says of the parts that failed."""
+        return {"without": list(self.failed)} if self.failed else {}
+
+    def warn_of_missing(self) -> None:
+        """Say how the run ends, where a part failed."""
+        if self.failed:
+            text = f"done, without {', '.join(self.failed)}: the model is exported and checked, and {self._run.log} "
+            again = f"says what failed; to try that again, type: hftoolkit report {shlex.quote(str(self._run.root))}"
+            self._emit(Message(text + again, "warning"))
 
     def _record(self, part: str, error: Exception) -> None:
         said = " ".join(str(error).split())

@@ -184,7 +184,8 @@ def worst_first(probabilities: np.ndarray, targets: np.ndarray, count: int) -> n
     """Return the wrong examples whose true class got the lowest probability, at most ``count``, worst first."""
     truth = probabilities[np.arange(len(targets)), targets]
     order = np.argsort(truth, kind="stable")
-    return order[(probabilities.argmax(axis=1) != targets)[order]][:count]
+    wrong: np.ndarray = order[(probabilities.argmax(axis=1) != targets)[order]]
+    return wrong[:count]
 
 
 def write_image_grid(

@@ -56,9 +56,8 @@ def per_class_table(metrics: Metrics, intervals: Intervals, names: Sequence[str]
     places, title = list(range(len(names))), "By class, 95 % intervals"
     if len(names) > MOST_CLASSES:
         have = [place for place in places if counts[place]]
-        without = (
-            f"; {len(names) - len(have)} have none in test, and are not measured" if len(have) < len(names) else ""
-        )
+        lacking = len(names) - len(have)
+        without = f"; {lacking} have none in test, and are not measured" if lacking else ""
         places = sorted(have, key=lambda place: metrics.get(f"f1/{names[place]}", 0.0))[:FEWER_CLASSES]
         title = f"The weakest {len(places)} of {len(names)} classes, 95 % intervals (results.json has all{without})"
     shown = short_names(names)

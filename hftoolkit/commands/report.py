@@ -33,10 +33,11 @@ from hftoolkit.runs.figures import write_training_curve_png
 from hftoolkit.runs.lifecycle import finished_run_lifecycle, with_recording, write_status
 from hftoolkit.runs.resume import open_finished
 
-MEASURES, EXTRA, BASELINES, PICTURES, CURVE, PREDICTIONS, TABLES, CARD = PARTS = (
+MEASURES, EXTRA, BASELINES, RESULTS, PICTURES, CURVE, PREDICTIONS, TABLES, CARD = PARTS = (
     "test metrics",
     "extra metrics",
     "baselines",
+    "results.json",
     "pictures",
     "learning curve",
     "test predictions",
@@ -102,12 +103,14 @@ def make_report(exported: Exported, extra: Sequence[ExtraMetric], emit: Emit) ->
     run, task = exported.run, exported.task
     attempts, results = Attempts(run, emit), dict(exported.results)
     _measure(exported, results, extra, attempts, emit)
-    write_results(run, results, attempts.failed)
-    run.report.mkdir(exist_ok=True)
+    with attempts.at(RESULTS):
+        write_results(run, results, attempts.failed)
     with attempts.at(PICTURES):
+        run.report.mkdir(exist_ok=True)
         if isinstance(task, Draws):
             task.draw(exported.model, exported.outputs, exported.rows, report=run.report, model_folder=run.model)
     with attempts.at(CURVE):
+        run.report.mkdir(exist_ok=True)
         _draw_learning_curve(exported)
     with attempts.at(PREDICTIONS):
         run.predictions.mkdir(exist_ok=True)
@@ -124,15 +127,18 @@ def make_report(exported: Exported, extra: Sequence[ExtraMetric], emit: Emit) ->
         with attempts.at(CARD):
             write_card(run, exported.recipe, task, results, exported.dataset.summary, exported.weights.hub_id)
     if CARD in attempts.failed:
-        write_plain_card(run, exported.recipe)
-    write_results(run, results, attempts.failed)
+        with attempts.at(CARD):
+            write_plain_card(run, exported.recipe)
+    with attempts.at(RESULTS):
+        write_results(run, results, attempts.failed)
     return attempts
 
 
 def write_results(run: RunDir, results: Mapping[str, Any], failed: Mapping[str, str]) -> None:
     """Write results.json: what was measured, and why what is not there failed."""
-    kept = {name: value for name, value in results.items() if name != "failed"}
-    write_json(run.results, {**kept, **({"failed": dict(failed)} if failed else {})})
+    first = {name: results[name] for name in ("task", "test", "baselines") if name in results}
+    rest = {name: value for name, value in results.items() if name != "failed"}
+    write_json(run.results, {**first, **rest, **({"failed": dict(failed)} if failed else {})})
 
 
 def _measure(

@@ -30,7 +30,7 @@ FEWER_CLASSES = 40  # that are drawn then: those with most errors
 REST = "all others"
 CELL_INCHES = 1.5  # of a grid of images
 TITLE_POINTS = 7
-LINE_INCHES = TITLE_POINTS * 1.3 / 72
+LEGEND_INCHES = 0.4
 MAX_CURVE_POINTS = 200
 HELPS, HURTS = (220, 30, 30), (30, 60, 220)  # colours of heat
 HEAT_LEGEND = (("speaks for the prediction", HELPS), ("speaks against it", HURTS))
@@ -206,17 +206,32 @@ def write_image_grid(
     columns = min(GRID_COLUMNS, len(images))
     rows = -(-len(images) // columns)
     shown = [wrapped(legible(title), (CELL_INCHES - 0.12) * 72, TITLE_POINTS) for title in titles]
-    lines = max(title.count("\n") + 1 for title in shown)
-    height = rows * (CELL_INCHES + 0.05 + lines * LINE_INCHES) + (0.5 if legend else 0)
-    with _drawn(path, CELL_INCHES * columns, height, shown) as figure:
-        cells = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in cells:
+    with _drawn(path, CELL_INCHES * columns, CELL_INCHES * rows, shown) as figure:
+        figure.set_layout_engine("none")
+        cells = [figure.add_axes((0, 0, 1, 1)) for _ in images]
+        for axes, image, title in zip(cells, images, shown, strict=True):
             axes.set_axis_off()
-        for axes, image, title in zip(cells, images, shown, strict=False):
             axes.imshow(image)
-            axes.set_title(title, fontsize=TITLE_POINTS)
+            axes.set_title(title, fontsize=TITLE_POINTS, pad=3)
+            axes.set_anchor("N")
+        _arrange(figure, cells, columns, below=LEGEND_INCHES if legend else 0)
         if legend:
             _add_legend(figure, legend)
+
+
+def _arrange(figure: "Figure", cells: Sequence["Axes"], columns: int, below: float) -> None:
+    """Put images into rows that are as high as their titles need, and make the figure fit them and what is below."""
+    gap, side = 0.06, CELL_INCHES - 0.1  # inches
+    heights = [axes.title.get_window_extent().height / figure.dpi for axes in cells]
+    rows = [max(heights[first : first + columns]) + gap for first in range(0, len(cells), columns)]
+    width, height = CELL_INCHES * columns, below + gap + sum(rows) + len(rows) * (side + gap)
+    figure.set_size_inches(width, height)
+    top = height
+    for row, above in enumerate(rows):
+        top -= above + side + gap
+        for column, axes in enumerate(cells[row * columns : (row + 1) * columns]):
+            left = (CELL_INCHES * column + (CELL_INCHES - side) / 2) / width
+            axes.set_position((left, top / height, side / width, side / height))
 
 
 def _add_legend(figure: "Figure", legend: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
@@ -224,7 +239,7 @@ def _add_legend(figure: "Figure", legend: Sequence[tuple[str, tuple[int, int, in
 
     patches = [Patch(color=tuple(part / 255 for part in colour), label=name) for name, colour in legend]
     columns = 1 if figure.get_figwidth() < 2 * CELL_INCHES + 0.1 else len(patches)
-    figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False, fontsize=TITLE_POINTS)
+    figure.legend(handles=patches, loc="lower center", ncols=columns, frameon=False, fontsize=TITLE_POINTS)
 
 
 def write_note_png(text: str, path: Path) -> None:

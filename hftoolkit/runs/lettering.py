@@ -110,11 +110,15 @@ def _turns_lines() -> bool:
 
 
 @cache
-def _installed() -> tuple[str, ...]:
+def _installed() -> dict[str, str]:
+    """Return the font families with an upright font of normal weight, and its file; likely ones come first."""
     from matplotlib.font_manager import fontManager
 
-    names = {entry.name for entry in fontManager.ttflist if not NEVER.search(entry.name)}
-    return tuple(sorted(names, key=lambda name: (not name.startswith(PREFERRED), name)))
+    upright = [
+        each for each in fontManager.ttflist if (each.style, each.weight) in (("normal", 400), ("normal", "normal"))
+    ]
+    files = {each.name: each.fname for each in upright if not NEVER.search(each.name)}
+    return {name: files[name] for name in sorted(files, key=lambda name: (not name.startswith(PREFERRED), name))}
 
 
 @cache
@@ -125,11 +129,13 @@ def _letters_of(family: str) -> frozenset[str]:
 
 @cache
 def _font(family: str) -> "FT2Font | None":
-    """Return the font that matplotlib takes for a family; None where it cannot be read or drawn."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
+    """Return the font of a family; None where there is none, or it cannot be read or drawn."""
+    from matplotlib import get_data_path
+    from matplotlib.font_manager import get_font
 
+    own = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
     try:
-        font = get_font(findfont(FontProperties(family=[family]), fallback_to_default=False))
-    except (OSError, RuntimeError, ValueError):  # no such font any more, or a damaged one
+        font = get_font(own if family == DEFAULT_FAMILY else _installed()[family])
+    except (OSError, RuntimeError, KeyError):  # removed since, or damaged
         return None
     return font if font.scalable else None

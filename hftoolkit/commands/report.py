@@ -174,5 +174,7 @@ def _draw_learning_curve(exported: Exported) -> None:
     losses = [(event["step"], event["loss"]) for event in events if event["event"] == "step"]
     evaluations = [(event["step"], event["metrics"]) for event in events if event["event"] == "evaluation"]
     if losses and evaluations:
-        names = [exported.recipe.evaluation.best_by, *exported.task.headline]
-        write_training_curve_png(losses, evaluations, names, exported.run.learning_curve)
+        settings = exported.recipe.evaluation
+        lower = settings.best_by in settings.lower_is_better
+        alike = [name for name in exported.task.headline if (name in settings.lower_is_better) == lower]
+        write_training_curve_png(losses, evaluations, [settings.best_by, *alike], exported.run.learning_curve)

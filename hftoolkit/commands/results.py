@@ -77,7 +77,7 @@ def result_tables(
 ) -> Iterator[Table]:
     """Yield the table of model and baselines, and what else the task has to show."""
     missing = results["test"].get("unmeasured")
-    without = f"; not measured, because no row is of it: {listed(missing)}" if missing else ""
+    without = f"; not measured (no rows): {listed(missing)}" if missing else ""
     yield replace(results_table(results, task.headline), title=f"{title}{without}")
     extra = extra_values(results["test"]["metrics"])
     if extra:

@@ -55,7 +55,7 @@ def markdown(text: str) -> str:
     """Return a text that Markdown and HTML show as it is: on one line, no heading, no link, no tag."""
     text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", text)
-    text = re.sub(r"(?<![^\W_])_+|_+(?![^\W_])", lambda found: r"\_" * len(found[0]), text)
+    text = re.sub(r"(?<!\w)_+|_+(?!\w)", lambda found: r"\_" * len(found[0]), text)
     return text.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from hftoolkit.contracts import Metrics
 from hftoolkit.metrics.calibration import NUM_BINS, reliability
 from hftoolkit.metrics.returns import interquartile_mean
-from hftoolkit.runs.lettering import drawable_names, families_for, legible, one_letter_each, wrapped
+from hftoolkit.runs.lettering import drawable_names, families_for, legible, note_on, one_letter_each, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,8 @@ def write_confusion_png(matrix: np.ndarray, names: Sequence[str], path: Path) ->
         size = 9 if num_classes <= MAX_NUMBERED_CLASSES else 7
         axes.set_xticks(range(num_classes), shown, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
         axes.set_yticks(range(num_classes), shown, fontsize=size)
-        axes.set(xlabel="predicted class", ylabel="true class", title=title)
+        axes.set(xlabel="predicted class", ylabel="true class")
+        axes.set_title(title or note_on(shown), fontsize=9)
         if num_classes <= MAX_NUMBERED_CLASSES:
             _write_counts(axes, matrix, shares)
         figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
@@ -73,7 +74,7 @@ def _most_confused(matrix: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray
     counts = np.zeros((FEWER_CLASSES + 1, FEWER_CLASSES + 1), dtype=int)
     np.add.at(counts, (place[:, None], place[None, :]), matrix)
     shown = drawable_names(names, MAX_NAME_LENGTH)
-    title = f"the {FEWER_CLASSES} of {len(names)} classes with most errors"
+    title = f"the {FEWER_CLASSES} of {len(names)} classes with most errors\n{note_on(shown)}".rstrip()
     return counts, [*(shown[index] for index in kept), REST], title
 
 
@@ -168,8 +169,8 @@ def write_training_curve_png(
             for name in shown:
                 points = [(step, found[name]) for step, found in evaluations if name in found]
                 if points:
-                    label = "validation" if axes is upper else name
-                    axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=label)
+                    style = {"label": "validation", "color": "#e6550d"} if axes is upper else {"label": name}
+                    axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, **style)
             axes.grid(alpha=0.3)
             axes.legend(frameon=False, fontsize=8)
         upper.set(ylabel="loss")

@@ -15,6 +15,7 @@ DEFAULT_FAMILY = "DejaVu Sans"  # comes with matplotlib, and has Latin, Greek, C
 PREFERRED = ("Noto Sans", "WenQuanYi", "Source Han", "Droid Sans Fallback")  # beginnings of families with many letters
 NEVER = re.compile("last ?resort|emoji", re.IGNORECASE)  # boxes, and colours that are drawn as blanks
 BOX = "\u25a1"
+NOTE = "class N: its place in labels.json, from 0;\nno font on this machine has its letters"
 TURNED = ("R", "AL")  # letters of scripts that run to the left
 
 
@@ -35,7 +36,16 @@ def legible(text: str) -> str:
 def drawable_names(names: Sequence[str], length: int) -> list[str]:
     """Return short class names as they can be drawn here; one with letters that cannot be is ``class 3``, its place."""
     shown = short_names(names, length)
-    return [f"class {place}" if _missing(name) else name for place, name in enumerate(shown)]
+    return [StandIn(f"class {place}") if _missing(name) else name for place, name in enumerate(shown)]
+
+
+class StandIn(str):
+    """What is drawn in place of a name."""
+
+
+def note_on(names: Sequence[str]) -> str:
+    """Return what a picture says of names that stand in for others; nothing where all are drawn themselves."""
+    return NOTE if any(isinstance(name, StandIn) for name in names) else ""
 
 
 def one_letter_each(text: str) -> str:

@@ -23,10 +23,17 @@ FREE_TO_CHANGE = ("hub", "train.checkpoint_every", "train.num_workers", "train.t
 
 
 def check_hub_id(name: str) -> str:
-    """Return a Hub id, ``OWNER/NAME`` or ``NAME``, if it is one; it goes into cards and code that users copy."""
-    if HUB_ID.fullmatch(name):
-        return name
-    raise ValueError("expected a Hub id: OWNER/NAME, or NAME alone, of letters, digits and . _ -")
+    """Return the Hub id of a model, OWNER/NAME or NAME, which goes into cards and into code that users copy.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
+        raise ValueError(
+            f"{name!r} is no Hub id of a model; write OWNER/NAME, or NAME alone for one without an owner: letters, "
+            "digits, '_', '-' and '.'"
+        )
+    return name
 
 
 class Section(BaseModel):

@@ -38,7 +38,7 @@ from hftoolkit.runs.checkpoint import prune
 from hftoolkit.runs.directory import RunDir, read_json, write_json
 from hftoolkit.runs.lifecycle import finished_run_lifecycle, run_lifecycle, with_recording, write_status
 from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
-from hftoolkit.runs.resume import check_unchanged, open_finished, open_run, write_manifest
+from hftoolkit.runs.resume import check_unchanged, lacks_only_reports, open_finished, open_run, write_manifest
 from hftoolkit.runs.tables import gains_table, results_table
 from hftoolkit.train.distributed.collectives import num_processes
 from hftoolkit.train.distributed.launch import join_processes
@@ -106,6 +106,9 @@ def finetune(
     """
     _check_single_process()
     run = open_run(recipe, name, run_dir, resume=resume)
+    if resume and lacks_only_reports(run, recipe):
+        report(run.root, emit=emit)
+        return run.root
     listen = with_recording(run, emit)
     with run_lifecycle(run) as ending:
         write_manifest(recipe, run, listen)

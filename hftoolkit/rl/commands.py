@@ -37,7 +37,7 @@ from hftoolkit.runs.lifecycle import (
     with_recording,
     write_status,
 )
-from hftoolkit.runs.resume import open_run, write_manifest
+from hftoolkit.runs.resume import lacks_only_reports, open_run, write_manifest
 from hftoolkit.runs.tables import return_text
 
 Agent = DqnAgent | TabularAgent
@@ -75,6 +75,9 @@ def train(
     run = open_run(recipe, name, run_dir, resume=resume)
     if resume:
         _refuse_another_count(run, seeds)
+    if resume and lacks_only_reports(run, recipe):
+        report(run.root, emit=emit)
+        return run.root
     if seeds == 1:
         _train_one(recipe, run, emit)
     else:

@@ -144,6 +144,10 @@ def _known(error: BaseException, run: RunDir) -> BaseException:
 
 
 def _what_remains(how: str, run: RunDir) -> str:
+    if run.is_done():
+        return (
+            f"{how}; the model in {run.root} is finished; for the rest of its report, type: hftoolkit report {run.root}"
+        )
     return f"{how}; what was written is in {run.root}, and the same command with --resume continues from there"
 
 

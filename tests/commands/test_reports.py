@@ -1,5 +1,6 @@
 """What follows the export of a model never costs it; ``hftoolkit report`` tries again what failed."""
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -54,6 +55,26 @@ def test_a_baseline_that_fails_costs_nothing_else(write_recipe: Any, tmp_path: P
     assert all(again[name] == content for name, content in results.items() if name != "failed")
     assert "tfidf_logreg" in (run / "model" / CARD).read_text()
     refused(hft(*command, *short, "--resume"), 2, "nothing to resume")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_after_its_gate_is_done(write_recipe: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    recipe, run = write_recipe(), tmp_path / "run"
+    command = ("finetune", recipe, "--run-dir", run, "--set", "train.epochs=1")
+
+    def kill(*_: Any, **__: Any) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal came too late")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hftoolkit.commands.finetune.make_report", kill)
+        refused(hft(*command), 143, "is finished", f"hftoolkit report {run}")
+    status = read_json(run / "status.json")
+    assert status["state"] == "done" and status["without"] == list(reports.PARTS)
+    assert hft("predict", run, tmp_path / "t.csv").code == 0
+    ended = hft(*command, "--resume")
+    assert ended.code == 0 and "without" not in read_json(run / "status.json"), ended
+    assert (run / "report" / "confusion.png").is_file() and (run / "model" / CARD).is_file()
 
 
 @pytest.fixture

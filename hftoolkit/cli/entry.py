@@ -10,7 +10,6 @@ from typer.core import TyperGroup
 
 from hftoolkit.cli import models, recipes, reinforcement
 from hftoolkit.cli.options import is_rank_zero
-from hftoolkit.contracts.names import visible
 from hftoolkit.errors import HFToolkitError, Interrupted
 
 
@@ -45,6 +44,8 @@ def main() -> None:
     try:
         app()
     except HFToolkitError as error:
+        from hftoolkit.contracts.names import visible
+
         logger.debug("the traceback behind the message", exc_info=True)
         speaker = "" if is_rank_zero() else f"process {os.environ['RANK']}: "
         typer.echo(f"{speaker}error: {visible(str(error), lines=True)}", err=True)

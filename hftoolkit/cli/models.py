@@ -19,7 +19,6 @@ from hftoolkit.cli.options import (
     commands_of_run,
     is_rank_zero,
 )
-from hftoolkit.contracts.names import visible
 from hftoolkit.errors import DataError, RecipeError
 
 
@@ -193,6 +192,8 @@ def push(
 
 def _print_table(text: str) -> None:
     """Print a table as it is, but to a terminal nothing that it would obey."""
+    from hftoolkit.contracts.names import visible
+
     typer.echo(visible(text, lines=True) if sys.stdout.isatty() else text, nl=False)
 
 

@@ -35,7 +35,7 @@ app = typer.Typer(
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(reinforcement.app, name="rl")
 app.command(cls=Resumable)(models.finetune)
-for command in (models.evaluate, models.predict, models.recommend, models.push):
+for command in (models.evaluate, models.report, models.predict, models.recommend, models.push):
     app.command()(command)
 logger = logging.getLogger(__name__)
 
@@ -45,9 +45,11 @@ def main() -> None:
     try:
         app()
     except HFToolkitError as error:
+        from hftoolkit.contracts.names import visible
+
         logger.debug("the traceback behind the message", exc_info=True)
         speaker = "" if is_rank_zero() else f"process {os.environ['RANK']}: "
-        typer.echo(f"{speaker}error: {error}", err=True)
+        typer.echo(f"{speaker}error: {visible(str(error), lines=True)}", err=True)
         raise SystemExit(error.exit_code) from error
 
 

@@ -16,6 +16,7 @@ from hftoolkit.cli.options import (
     RunFolder,
     check_not_both,
     commands_of,
+    commands_of_any_run,
     commands_of_run,
     is_rank_zero,
 )
@@ -91,6 +92,15 @@ def evaluate(
         )
 
 
+def report(run_folder: RunFolder, allow_code: AllowCode = False) -> None:
+    """Make the report of a finished run again: what failed is tried once more, tables and pictures are made anew."""
+    from hftoolkit.cli.render import render_events
+
+    with render_events() as emit:
+        commands_of_any_run(run_folder).report(run_folder, emit=emit, allow_code=allow_code)
+    typer.echo(f"\nresults   {run_folder / 'results.json'}\nreport    {run_folder / 'report'}")
+
+
 def predict(
     run_folder: RunFolder,
     input_: Annotated[
@@ -125,7 +135,7 @@ def predict(
     with render_events(stderr=True) as emit:
         text = commands.predict(run_folder, Path(input_), lines=lines, output=output, top_k=top_k, emit=emit)
     if text:
-        typer.echo(text, nl=False)
+        _print_table(text)
 
 
 def recommend(  # noqa: PLR0913 - each is an option of the command
@@ -168,7 +178,7 @@ def recommend(  # noqa: PLR0913 - each is an option of the command
     if all_users:
         with render_events(stderr=True) as emit:
             text = run_recommend.recommend_to_all(run_folder, output=output, choice=choice, emit=emit)
-        typer.echo(text, nl=False)
+        _print_table(text)
         return
     items = None if history is None else [item.strip() for item in history.split(",") if item.strip()]
     with render_events() as emit:
@@ -186,6 +196,13 @@ def push(
 
     with render_events() as emit:
         push_run(run_folder, repository, private=not public, emit=emit)
+
+
+def _print_table(text: str) -> None:
+    """Print a table as it is, but to a terminal nothing that it would obey."""
+    from hftoolkit.contracts.names import visible
+
+    typer.echo(visible(text, lines=True) if sys.stdout.isatty() else text, nl=False)
 
 
 def _read_lines() -> list[str]:

@@ -82,6 +82,18 @@ def commands_of_run(folder: Path) -> Any:
     return commands_of(load_recipe(open_finished(folder).recipe))
 
 
+def commands_of_any_run(folder: Path) -> Any:
+    """Return the module with the commands for a run of any kind.
+
+    Raises:
+        DataError: there is none.
+    """
+    from hftoolkit.recipe import load_any_recipe
+    from hftoolkit.runs.directory import RunDir
+
+    return commands_of(load_any_recipe(RunDir.open(folder).recipe))
+
+
 def check_not_both(dry_run: bool, resume: ResumeChoice | None) -> None:
     """Raise RecipeError for ``--dry-run --resume``."""
     if dry_run and resume is not None:

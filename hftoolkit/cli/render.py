@@ -10,6 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Event, InferenceProgress, Message, StepDone, Table
+from hftoolkit.contracts.names import visible
 
 PLAIN_LINES = 20  # progress lines of a whole run where there is no terminal to draw a bar in
 PLAIN_WIDTH = 500  # columns of a file or a pipe: wide enough to cut no table
@@ -54,9 +55,9 @@ class _Renderer:
         match event:
             case Message(text, level):
                 warning = Text("warning: ", style="yellow") if level == "warning" else Text()
-                self._console.print(warning + Text(text), soft_wrap=True)
+                self._console.print(warning + Text(visible(text, lines=True)), soft_wrap=True)
             case Table():
-                self._console.print(Text(event.title), _table(event), sep="\n")
+                self._console.print(Text(visible(event.title)), _table(event), sep="\n")
             case Evaluated():
                 self._console.print(Text(_evaluation(event)), soft_wrap=True)
             case StepDone():
@@ -96,9 +97,9 @@ class _Renderer:
 def _table(table: Table) -> RichTable:
     drawn = RichTable()  # its own title would be wrapped to the width of the table
     for index, column in enumerate(table.columns):
-        drawn.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
+        drawn.add_column(Text(visible(column)), justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*(Text(visible(cell)) for cell in row))
     return drawn
 
 

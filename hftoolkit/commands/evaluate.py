@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hftoolkit.commands.predict import load_run
-from hftoolkit.commands.results import measured, result_tables, with_extra_metrics
+from hftoolkit.commands.results import measured_rows, result_tables, with_extra_metrics
 from hftoolkit.commands.setup import prepare_extra_metrics
 from hftoolkit.contracts import Emit
 from hftoolkit.metrics.statistics import resample
@@ -22,7 +22,8 @@ def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit, allow_
     recipe, rows = predictor.recipe, predictor.labelled(split, source)
     outputs = predictor.outputs(rows)
     statistics = predictor.task.score(outputs, rows)
-    found = measured(resample(statistics, samples=recipe.evaluation.bootstrap_samples, seed=recipe.train.seed))
+    resamples = resample(statistics, samples=recipe.evaluation.bootstrap_samples, seed=recipe.train.seed)
+    found = measured_rows(resamples, predictor.task, rows)
     found = with_extra_metrics(found, extra, predictor.task, outputs, rows, emit)
     title = f"{folder} on {source or split}, {len(rows)} examples"
     for table in result_tables(predictor.task, {"test": found, "baselines": {}}, outputs, rows, title):

@@ -1,28 +1,34 @@
 """``finetune``: train, export, check and measure a model."""
 
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hftoolkit.commands.results import measure_outputs, result_tables, with_extra_metrics, write_test_predictions
+from hftoolkit.commands.report import (
+    PARTS,
+    Exported,
+    make_report,
+    report,
+    write_results,
+)
 from hftoolkit.commands.setup import Setup, join, prepare, prepare_extra_metrics
-from hftoolkit.contracts import Calibrates, Draws, Emit, Event, Folds, HasBaselines, Message
+from hftoolkit.contracts import Calibrates, Emit, Event, Folds, Message
 from hftoolkit.data.sources.sealing import seal
 from hftoolkit.export.gate import GateReport, export_model
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.background import BackgroundPushes
-from hftoolkit.hub.card import public_recipe, write_card
+from hftoolkit.hub.card import public_recipe
 from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import check_push_access
 from hftoolkit.models.backbones import head_names
 from hftoolkit.recipe import Recipe
 from hftoolkit.runs.checkpoint import prune
-from hftoolkit.runs.directory import RunDir, write_json
+from hftoolkit.runs.directory import RunDir
 from hftoolkit.runs.extension import hand_over
-from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
+from hftoolkit.runs.lifecycle import finished_run_lifecycle, run_lifecycle, with_recording, write_status
 from hftoolkit.runs.resume import Resume, check_unchanged, open_run, write_manifest
 from hftoolkit.runs.revisions import pinned
 from hftoolkit.train.distributed.collectives import broadcast, is_main, shut_down
@@ -59,11 +65,11 @@ def finetune(
         return None
     extra = prepare_extra_metrics(recipe, allow_code=allow_code)
     run = open_run(recipe, name, run_dir, resume=resume, emit=emit)
-    listen = with_recording(run, emit)
     if run.is_done():
-        return _nothing_to_do(recipe, run, listen)
+        return _nothing_to_train(recipe, run, emit, allow_code=allow_code)
+    listen = with_recording(run, emit)
     pushes = BackgroundPushes(recipe.hub, run, listen)
-    with run_lifecycle(run), pushes:
+    with run_lifecycle(run) as ending, pushes:
         write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
         fixed = pinned(recipe, run)
@@ -78,13 +84,14 @@ def finetune(
         Manifest(public_recipe(recipe), setup.dataset.schema.to_json()).write(run.model)
         seal(run.model)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same predictions"))
-        results = _results(setup, trained, gate)
-        results["test"] = with_extra_metrics(
-            results["test"], extra, setup.task, trained.test, setup.dataset.splits["test"], listen
-        )
-        write_json(run.results, results)
-        _report(setup, run, trained.test, results, listen)
-        write_card(run, recipe, setup.task, results, setup.dataset.summary, setup.weights.hub_id)
+        exported = _exported(setup, run, trained, gate)
+        write_results(run, exported.results, {})
+        ending.update(without=list(PARTS))
+    with ExitStack() as stack, finished_run_lifecycle(run):  # from here on, nothing costs the model
+        stack.push(pushes)  # an upload on its way is stopped with this, too
+        attempts = make_report(exported, extra, listen)
+        write_status(run, "done", exit_code=0, **attempts.ending())
+        attempts.warn_of_missing()
         prune(run.checkpoints, keep=1)  # from which a larger train.epochs goes on
     pushes.finish()
     run = hand_over(run)
@@ -127,12 +134,15 @@ class _Trained:
     test: list[Any]
 
 
-def _nothing_to_do(recipe: Recipe, run: RunDir, emit: Emit) -> Path:
-    """Say that a repeated command found its run done; if it is on the Hub already, the push does nothing either."""
+def _nothing_to_train(recipe: Recipe, run: RunDir, emit: Emit, *, allow_code: bool) -> Path:
+    """Try again what the report of a finished run lacks; if it is on the Hub already, the push does nothing."""
     broadcast(None)
     shut_down()
-    emit(Message(f"the run {run.root} is done; there is nothing to do"))
-    publish(recipe.hub, run, emit=emit)
+    if run.missing_parts():
+        report(run.root, emit=emit, allow_code=allow_code)
+    else:
+        emit(Message(f"the run {run.root} is done; there is nothing to do"))
+    publish(recipe.hub, run, emit=with_recording(run, emit))
     return run.root
 
 
@@ -200,36 +210,18 @@ def _export(setup: Setup, run: RunDir) -> GateReport:
     )
 
 
-def _results(setup: Setup, trained: _Trained, gate: GateReport) -> dict[str, Any]:
-    """Return what results.json holds: metrics of model and baselines with intervals, and facts of the run."""
-    recipe, task, rows = setup.recipe, setup.task, setup.dataset.splits
-    seed, samples = recipe.train.seed, recipe.evaluation.bootstrap_samples
-    wanted = recipe.evaluation.baselines and isinstance(task, HasBaselines)
-    baselines = task.baselines(rows["train"], rows["test"], seed) if wanted else {}  # type: ignore[attr-defined]
-    statistics = task.score(trained.test, rows["test"])
-    measured = measure_outputs(statistics, baselines, compared_by=task.compared_by, samples=samples, seed=seed)
-    cut = {name: setup.learner.examples(name).num_truncated for name in rows}
+def _exported(setup: Setup, run: RunDir, trained: _Trained, gate: GateReport) -> Exported:
+    """Return what the report is made of, with the facts of the run that results.json holds."""
+    cut = {name: setup.learner.examples(name).num_truncated for name in setup.dataset.splits}
     truncated = {} if None in cut.values() else {"truncated": cut}
-    return {
-        "task": recipe.task.kind,
-        **measured,
+    facts = {
+        "task": setup.recipe.task.kind,
         "train": trained.fitted.facts("examples"),
         "validation": {"metrics": dict(trained.fitted.best.metrics)},
         "skipped": setup.dataset.summary["skipped"],
         **truncated,
-        **task.facts(),
+        **setup.task.facts(),
         **trained.calibration,
         "gate": gate.to_json(),
     }
-
-
-def _report(setup: Setup, run: RunDir, outputs: Sequence[Any], results: dict[str, Any], emit: Emit) -> None:
-    """Write pictures and test predictions, and show the closing tables."""
-    rows, task = setup.dataset.splits["test"], setup.task
-    for table in result_tables(task, results, outputs, rows, f"Test split, {len(rows)} examples, 95 % intervals"):
-        emit(table)
-    run.report.mkdir(exist_ok=True)
-    if isinstance(task, Draws):
-        task.draw(setup.tuned.model, outputs, rows, report=run.report, model_folder=run.model)
-    run.predictions.mkdir(exist_ok=True)
-    write_test_predictions(task, outputs, rows, setup.dataset.row_numbers["test"], run.predictions / "test.csv")
+    return Exported(run, setup.recipe, setup.task, setup.tuned.model, setup.dataset, trained.test, setup.weights, facts)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hftoolkit.contracts import Emit, Event, InferenceProgress, Inputs, Message, Ranks, Unusable
+from torch import nn
+
+from hftoolkit.contracts import Dataset, Emit, Event, InferenceProgress, Inputs, Message, Ranks, Unusable
 from hftoolkit.data.sources.resolve import resolve_data
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.export.manifest import Manifest
@@ -60,7 +62,7 @@ class Predictor:
         base = kind.load(recipe, self._schema, self._weights)
         self._schema.check_names(head_names(base.model), str(folder))
         self.task = kind.build(recipe, self._schema, base, None)
-        self._model = base.model
+        self._model: nn.Module = base.model
         accelerator = make_accelerator("fp32")
         arrange_for(base.model, accelerator.device)  # as in training, so that figures come out the same
         self._emit = emit
@@ -100,6 +102,16 @@ class Predictor:
             self._emit(Message(sentence, "warning"))
         return answers
 
+    @property
+    def model(self) -> nn.Module:
+        """The plain model."""
+        return self._model
+
+    @property
+    def weights(self) -> Weights:
+        """The model's weights, and what they were before training."""
+        return self._weights
+
     def outputs(self, rows: Sequence[Any]) -> list[Any]:
         """Return what the model gives for each raw row, in fp32."""
         examples = self.task.encode(rows)
@@ -121,14 +133,24 @@ class Predictor:
         kind, recipe = type(self.task), self.recipe
         if source is not None:
             return kind.read_labelled(recipe, resolve_data(source).path, self._weights, self._schema)
+        splits = self.own_data().splits
+        if split not in splits:
+            raise RecipeError(f"--split {split}: the splits of this run are {', '.join(splits)}")
+        return splits[split]
+
+    def own_data(self) -> Dataset[Any]:
+        """Return the data of the run, divided as in training.
+
+        Raises:
+            DataError: they changed since.
+        """
+        kind, recipe = type(self.task), self.recipe
         data = (recipe if self._run is None else as_begun(recipe, self._run)).data
         path = resolve_data(data.source, sha256=data.sha256).path
-        dataset = kind.read(recipe, path, self._weights, self._schema, lambda _: None)
-        if split not in dataset.splits:
-            raise RecipeError(f"--split {split}: the splits of this run are {', '.join(dataset.splits)}")
+        dataset: Dataset[Any] = kind.read(recipe, path, self._weights, self._schema, lambda _: None)
         assert self._run is not None, "the splits of a run are those that it wrote down"
         check_same_data(self._run, recipe.data.source, dataset.summary["fingerprint"])
-        return dataset.splits[split]
+        return dataset
 
 
 def load_run(path: Path, emit: Emit = lambda _: None) -> Predictor:

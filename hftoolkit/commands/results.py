@@ -7,37 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from hftoolkit.contracts import Details, Emit, HasPairs, Message, Table, Task
+from hftoolkit.contracts import Details, Emit, HasClasses, HasPairs, Message, Table, Task
+from hftoolkit.contracts.names import listed
 from hftoolkit.metrics.extra import ExtraMetric, compute_extra_metrics, extra_values
 from hftoolkit.metrics.statistics import Resamples, RowStatistics, intervals, measure, paired_lead, resample
 from hftoolkit.runs.prediction_tables import write_csv
 from hftoolkit.runs.tables import results_table
 
 
-def measure_outputs(
-    statistics: RowStatistics,
-    baselines: Mapping[str, RowStatistics],
-    *,
-    compared_by: str,
-    samples: int,
-    seed: int,
+def measure_baselines(
+    ours: Resamples, baselines: Mapping[str, RowStatistics], *, compared_by: str, samples: int, seed: int
 ) -> dict[str, Any]:
-    """Return the test metrics of a model and of its baselines, with intervals and paired leads.
+    """Return the metrics of baselines on the same rows, with intervals and the paired lead of ours over each.
 
     Args:
-        statistics: of the model.
-        baselines: by name, on the same rows.
+        ours: resampled as often, with the same seed.
+        baselines: by name.
         compared_by: metric of the leads.
         samples: resamples behind each interval.
         seed: of the resamples.
     """
-    ours = resample(statistics, samples=samples, seed=seed)
     found: dict[str, Any] = {}
     for name, other in baselines.items():
         theirs = resample(other, samples=samples, seed=seed)
-        lead = paired_lead(ours, theirs, compared_by)
-        found[name] = measured(theirs) | {"difference": {compared_by: lead}}
-    return {"test": measured(ours), "baselines": found}
+        found[name] = measured(theirs) | {"difference": {compared_by: paired_lead(ours, theirs, compared_by)}}
+    return found
 
 
 def measured(resamples: Resamples) -> dict[str, Any]:
@@ -47,6 +41,12 @@ def measured(resamples: Resamples) -> dict[str, Any]:
         "metrics": measure(resamples.statistics),
         "intervals": intervals(resamples),
     }
+
+
+def measured_rows(resamples: Resamples, task: Task, rows: Sequence[Any]) -> dict[str, Any]:
+    """Return what ``measured`` does, and the classes that no row has: ``unmeasured``."""
+    missing = task.unmeasured(rows) if isinstance(task, HasClasses) else []
+    return measured(resamples) | ({"unmeasured": missing} if missing else {})
 
 
 def with_extra_metrics(
@@ -68,14 +68,17 @@ def with_extra_metrics(
     for address, reason in failed.items():
         text = f"evaluation.extra_metrics: {address} failed ({reason}); all else is measured. Mend it, and type: "
         emit(Message(f"{text}hftoolkit evaluate RUN --allow-code", "warning"))
-    return {**test, "metrics": test["metrics"] | values} | ({"extra_metrics_failed": failed} if failed else {})
+    kept = {name: value for name, value in test.items() if name != "extra_metrics_failed"}
+    return {**kept, "metrics": test["metrics"] | values} | ({"extra_metrics_failed": failed} if failed else {})
 
 
 def result_tables(
     task: Task, results: Mapping[str, Any], outputs: Sequence[Any], rows: Sequence[Any], title: str
 ) -> Iterator[Table]:
     """Yield the table of model and baselines, and what else the task has to show."""
-    yield replace(results_table(results, task.headline), title=title)
+    missing = results["test"].get("unmeasured")
+    without = f"; not measured (no rows): {listed(missing)}" if missing else ""
+    yield replace(results_table(results, task.headline), title=f"{title}{without}")
     extra = extra_values(results["test"]["metrics"])
     if extra:
         cells = tuple((name, f"{value:.4g}") for name, value in extra.items())

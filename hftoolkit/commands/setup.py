@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hftoolkit.contracts import Dataset, Emit, HasPairs, Message, Task
+from hftoolkit.contracts.names import listed
 from hftoolkit.data.sources.resolve import describe, resolve_data
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.metrics.extra import ExtraMetric, load_extra_metrics
@@ -141,7 +142,7 @@ def build(recipe: Recipe, weights: Weights, dataset: Dataset[Any], emit: Emit) -
 def tune(recipe: Recipe, base: Backbone, emit: Emit) -> TunedModel:
     """Make those weights trainable that the recipe trains, and say which."""
     if base.replaced_labels:
-        text = f"replaced the head of the backbone, trained for {', '.join(base.replaced_labels)}"
+        text = f"replaced the head of the backbone, trained for {listed(base.replaced_labels)}"
         emit(Message(text, "warning"))
     if recipe.model.gradient_checkpointing:
         enable_gradient_checkpointing(base.model)

@@ -3,5 +3,6 @@
 from hftoolkit.commands.evaluate import evaluate
 from hftoolkit.commands.finetune import dry_run, finetune
 from hftoolkit.commands.predict import load_model, load_run, predict
+from hftoolkit.commands.report import report
 
-__all__ = ["dry_run", "evaluate", "finetune", "load_model", "load_run", "predict"]
+__all__ = ["dry_run", "evaluate", "finetune", "load_model", "load_run", "predict", "report"]

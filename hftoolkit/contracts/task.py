@@ -403,6 +403,15 @@ class HasPairs(Protocol):
 
 
 @runtime_checkable
+class HasClasses(Protocol):
+    """Has a score for each of its classes."""
+
+    def unmeasured(self, raw: Sequence[Any]) -> list[str]:
+        """Return the names of the classes that none of these rows has, so that their scores say nothing."""
+        ...
+
+
+@runtime_checkable
 class Details(Protocol):
     """Has more to show than its headline metrics."""
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from hftoolkit.contracts.names import LISTED, listed
 from hftoolkit.errors import DataError, RecipeError
 
 WHOLE_NUMBER = re.compile(r"(-?\d+)\.0+", re.ASCII)
@@ -95,7 +96,8 @@ class LabelSet:
 
     def describe(self) -> str:
         """Return the classes in words."""
-        return f"classes: {', '.join(self.names)}"
+        count = f"{len(self.names)} classes" if len(self.names) > LISTED else "classes"
+        return f"{count}: {listed(self.names)}"
 
     def check_names(self, names: Sequence[str], where: str) -> None:
         """Raise DataError unless the outputs of the model in ``where`` are these classes in the same order."""
@@ -133,7 +135,7 @@ def check_same(expected: LabelSet, found: LabelSet, where: str) -> None:
     if (expected.names, expected.multi_label) == (found.names, found.multi_label):
         return
     shown = [
-        f"{', '.join(labels.names)} ({'multi-label' if labels.multi_label else 'one label a text'})"
+        f"{listed(labels.names, 100)} ({'multi-label' if labels.multi_label else 'one label a text'})"
         for labels in (expected, found)
     ]
     raise DataError(f"the labels of {where} differ.\n  expected: {shown[0]}\n  found:    {shown[1]}\nSet task.labels")

@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from hftoolkit.contracts.names import short
 from hftoolkit.data.labels import LabelSet
 
+MOST_GROUPS = 5  # of class names that a warning lists
 Texts = Mapping[str, Sequence[str]]
 Targets = Mapping[str, np.ndarray]
 
@@ -40,7 +43,11 @@ def summarize(
         "duplicates": repeated,
         f"conflicting_{what}s": conflicting,
         "fingerprint": _fingerprint(texts, targets, row_numbers),
-        "warnings": [*_class_warnings(counts, labels), *_duplicate_warnings(repeated, normal, conflicting, what)],
+        "warnings": [
+            *_class_warnings(counts, labels),
+            *_spelling_warnings(labels.names),
+            *_duplicate_warnings(repeated, normal, conflicting, what),
+        ],
     }
 
 
@@ -91,6 +98,18 @@ def _class_warnings(counts: Mapping[str, Mapping[str, int]], labels: LabelSet) -
         elif absent:
             warnings.append(f"class {name!r} has no rows in {' and '.join(absent)}: nothing is measured for it there")
     return warnings
+
+
+def _spelling_warnings(names: Sequence[str]) -> list[str]:
+    """Return a sentence on classes whose names differ by case, blanks or the form of letters alone."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(normalize(unicodedata.normalize("NFKC", name)), []).append(name)
+    groups = [" and ".join(repr(short(name)) for name in found) for found in alike.values() if len(found) > 1]
+    if not groups:
+        return []
+    said = "; ".join(groups[:MOST_GROUPS]) + ("; ..." if len(groups) > MOST_GROUPS else "")
+    return [f"classes are spelled alike: {said}; if they are one, give both values the same name in task.labels"]
 
 
 def _duplicate_warnings(repeated: Mapping[str, int], texts: Texts, conflicting: int, what: str) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hftoolkit.contracts import names as shown
 from hftoolkit.data.labels import natural_key
 from hftoolkit.data.rows import DividedRows, load_rows, usable_rows
 from hftoolkit.data.tables import DataTable, read_table, require_columns
@@ -63,7 +64,7 @@ class EntityTypes:
 
     def describe(self) -> str:
         """Return the types in words."""
-        return f"entity types: {', '.join(self.names)}"
+        return f"entity types: {shown.listed(self.names)}"
 
     def check_names(self, names: Sequence[str], where: str) -> None:
         """Raise DataError unless the tags of the model in ``where`` are those of these types."""

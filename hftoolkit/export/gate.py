@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hftoolkit.contracts import GateInputs, Tensors
+from hftoolkit.contracts.names import markdown
 from hftoolkit.errors import ArtifactError, EnvironmentFault
 from hftoolkit.models.lora import is_lora, merge, save_adapter
 from hftoolkit.runs.directory import RunDir
@@ -309,7 +310,7 @@ def _largest(outputs: Tensors) -> float:
 
 def _adapter_readme(base: str, names: Sequence[str], auto_class: str) -> str:
     head = f", num_labels={len(names)}, ignore_mismatched_sizes=True" if names else ""
-    classes = f"\nClasses, in order: {', '.join(names)}.\n" if names else ""
+    classes = f"\nClasses, in order: {markdown(', '.join(names))}.\n" if names else ""
     return f"""# LoRA adapter
 
 The folder above holds the merged model, which most users want. This is the adapter alone:

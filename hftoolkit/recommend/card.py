@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from hftoolkit.contracts.names import code_span
 from hftoolkit.data.sources.address import public_address
 from hftoolkit.hub.card import licence, recipe_section, write_folder_card
 from hftoolkit.recipe import RecommendationRecipe
@@ -24,7 +25,7 @@ def write_recommender_card(
         base: Hub id of the pretrained weights, if they have one.
     """
     tables = recipe.data.interactions, recipe.data.items
-    sources = [f"`{public_address(table.source)}`" for table in tables]
+    sources = [code_span(public_address(table.source)) for table in tables]
     metadata = ModelCardData(
         base_model=base,
         library_name="sentence-transformers",

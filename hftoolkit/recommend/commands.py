@@ -10,11 +10,12 @@ import numpy as np
 
 from hftoolkit.contracts import Emit, InferenceProgress, Message, Table
 from hftoolkit.data.sources.sealing import seal
-from hftoolkit.errors import EnvironmentFault, RecipeError
+from hftoolkit.errors import EnvironmentFault, HFToolkitError, RecipeError
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import check_push_access
 from hftoolkit.metrics.statistics import mean_intervals
+from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe import RecommendationRecipe
 from hftoolkit.recommend.card import public_tables, write_recommender_card
 from hftoolkit.recommend.export import TowerFiles, TowerGate, export_recommender
@@ -33,12 +34,13 @@ from hftoolkit.recommend.ranking import NOBODY, RankedLists, blocks, mean_values
 from hftoolkit.recommend.recommender import KnownUsers, Recommender
 from hftoolkit.recommend.scorers import Queries, Scorer, TextVectors
 from hftoolkit.recommend.tower import ItemTower, load_text_encoder, save_encoder
+from hftoolkit.runs.attempts import Attempts
 from hftoolkit.runs.checkpoint import prune
-from hftoolkit.runs.directory import RunDir, write_json
+from hftoolkit.runs.directory import RunDir, read_json, write_json
 from hftoolkit.runs.extension import hand_over
-from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
+from hftoolkit.runs.lifecycle import finished_run_lifecycle, run_lifecycle, with_recording, write_status
 from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
-from hftoolkit.runs.resume import Resume, check_unchanged, open_run, write_manifest
+from hftoolkit.runs.resume import Resume, check_unchanged, open_finished, open_run, write_manifest
 from hftoolkit.runs.revisions import as_begun, pinned
 from hftoolkit.runs.tables import gains_table, results_table
 from hftoolkit.train.distributed.collectives import num_processes
@@ -110,10 +112,13 @@ def finetune(
     run = open_run(recipe, name, run_dir, resume=resume, emit=emit)
     listen = with_recording(run, emit)
     if run.is_done():
-        emit(Message(f"the run {run.root} is done; there is nothing to do"))
+        if run.missing_parts():
+            report(run.root, emit=emit)
+        else:
+            emit(Message(f"the run {run.root} is done; there is nothing to do"))
         publish(recipe.hub, run, emit=listen)
         return run.root
-    with run_lifecycle(run):
+    with run_lifecycle(run) as ending:
         write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
         job = prepare(pinned(recipe, run), listen)
@@ -125,14 +130,14 @@ def finetune(
         gate = _export(job, recommender, text, run)
         Manifest(public_tables(recipe)).write(run.model)
         seal(run.model)
+        KnownUsers(job.splits.user_ids, job.splits.everything, job.splits.groups).save(run.users)
         listen(Message(f"reloaded {run.model} in a fresh process without hftoolkit: same vectors"))
         ours = fusion.rank(recommender, "test")
         results = measure(job, fusion, recommender, {**job.scorers, "text": text}, ours)
         results |= {"train": fitted.facts("users"), "gate": gate}
         write_json(run.results, results)
-        KnownUsers(job.splits.user_ids, job.splits.everything, job.splits.groups).save(run.users)
-        _report(job.splits, run, ours, results, listen)
-        write_recommender_card(run, recipe, results, job.splits.summary, job.weights.hub_id)
+        attempts = _report(recipe, job.splits, run, ours, results, job.weights.hub_id, listen)
+        ending.update(attempts.ending())
         prune(run.checkpoints, keep=1)  # which a larger train.epochs extends
     run = hand_over(run)
     publish(recipe.hub, run, emit=with_recording(run, emit))
@@ -290,13 +295,53 @@ def recommendations_table(found: list[Recommended], *, explained: bool) -> Table
     return Table("Recommendations", (*columns, *(["because of"] if explained else [])), tuple(rows))
 
 
-def _report(splits: RecommendationSplits, run: RunDir, ours: RankedLists, results: dict[str, Any], emit: Emit) -> None:
-    """Write the lists of the test split, and show the closing tables."""
-    k, users = results["cutoff"], results["test"]["examples"]
-    title = f"Test split ({results['protocol']}), {users} users, all items ranked, lists of {k}, 95 % intervals"
-    emit(replace(results_table(results, HEADLINE, ours="sum of parts"), title=title))
-    if results["gains"]:
-        emit(gains_table(results["gains"], HEADLINE))
+def report(folder: Path, *, emit: Emit, allow_code: bool = False) -> None:
+    """Show the closing tables of a finished run again, and write its test lists and its card anew.
+
+    Raises:
+        DataError: the run has no model, or its data changed since.
+        HFToolkitError: a part failed again.
+    """
+    run = open_finished(folder)
+    listen, predictor = with_recording(run, emit), load_recommender(folder)
+    recipe = predictor.recipe
+    splits = load_splits(recipe, listen)
+    predictor.check_same_data(splits.summary["fingerprint"])
+    fusion = ScorerFusion(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
+    with finished_run_lifecycle(run):
+        ours, base = fusion.rank(predictor.recommender, "test"), Weights(recipe.model).hub_id
+        attempts = _report(recipe, splits, run, ours, read_json(run.results), base, listen)
+        write_status(run, "done", exit_code=0, **attempts.ending())
+    if attempts.failed:
+        raise HFToolkitError(f"failed again: {', '.join(attempts.failed)}; {run.log} says why")
+
+
+def _report(
+    recipe: RecommendationRecipe,
+    splits: RecommendationSplits,
+    run: RunDir,
+    ours: RankedLists,
+    results: dict[str, Any],
+    base: str | None,
+    emit: Emit,
+) -> Attempts:
+    """Show the closing tables, write the lists of the test split and the card; none of that can cost the model."""
+    attempts = Attempts(run, emit)
+    with attempts.at("closing tables"):
+        k, users = results["cutoff"], results["test"]["examples"]
+        title = f"Test split ({results['protocol']}), {users} users, all items ranked, lists of {k}, 95 % intervals"
+        emit(replace(results_table(results, HEADLINE, ours="sum of parts"), title=title))
+        if results["gains"]:
+            emit(gains_table(results["gains"], HEADLINE))
+    with attempts.at("test predictions"):
+        _write_test_lists(splits, run, ours)
+    with attempts.at("model card"):
+        write_recommender_card(run, recipe, results, splits.summary, base)
+    attempts.warn_of_missing()
+    return attempts
+
+
+def _write_test_lists(splits: RecommendationSplits, run: RunDir, ours: RankedLists) -> None:
     run.predictions.mkdir(exist_ok=True)
     cases = splits.cases["test"]
     rows = [

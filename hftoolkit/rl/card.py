@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from hftoolkit.contracts.names import markdown
 from hftoolkit.hub.card import recipe_section, write_folder_card
 from hftoolkit.recipe import Dqn, MlpNetwork, ReinforcementRecipe
 from hftoolkit.rl.environments import Translation
@@ -48,7 +49,7 @@ def _policy_sections(
     rows = {"this policy": results["test"], **results["baselines"]}
     lines = [f"| {name} | {_return_cell(measured)} |" for name, measured in rows.items()]
     return (
-        f"# {recipe.algorithm.kind} on {recipe.environment.id}",
+        f"# {recipe.algorithm.kind} on {markdown(recipe.environment.id)}",
         f"## Use\n\n{_policy_use(recipe, translation)}{_about_masks(translation)}",
         f"## Results\n\n{results['test']['examples']} greedy episodes with fixed seeds, after "
         f"{results['train']['steps']} environment steps; mean return with its 95 % bootstrap interval over episodes. "

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from hftoolkit.contracts import Emit, Message, Table
 from hftoolkit.data.sources.resolve import resolve_model
 from hftoolkit.data.sources.sealing import seal
-from hftoolkit.errors import DataError, EnvironmentFault, RecipeError
+from hftoolkit.errors import DataError, EnvironmentFault, HFToolkitError, RecipeError
 from hftoolkit.export.manifest import Manifest
 from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import check_push_access
@@ -23,16 +24,23 @@ from hftoolkit.recipe import Dqn, MlpNetwork, ReinforcementRecipe, is_reinforcem
 from hftoolkit.rl.artifact import check_saved, load_policy, load_weights, save_policy
 from hftoolkit.rl.card import write_policy_card
 from hftoolkit.rl.dqn import DqnAgent
-from hftoolkit.rl.environments import Environments, check_environment, make_environment, register
+from hftoolkit.rl.environments import Environments, Translation, check_environment, make_environment, register
 from hftoolkit.rl.evaluation import Episodes, Policy, RandomPolicy, evaluate_policy
 from hftoolkit.rl.tabular import TabularAgent
 from hftoolkit.rl.training import LARGE_STATE_BYTES, Training
 from hftoolkit.rl.video import check_video, record_video, show
+from hftoolkit.runs.attempts import Attempts
 from hftoolkit.runs.checkpoint import keep_newest
 from hftoolkit.runs.directory import RunDir, read_json, write_json
 from hftoolkit.runs.extension import hand_over
 from hftoolkit.runs.figures import write_learning_curve_png
-from hftoolkit.runs.lifecycle import run_lifecycle, truncate_log, with_recording
+from hftoolkit.runs.lifecycle import (
+    finished_run_lifecycle,
+    run_lifecycle,
+    truncate_log,
+    with_recording,
+    write_status,
+)
 from hftoolkit.runs.resume import Resume, check_model, grows_by_seed, open_run, write_manifest
 from hftoolkit.runs.tables import return_text
 from hftoolkit.train.tracking import tracked
@@ -74,7 +82,10 @@ def train(
     if resume:
         _refuse_another_count(run, seeds)
     if run.is_done() and not grows_by_seed(run, recipe):
-        emit(Message(f"the run {run.root} is done; there is nothing to do"))
+        if run.missing_parts():
+            report(run.root, emit=emit)
+        else:
+            emit(Message(f"the run {run.root} is done; there is nothing to do"))
         publish(recipe.hub, run, emit=emit)
         return run.root
     if seeds == 1:
@@ -135,11 +146,12 @@ def play(folder: Path, *, episodes: int, seed: int | None, video: Path | None, a
 def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
     """Train one agent in a run directory, from where it was left."""
     listen = with_recording(run, emit)
-    with run_lifecycle(run):
+    with run_lifecycle(run) as ending:
         write_manifest(recipe, run, listen)
         check_push_access(recipe.hub, create=True, emit=listen)
         with _agent(recipe) as agent, tracked(recipe.train.trackers, run, listen) as listen_and_track:
             _learn_and_measure(recipe, agent, run, listen_and_track)
+        ending.update(_describe(recipe, run, listen))
     keep_newest(run.checkpoints, most_bytes=LARGE_STATE_BYTES)
     run = hand_over(run)
     publish(recipe.hub, run, emit=with_recording(run, emit))
@@ -168,11 +180,39 @@ def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, l
     Manifest(without_paths(recipe)).write(run.model)
     seal(run.model)
     played = _play(recipe, agent, episodes=recipe.evaluation.episodes, seed=recipe.evaluation.seed)
-    results = _results(recipe, agent, training, played)
-    write_json(run.results, results)
-    _draw_curves(recipe, run, {str(recipe.train.seed): results})
-    write_policy_card(run, without_paths(recipe), results, agent.environments.translation)
-    listen(_results_table(results))
+    write_json(run.results, _results(recipe, agent, training, played))
+
+
+def report(folder: Path, *, emit: Emit, allow_code: bool = False) -> None:
+    """Draw and describe a finished run again, of one seed or several, from its results; no environment is made.
+
+    Raises:
+        DataError: it did not finish.
+        HFToolkitError: a part of the report failed again.
+    """
+    run = RunDir.open(folder)
+    if not run.is_done():
+        run.check_finished()
+    with finished_run_lifecycle(run):
+        ending = _describe(load_reinforcement_recipe(run.recipe), run, with_recording(run, emit))
+        write_status(run, "done", exit_code=0, **ending)
+    if ending:
+        raise HFToolkitError(f"failed again: {', '.join(ending['without'])}; {run.log} says why")
+
+
+def _describe(recipe: ReinforcementRecipe, run: RunDir, listen: Emit) -> dict[str, list[str]]:
+    """Draw and describe what results.json says; return what status.json says of parts that failed."""
+    results, attempts = read_json(run.results), Attempts(run, listen)
+    with attempts.at("learning curve"):
+        seeds = {name: read_json(run.seed(int(name)).results) for name in results.get("seeds", ())}
+        _draw_curves(recipe, run, seeds or {str(recipe.train.seed): results})
+    with attempts.at("closing table"):
+        listen(_results_table(results))
+    if "seeds" not in results:
+        with attempts.at("model card"):
+            write_policy_card(run, without_paths(recipe), results, Translation(**results.get("translation", {})))
+    attempts.warn_of_missing()
+    return attempts.ending()
 
 
 def _has_room(recipe: ReinforcementRecipe, emit: Emit) -> bool:
@@ -208,7 +248,7 @@ def _begin_from(recipe: ReinforcementRecipe, agent: Agent) -> None:
 def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emit) -> None:
     """Train one agent after the other, and report over all."""
     listen = with_recording(run, emit)
-    with run_lifecycle(run):
+    with run_lifecycle(run) as ending:
         write_manifest(recipe, run, listen)
         found: dict[str, dict[str, Any]] = {}
         for number in range(recipe.train.seed, recipe.train.seed + seeds):
@@ -219,10 +259,8 @@ def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emi
                 listen(Message(f"seed {number}"))
                 _train_one(mine, open_run(mine, "", one.root, resume=True, emit=emit) if one.is_done() else one, emit)
             found[str(number)] = read_json(one.results)
-        results = _results_over_seeds(recipe, found)
-        write_json(run.results, results)
-        _draw_curves(recipe, run, found)
-        listen(_results_table(results))
+        write_json(run.results, _results_over_seeds(recipe, found))
+        ending.update(_describe(recipe, run, listen))
 
 
 def _draw_curves(recipe: ReinforcementRecipe, run: RunDir, found: dict[str, dict[str, Any]]) -> None:
@@ -311,6 +349,7 @@ def _results(recipe: ReinforcementRecipe, agent: Agent, training: Training, play
         "baselines": {"random actions": _measured(recipe, baseline)},
         "train": trained,
         "curve": training.curve,
+        "translation": asdict(agent.environments.translation),
     }
 
 

@@ -215,6 +215,10 @@ class RunDir:
         """Return whether the run ended well."""
         return self.status.is_file() and read_json(self.status).get("state") == "done"
 
+    def missing_parts(self) -> list[str]:
+        """Return what the report of a finished run lacks, because it failed or was stopped."""
+        return list(read_json(self.status).get("without", [])) if self.is_done() else []
+
     def check_finished(self) -> None:
         """Raise DataError unless the run ended well and has a model of its own."""
         if seeds := sorted(self.seeds.glob("*")):

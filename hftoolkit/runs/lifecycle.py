@@ -16,25 +16,27 @@ from types import FrameType
 from typing import Any
 
 from hftoolkit.contracts import AgentProgress, Emit, Evaluated, Event, Message, StepDone, Table
+from hftoolkit.contracts.names import visible
 from hftoolkit.data.sources.sealing import sync, sync_folder
 from hftoolkit.errors import EnvironmentFault, Interrupted
 from hftoolkit.runs.directory import RunDir, write_json, write_text
 
 
 @contextmanager
-def run_lifecycle(run: RunDir) -> Iterator[None]:
+def run_lifecycle(run: RunDir) -> Iterator[dict[str, Any]]:
     """Keep others out of the run and its status.json true, whatever ends the work inside.
 
-    System errors get their place in the exception tree.
+    System errors get their place in the exception tree. Yields what status.json is to say beside ``done``.
 
     Raises:
         EnvironmentFault: another process works on the run.
     """
+    ending: dict[str, Any] = {}
     with locked(run):
         write_status(run, "running")
         try:
             with _termination_raises(run):
-                yield
+                yield ending
                 _make_durable(run)
         except BaseException as error:
             known = _known(error, run)
@@ -44,10 +46,30 @@ def run_lifecycle(run: RunDir) -> Iterator[None]:
             if known is error:
                 raise
             raise known from error
-        write_status(run, "done", exit_code=0)
+        write_status(run, "done", exit_code=0, **ending)
 
 
-def write_status(run: RunDir, state: str, **details: str | int | None) -> None:
+@contextmanager
+def finished_run_lifecycle(run: RunDir) -> Iterator[None]:
+    """Keep others out of a finished run, which stays finished whatever ends the work inside.
+
+    System errors get their place in the exception tree.
+
+    Raises:
+        EnvironmentFault: another process works on the run.
+    """
+    with locked(run):
+        try:
+            with _termination_raises(run):
+                yield
+        except BaseException as error:
+            known = _known(error, run)
+            if known is error:
+                raise
+            raise known from error
+
+
+def write_status(run: RunDir, state: str, **details: str | int | list[str] | None) -> None:
     """Record ``running``, ``done``, ``interrupted`` or ``failed`` in status.json, with the time in UTC."""
     write_json(run.status, {"state": state, "time": _now(), **details})
     if state == "done":
@@ -72,10 +94,10 @@ def record_event(run: RunDir, event: Event) -> None:
             kind = {StepDone: "step", Evaluated: "evaluation", AgentProgress: "progress"}[type(event)]
             _append(run.metrics, json.dumps({"event": kind, **_finite(asdict(event))}, allow_nan=False))
         case Message(text, level):
-            _append(run.log, f"{_now()} {level}: {text}")
+            _append(run.log, f"{_now()} {level}: {visible(text, lines=True)}")
         case Table(title, columns, rows):
             lines = [title, " | ".join(columns), *(" | ".join(row) for row in rows)]
-            _append(run.log, "\n  ".join(lines))
+            _append(run.log, "\n  ".join(map(visible, lines)))
 
 
 def truncate_log(run: RunDir, step: int) -> None:
@@ -136,6 +158,10 @@ def _known(error: BaseException, run: RunDir) -> BaseException:
 
 
 def _what_remains(how: str, run: RunDir) -> str:
+    if run.is_done():
+        return (
+            f"{how}; the model in {run.root} is finished; for the rest of its report, type: hftoolkit report {run.root}"
+        )
     return f"{how}; what was written is in {run.root}, and the same command with --resume continues from there"
 
 

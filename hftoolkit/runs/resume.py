@@ -59,14 +59,15 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
     """Return the run to resume: ``exact``, or the newest of that name, those that are not done first.
 
     A finished fine-tuning is extended when the recipe has more epochs than before, and nothing else differs. That is a
-    run of its own in the finished one, whose directory need not be there yet.
+    run of its own in the finished one, whose directory need not be there yet. One whose report lacks something is
+    reported again.
 
     Raises:
         RecipeError: there is no such run, it is done, or its recipe is another one.
         DataError: it is done, and the state that it could be resumed from was removed.
     """
     run = _continued(recipe, RunDir.to_resume(name, exact))
-    if run.is_done() and not grows_by_seed(run, recipe):
+    if run.is_done() and not run.missing_parts() and not grows_by_seed(run, recipe):
         more = "" if recipe.extended_by is None else f"; a larger {recipe.extended_by} would extend it"
         begun = run.extension()
         if begun.recipe.is_file() and recipe.extended_by is not None:

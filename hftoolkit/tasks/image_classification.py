@@ -26,6 +26,7 @@ from hftoolkit.contracts import (
     Task,
     Tensors,
 )
+from hftoolkit.contracts.names import short
 from hftoolkit.data.image.changes import CARD_SENTENCE
 from hftoolkit.data.image.splits import load_image_splits, load_labelled_images
 from hftoolkit.data.labels import LabelSet
@@ -40,7 +41,8 @@ from hftoolkit.models.image_backbones import (
 from hftoolkit.models.preprocessing import Preprocessing
 from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe import ImageRecipe
-from hftoolkit.runs.figures import overlay, worst_first, write_image_grid
+from hftoolkit.runs.figures import HEAT_LEGEND, overlay, worst_first, write_image_grid, write_note_png
+from hftoolkit.runs.lettering import drawable_names
 from hftoolkit.tasks.shared.augmentation import Augment
 from hftoolkit.tasks.shared.baselines import majority, pixel_logreg
 from hftoolkit.tasks.shared.class_head import (
@@ -51,6 +53,7 @@ from hftoolkit.tasks.shared.class_head import (
     Prediction,
     cached_examples,
     class_head_spec,
+    class_title,
     first_examples,
     stack_targets,
     summed,
@@ -70,6 +73,7 @@ from hftoolkit.tasks.shared.image_models import (
 
 WORST_SHOWN = 24
 SAMPLES_SHOWN = 12
+TITLE_NAME = 60  # characters of a class name above an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,10 @@ class ImageClassificationTask:
         """Return the metrics of logits."""
         return self._head.statistics(self._head.probabilities(outputs), raw)
 
+    def unmeasured(self, raw: Sequence[LabelledImage]) -> list[str]:
+        """Return the classes that none of the rows has."""
+        return self._head.unmeasured(raw)
+
     def pairs(self, outputs: Sequence[np.ndarray], raw: Sequence[LabelledImage]) -> tuple[list[Any], list[Any]]:
         """Return predicted and true classes."""
         return self._head.pairs(outputs, raw)
@@ -250,15 +258,15 @@ class ImageClassificationTask:
 
     def card(self, results: Mapping[str, Any]) -> CardText:
         """Return title, usage, limits and the samples."""
-        title = f"Image classifier: {', '.join(self._head.labels.names)}"
+        title = class_title("Image classifier", self._head.labels.names)
         if not results:
             return CardText(title, USAGE, ())
         height, width = results["image_size"]
         flipped = self._recipe.task.test_time_flip
         mirrored = "; the results are means over each image and its mirror image" if flipped else ""
-        weakest, calibrated = self._head.limits(results, "")
+        *weakest, calibrated = self._head.limits(results, "")
         seen = f"Images are seen at {height} x {width} pixels{mirrored}."
-        limits = (weakest, seen, CARD_SENTENCE, calibrated)
+        limits = (*weakest, seen, CARD_SENTENCE, calibrated)
         return CardText(title, USAGE, limits, "![Predictions for test images](samples.png)")
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -303,21 +311,26 @@ class ImageClassificationTask:
     ) -> None:
         """Write the pictures of all classifiers, the worst errors, samples (for the card), and where the model looks.
 
-        Each image stands under its prediction and its true class.
+        Each image stands under its name, its prediction and its true class; worst.png shows errors alone.
         """
         self._head.draw(outputs, raw, report)
-        probabilities, names = self._head.probabilities(outputs), self._head.labels.names
+        probabilities, names = self._head.probabilities(outputs), drawable_names(self._head.labels.names, TITLE_NAME)
         targets, decisions = targets_of(raw), to_decisions(probabilities, multi_label=False)
 
         def grid(chosen: np.ndarray, path: Path, images: Sequence[np.ndarray] | None = None) -> None:
             shares = probabilities[chosen, decisions[chosen]]
             titles = [
-                f"{names[decisions[index]]} {share:.2f}\n(true: {names[targets[index]]})"
-                for index, share in zip(chosen, shares, strict=True)
+                f"{short(raw[index].name)}\n{names[decisions[index]]} {share:.2f}\n(true: {names[targets[index]]})"
+                for index, share in zip(chosen.tolist(), shares, strict=True)
             ]
-            write_image_grid(images or [raw[int(index)].pixels for index in chosen], titles, path)
+            shown = images or [raw[index].pixels for index in chosen.tolist()]
+            write_image_grid(shown, titles, path, legend=HEAT_LEGEND if images else ())
 
-        grid(worst_first(probabilities, targets, WORST_SHOWN), report / "worst.png")
+        wrong = worst_first(probabilities, targets, WORST_SHOWN)
+        if len(wrong):
+            grid(wrong, report / "worst.png")
+        else:
+            write_note_png(f"None of the {len(raw)} test images got a wrong class.", report / "worst.png")
         samples = np.linspace(0, len(raw) - 1, min(SAMPLES_SHOWN, len(raw))).astype(int)
         grid(samples, model_folder / "samples.png")
         shown = [raw[int(index)].pixels for index in samples]

@@ -22,6 +22,7 @@ from hftoolkit.contracts import (
     Task,
     Tensors,
 )
+from hftoolkit.contracts.names import markdown, short
 from hftoolkit.data.image.changes import CARD_SENTENCE
 from hftoolkit.data.image.rows import ScoredImage, load_scored_images, read_scored_images
 from hftoolkit.metrics.statistics import RowStatistics
@@ -183,7 +184,7 @@ class ImageRegressionTask:
 
     def card(self, results: Mapping[str, Any]) -> CardText:
         """Return title, usage, limits and the samples."""
-        title = f"Image regression: {self._head.score.name}"
+        title = f"Image regression: {markdown(short(self._head.score.name))}"
         if not results:
             return CardText(title, USAGE, ())
         height, width = results["image_size"]
@@ -222,7 +223,9 @@ class ImageRegressionTask:
         errors = np.abs(np.array(outputs) - np.array([row.target for row in raw]))
 
         def grid(chosen: np.ndarray, path: Path) -> None:
-            titles = [f"{outputs[index]:.4g}\n(true: {raw[index].target:.4g})" for index in chosen]
+            titles = [
+                f"{short(raw[index].name)}\n{outputs[index]:.4g}\n(true: {raw[index].target:.4g})" for index in chosen
+            ]
             write_image_grid([raw[index].pixels for index in chosen], titles, path)
 
         grid(np.argsort(-errors, kind="stable")[:WORST_SHOWN], report / "worst.png")

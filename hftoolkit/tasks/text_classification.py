@@ -51,6 +51,7 @@ from hftoolkit.tasks.shared.class_head import (
     Prediction,
     cached_examples,
     class_head_spec,
+    class_title,
     stack_targets,
     targets_of,
     to_rows,
@@ -200,6 +201,10 @@ class TextClassificationTask:
         """Return the metrics of logits."""
         return self._head.statistics(self._head.probabilities(outputs), raw)
 
+    def unmeasured(self, raw: Sequence[LabelledText]) -> list[str]:
+        """Return the classes that none of the rows has."""
+        return self._head.unmeasured(raw)
+
     def pairs(self, outputs: Sequence[np.ndarray], raw: Sequence[LabelledText]) -> tuple[list[Any], list[Any]]:
         """Return predicted and true classes."""
         return self._head.pairs(outputs, raw)
@@ -230,13 +235,13 @@ class TextClassificationTask:
 
     def card(self, results: Mapping[str, Any]) -> CardText:
         """Return title, usage and limits."""
-        title = f"Text classifier: {', '.join(self._head.labels.names)}"
+        title = class_title("Text classifier", self._head.labels.names)
         if not results:
             return CardText(title, usage_of(self._recipe.data, USAGE), ())
         share = results["truncated"]["test"] / results["test"]["examples"]
         cut = f"Texts are cut at {self._recipe.model.max_length} tokens; {share:.1%} of the test texts are longer."
-        weakest, calibrated = self._head.limits(results, " or languages")
-        return CardText(title, usage_of(self._recipe.data, USAGE), (weakest, cut, calibrated))
+        *weakest, calibrated = self._head.limits(results, " or languages")
+        return CardText(title, usage_of(self._recipe.data, USAGE), (*weakest, cut, calibrated))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write a plain model with its tokenizer."""

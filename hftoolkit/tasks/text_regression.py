@@ -22,6 +22,7 @@ from hftoolkit.contracts import (
     Task,
     Tensors,
 )
+from hftoolkit.contracts.names import markdown, short
 from hftoolkit.data.rows import load_rows, numbers_of, usable_rows
 from hftoolkit.data.tables import DataTable, read_table, require_columns
 from hftoolkit.data.text_rows import BadRows, clean_texts, text_columns
@@ -203,7 +204,7 @@ class TextRegressionTask:
 
     def card(self, results: Mapping[str, Any]) -> CardText:
         """Return title, usage and limits."""
-        title = f"Text regression: {self._head.score.name}"
+        title = f"Text regression: {markdown(short(self._head.score.name))}"
         if not results:
             return CardText(title, usage_of(self._recipe.data, USAGE), ())
         share = results["truncated"]["test"] / results["test"]["examples"]

@@ -56,6 +56,7 @@ from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe.token_classification import TokenRecipe
 from hftoolkit.runs.figures import write_spans_png
 from hftoolkit.runs.tables import per_class_table
+from hftoolkit.tasks.shared.class_head import class_title, weakest_class
 from hftoolkit.tasks.shared.text_inputs import pad_tokens, text_positions
 
 IGNORED = -100  # as target: no word begins at the token
@@ -305,14 +306,11 @@ class TokenClassificationTask:
 
     def card(self, results: Mapping[str, Any]) -> CardText:
         """Return title, usage and limits."""
-        title = f"Named entities: {', '.join(self._types.names)}"
+        title = class_title("Named entities", self._types.names)
         if not results:
             return CardText(title, USAGE, ())
-        metrics = results["test"]["metrics"]
-        by_type = {key.removeprefix("f1/"): value for key, value in metrics.items() if key.startswith("f1/")}
-        worst = min(by_type, key=lambda name: by_type[name])
         limits = (
-            f"Weakest type: {worst}, F1 {by_type[worst]:.3f}.",
+            *weakest_class(results["test"], "type"),
             f"The model reads {self._recipe.model.max_length} tokens; pass longer texts with a `stride`.",
             "Nothing was tested on other domains or languages.",
         )
@@ -370,7 +368,8 @@ class TokenClassificationTask:
         self, measured: Mapping[str, Any], outputs: Sequence[Sequence[WordTag]], raw: Sequence[SpanText]
     ) -> Iterable[Table]:
         """Yield the metrics of each type, and those that forgive a wrong type or wrong ends."""
-        yield per_class_table(measured["metrics"], measured["intervals"], self._types.names)
+        counts = self._counts(raw)
+        yield per_class_table(measured["metrics"], measured["intervals"], self._types.names, counts)
         repaired = sum(self._spans(found)[1] for found in outputs)
         metrics = measured["metrics"]
         rows = [
@@ -396,6 +395,14 @@ class TokenClassificationTask:
         chosen = np.argsort(-np.array(mistakes), kind="stable")[:MOST_TEXTS_SHOWN].tolist()
         shown = [(raw[place].text, raw[place].spans or (), found[place]) for place in chosen]
         write_spans_png(shown, self._types.names, report / "entities.png")
+
+    def unmeasured(self, raw: Sequence[SpanText]) -> list[str]:
+        """Return the types that none of the rows has."""
+        return [name for name, count in zip(self._types.names, self._counts(raw), strict=True) if not count]
+
+    def _counts(self, raw: Sequence[SpanText]) -> list[int]:
+        found = Counter(name for row in raw for name, _, _ in row.spans or ())
+        return [found[name] for name in self._types.names]
 
     def _windows(self, texts: Sequence[str]) -> tuple[list[tuple[list[int], list[tuple[int, int, int]]]], list[int]]:
         """Return token ids and words of each window, and the text that each is of."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hftoolkit.data.labels import LabelSet, canonical_value, check_same
 from hftoolkit.data.splits import split_rows
+from hftoolkit.data.summary import _spelling_warnings
 from hftoolkit.data.tables import DataTable
 from hftoolkit.data.text_rows import clean_rows, clean_texts, describe_bad_texts
 from hftoolkit.data.texts import load_text_splits
@@ -446,3 +447,12 @@ def test_twenty_five_thousand_rows_are_cleaned_within_a_second():
     rows = clean_rows(table, data_section(text=["title", "text"], template="{title}: {text}"), multi_label=False)
     assert time.process_time() - start < 1
     assert len(rows.texts) == 25_000
+
+
+def test_classes_that_are_spelled_alike_are_told_in_one_sentence():
+    names = ("Cat", "cat ", "na\u00efve", "nai\u0308ve", "dog", "\u732b")
+    (sentence,) = _spelling_warnings(names)
+    assert "'Cat' and 'cat '; 'na\u00efve' and" in sentence and "dog" not in sentence and "task.labels" in sentence
+    assert _spelling_warnings(("1", "10", "a", "b")) == []
+    many = [name for index in range(250) for name in (f"c{index}", f"C{index}")]
+    assert len(_spelling_warnings(many)[0]) < 300

@@ -23,7 +23,7 @@ from hftoolkit.recipe import (
     load_recipe,
 )
 from hftoolkit.recipe.kinds import RECIPES
-from hftoolkit.recipe.reading.yaml_file import MAX_BYTES, read_yaml, write_yaml
+from hftoolkit.recipe.reading.yaml_file import MAX_BYTES, read_yaml, write_value, write_yaml
 from hftoolkit.recipe.sections import Section
 
 GOLDEN = Path(__file__).parent / "golden_mistakes.txt"  # pytest --update-golden writes it
@@ -236,6 +236,29 @@ def test_a_wrong_override_is_named_as_it_was_typed(refused, override, blamed, fi
     header, problem = refused(GOOD, override).splitlines()
     assert header == "FILE is not a valid recipe (1 problem):"
     assert problem.startswith(f"  --set {blamed}: ") and fix in problem
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'a/b"); import os; os.system("id") #',
+        "a/b\n\n## Injected",
+        "a/b/c",
+        "a b",
+        "../x",
+        "a--b/c",
+        "",
+        "https://x.y/a",
+    ],
+)
+def test_what_is_no_hub_id_is_refused_before_it_enters_a_card(refused, name: str) -> None:
+    message = refused(GOOD + f"  hub_id: {write_value(name)}\n")
+    assert "FILE:9: model.hub_id: " in message and "write OWNER/NAME" in message
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_hub_ids_with_and_without_an_owner_are_taken(write, name: str) -> None:
+    assert load_recipe(write(GOOD + f"  hub_id: {name}\n")).model.hub_id == name
 
 
 def test_each_mistake_is_told_in_the_words_of_the_golden_file(refused, golden):

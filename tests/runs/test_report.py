@@ -1,14 +1,25 @@
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hftoolkit.runs.figures import overlay, worst_first, write_confusion_png, write_image_grid, write_reliability_png
+from hftoolkit.runs import figures, lettering
+from hftoolkit.runs.figures import (
+    overlay,
+    worst_first,
+    write_confusion_png,
+    write_image_grid,
+    write_reliability_png,
+    write_scatter_png,
+    write_spans_png,
+    write_training_curve_png,
+)
 from hftoolkit.runs.prediction_tables import write_csv
-from hftoolkit.runs.tables import confusion_table, per_class_table, results_table
+from hftoolkit.runs.tables import PER_CLASS, confusion_table, per_class_table, results_table
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -49,8 +60,34 @@ def test_results_table_without_baselines_has_one_row() -> None:
 
 def test_per_class_table_has_dashes_for_a_class_that_does_not_occur() -> None:
     metrics = {"f1/good": 0.5, "precision/good": 0.25, "recall/good": 1.0}
-    table = per_class_table(metrics, {"f1/good": (0.4, 0.6)}, ["good", "rare"])
-    assert table.rows == (("good", "0.250", "1.000", "0.500 [0.400, 0.600]"), ("rare", "-", "-", "-"))
+    table = per_class_table(metrics, {"f1/good": (0.4, 0.6)}, ["good", "rare"], [3, 0])
+    assert table.rows[0] == ("good", "0.250", "1.000", "0.500 [0.400, 0.600]", "3")
+    assert table.rows[1] == ("rare", *["not measured"] * 3, "0")
+
+
+def test_a_class_that_is_predicted_but_has_no_rows_is_not_measured() -> None:
+    metrics = {f"{kind}/{name}": 0.0 for kind in ("f1", "precision", "recall") for name in ("good", "rare")}
+    table = per_class_table(metrics, {}, ["good", "rare"], [3, 0])
+    assert table.rows == (("good", "0.000", "0.000", "0.000", "3"), ("rare", *["not measured"] * 3, "0"))
+
+
+def test_of_many_classes_the_weakest_are_shown_and_the_rest_are_counted() -> None:
+    names = [f"class {index}" for index in range(250)]
+    metrics = {f"{kind}/{name}": 1 - index / 250 for index, name in enumerate(names) for kind in PER_CLASS}
+    table = per_class_table(metrics, {}, names, [0] * 50 + [2] * 200)
+    assert len(table.rows) == 20 and table.rows[0][0] == "class 249"
+    assert "weakest 20 of 250" in table.title and "50 have none in test" in table.title
+    confusion = confusion_table(np.eye(250, dtype=int) * 3 + np.eye(250, k=1, dtype=int), names)
+    assert len(confusion.rows) == 15 and confusion.rows[0] == ("class 0", "class 1", "1 of 4")
+    assert "249 errors" in confusion.title
+
+
+@pytest.mark.parametrize("table", [per_class_table, confusion_table], ids=["by class", "confusion"])
+def test_long_names_stay_short_and_different_in_tables(table: Any) -> None:
+    names = [f"{'Tomato___' * 20}{end}" for end in ("a", "b")] + [f"{'Tomato___' * 20}{mid}{'x' * 90}" for mid in "cd"]
+    found = table({}, {}, names, [1] * 4) if table is per_class_table else table(np.eye(4, dtype=int)[::-1], names)
+    firsts = [row[0] for row in found.rows]
+    assert len(set(firsts)) == 4 and all(len(name) <= 52 for name in firsts)
 
 
 def test_confusion_table_keeps_true_classes_in_rows() -> None:
@@ -103,6 +140,7 @@ def test_the_worst_examples_are_those_whose_truth_got_least() -> None:
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.05, 0.95]])
     targets = np.array([0, 0, 1, 0])
     assert worst_first(probabilities, targets, 3).tolist() == [3, 1, 2]
+    assert worst_first(probabilities, np.array([0, 0, 0, 0]), 3).tolist() == [3, 1]  # no more are wrong
 
 
 def test_a_grid_of_images_is_a_picture_whatever_their_number(tmp_path: Path) -> None:
@@ -111,6 +149,74 @@ def test_a_grid_of_images_is_a_picture_whatever_their_number(tmp_path: Path) -> 
         write_image_grid(images[:count], [str(number) for number in range(count)], tmp_path / "grid.png")
         with Image.open(tmp_path / "grid.png") as image:
             assert image.size[0] == 225 * min(count, 6)
+
+
+LONG = ("Tomato___Spider_mites Two-spotted_spider_mite", "Tomato___Tomato_Yellow_Leaf_Curl_Virus")
+WIDE = ("\u72ac\u732b" * 15, "W" * 40)
+
+
+@pytest.mark.parametrize("names", [LONG, WIDE, ("$", "$$"), ("a$b$", "\\alpha")], ids=["long", "wide", "dollar", "tex"])
+def test_titles_of_a_grid_stand_apart_and_inside_of_the_picture(names: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    made: list[Any] = []
+    new = figures._new_figure
+    monkeypatch.setattr(figures, "_new_figure", lambda *size: made.append(new(*size)) or made[-1])
+    titles = [f"photos/IMG_{k:04}.jpg\n{names[k % 2]} 0.71\n(true: {names[(k + 1) % 2]})" for k in range(12)]
+    images = [np.zeros((32, 32, 3), dtype=np.uint8)] * 12
+    write_image_grid(images, titles, tmp_path / "grid.png", legend=figures.HEAT_LEGEND)
+    (figure,) = made
+    boxes = np.array([axes.title.get_window_extent().extents for axes in figure.axes]).reshape(2, 6, 4)
+    assert (boxes[:, :-1, 2] <= boxes[:, 1:, 0]).all()
+    assert (
+        boxes.min() >= 0 and (boxes[..., 2] <= figure.bbox.width).all() and (boxes[..., 3] <= figure.bbox.height).all()
+    )
+    assert (boxes[1, :, 3] < figure.axes[0].get_window_extent().y0).all()  # under the images above
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["speaks for the prediction", "speaks against it"]
+
+
+SCRIPTS = [f"\u72ac {index}" for index in range(3)] + [
+    "\u30ab\u30e1",
+    "\u05d0\u05d1",
+    "\u0e01",
+    "\U0001f600",
+    "na\u00efve",
+    "$",
+]
+
+
+def test_names_in_any_script_are_drawn_or_have_a_stand_in(tmp_path: Path) -> None:
+    write_confusion_png(np.eye(len(SCRIPTS), dtype=int), SCRIPTS, tmp_path / "confusion.png")
+    write_image_grid([np.zeros((8, 8, 3), dtype=np.uint8)], ["\u732b.jpg\n\ud800\x1b[2J"], tmp_path / "grid.png")
+    write_scatter_png(np.arange(3.0), np.arange(3.0), "\u72ac$", tmp_path / "scatter.png")
+    write_spans_png([("\u72ac $x$\n\x1b", [("\u732b", 0, 1)], [])], ["\u732b"], tmp_path / "spans.png")
+    assert len(list(tmp_path.glob("*.png"))) == 4  # warnings are errors here: no letter was missing
+
+
+def test_a_name_without_a_font_is_its_place(monkeypatch: Any) -> None:
+    monkeypatch.setattr(lettering, "_installed", lambda: ())
+    lettering._cover.cache_clear()
+    try:
+        assert lettering.drawable_names(["dog", "\u72ac", "\u732b"], 24) == ["dog", "class 1", "class 2"]
+        assert lettering.legible("IMG \u72ac.jpg") == r"IMG \u72ac.jpg"
+        assert lettering.one_letter_each("a\u72ac\n") == "a\u25a1 "
+    finally:
+        lettering._cover.cache_clear()
+
+
+def test_a_confusion_picture_of_many_classes_shows_those_with_errors() -> None:
+    matrix = np.eye(250, dtype=int) * 9
+    matrix[200, 7] = 4
+    counts, names, title = figures._most_confused(matrix, [f"c{index}" for index in range(250)])
+    assert counts.shape == (41, 41) and counts.sum() == matrix.sum() and names[-1] == "all others"
+    assert counts[names.index("c200"), names.index("c7")] == 4 and "40 of 250" in title
+
+
+def test_the_learning_curve_of_a_training_is_a_picture(tmp_path: Path) -> None:
+    losses = [(step, None if step == 7 else 1 / step) for step in range(1, 1000)]
+    evaluations = [(step, {"macro_f1": step / 1000, "loss": 1 / step, "f1/a": 0.1}) for step in (300, 600, 999)]
+    write_training_curve_png(losses, evaluations, ["macro_f1", "accuracy"], tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.size == (1050, 900)
 
 
 def test_heat_is_red_where_it_helps_and_blue_where_it_hurts() -> None:

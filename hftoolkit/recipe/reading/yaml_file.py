@@ -46,6 +46,7 @@ _CONSTANTS: dict[str, Key] = {
     **{sign + word: math.inf for sign in ("", "+") for word in (".inf", ".Inf", ".INF")},
     **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf),
 }
+_LOST_ZERO = re.compile(r"[-+]?[0-9]*\.[0-9]+0")  # 1.10 as a name, of a version, is another one than 1.1
 _WHOLE_NUMBER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -221,7 +222,9 @@ class _Reader:
         while not isinstance(event := next(self.events), MappingEndEvent):
             key, line = self._key(event, path), _line(event)
             if key in result:
-                self.fail(line, (*path, key), f"duplicate key, first on line {self.lines[*path, key]}; keep one")
+                quote = "" if isinstance(key, str) else ", or quote both if texts are meant"
+                first = self.lines[*path, key]
+                self.fail(line, (*path, key), f"duplicate key, first on line {first}; keep one{quote}")
             self.lines[*path, key] = line
             result[key] = self._node(next(self.events), (*path, key))
         return result
@@ -232,6 +235,11 @@ class _Reader:
         key: Key = self._node(event, path)
         if isinstance(key, str) and len(key) > MAX_KEY_CHARACTERS:
             self.fail(_line(event), path, f"the key {key[:20]}... is longer than {MAX_KEY_CHARACTERS} characters")
+        if isinstance(key, float) and isinstance(event, ScalarEvent) and _LOST_ZERO.fullmatch(str(event.value)):
+            written = str(event.value)
+            self.fail(
+                _line(event), path, f"the key {written} is the number {key}; quote it if text is meant: '{written}'"
+            )
         return key
 
     def _sequence(self, path: KeyPath) -> list[Any]:

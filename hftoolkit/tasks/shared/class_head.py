@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hftoolkit.contracts import Batch, Columns, Examples, HeadSpec, StepOutput, Table
+from hftoolkit.contracts.names import listed, markdown, short
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.metrics.classification import classification_statistics, confusion_matrix
 from hftoolkit.metrics.probabilities import fit_temperature, to_decisions, to_probabilities
@@ -168,10 +169,22 @@ class ClassHead:
         self, measured: Mapping[str, Any], outputs: Sequence[np.ndarray], raw: Sequence[Any]
     ) -> Iterable[Table]:
         """Yield the metrics of each class and, for one label a row, the confusion matrix."""
-        yield per_class_table(measured["metrics"], measured["intervals"], self.labels.names)
+        counts = self.counts(raw)
+        yield per_class_table(measured["metrics"], measured["intervals"], self.labels.names, counts)
         if not self.labels.multi_label:
             matrix = confusion_matrix(self.probabilities(outputs), targets_of(raw))
             yield confusion_table(matrix, self.labels.names)
+
+    def counts(self, raw: Sequence[Any]) -> list[int]:
+        """Return how many of the rows each class has."""
+        size = len(self.labels.names)
+        targets = targets_of(raw)
+        found = targets.sum(axis=0) if self.labels.multi_label else np.bincount(targets, minlength=size)
+        return [int(count) for count in found]
+
+    def unmeasured(self, raw: Sequence[Any]) -> list[str]:
+        """Return the classes that none of the rows has."""
+        return [name for name, count in zip(self.labels.names, self.counts(raw), strict=True) if not count]
 
     def draw(self, outputs: Sequence[np.ndarray], raw: Sequence[Any], report: Path) -> None:
         """Write the confusion matrix (one label a row) and the reliability diagram."""
@@ -188,11 +201,8 @@ class ClassHead:
             results: of the run.
             more: what was not tried, beside other domains.
         """
-        metrics = results["test"]["metrics"]
-        by_class = {key.removeprefix("f1/"): value for key, value in metrics.items() if key.startswith("f1/")}
-        worst = min(by_class, key=lambda name: by_class[name])
         return (
-            f"Weakest class: {worst}, F1 {by_class[worst]:.3f}.",
+            *weakest_class(results["test"], "class"),
             f"Probabilities are calibrated on one validation split (temperature {results['temperature']:.3f}); other "
             f"data may need another. Nothing was tested on other domains{more}.",
         )
@@ -201,6 +211,25 @@ class ClassHead:
         if self.labels.multi_label:
             return tuple(name for name, chosen in zip(self.labels.names, decision, strict=True) if chosen)
         return (self.labels.names[int(decision)],)
+
+
+def weakest_class(test: Mapping[str, Any], what: str) -> tuple[str, ...]:
+    """Return what a card says of the class (or another ``what``) with the lowest F1, and of those without test rows."""
+    unmeasured = test.get("unmeasured", [])
+    by_class = {key.removeprefix("f1/"): value for key, value in test["metrics"].items() if key.startswith("f1/")}
+    by_class = {name: value for name, value in by_class.items() if name not in unmeasured}
+    found = []
+    if by_class:
+        worst = min(by_class, key=lambda name: by_class[name])
+        found.append(f"Weakest {what}: {markdown(short(worst))}, F1 {by_class[worst]:.3f}.")
+    if unmeasured:
+        found.append(f"Not measured, because no test rows have it: {markdown(listed(unmeasured))}.")
+    return tuple(found)
+
+
+def class_title(what: str, names: Sequence[str]) -> str:
+    """Return the first line of a card: what the model is, and its classes, of many the first ones."""
+    return f"{what}: {markdown(listed(names))}"
 
 
 def class_head_spec(labels: LabelSet) -> HeadSpec:

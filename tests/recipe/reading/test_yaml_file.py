@@ -44,6 +44,9 @@ def test_scalars_mean_what_another_yaml_1_2_reader_says():
     ("text", "line", "says"),
     [
         ("a: 1\nb:\n  c: 2\n  c: 3\n", 4, "b.c: duplicate key, first on line 3"),
+        ("1.0: a\n1.00: b\n", 2, "the key 1.00 is the number 1.0; quote it if text is meant: '1.00'"),
+        ("v:\n  1.10: a\n", 2, "v: the key 1.10 is the number 1.1; quote it if text is meant: '1.10'"),
+        ("1.5: a\n1.5: b\n", 2, "1.5: duplicate key, first on line 1; keep one, or quote both if texts are meant"),
         ("1: a\ntrue: b\n", 2, "duplicate key"),  # equal in Python, so one would swallow the other
         ("a: 1\nb: &x [1]\n", 2, "b: the anchor &x is refused"),
         ("a: 1\nb: *x\n", 2, "b: the alias *x is refused"),

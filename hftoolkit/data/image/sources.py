@@ -13,8 +13,9 @@ from hftoolkit.data.files import SEPARATORS, ending_of
 from hftoolkit.data.image.cache import StoredImage
 from hftoolkit.data.image.pixel_tables import read_pixel_table
 from hftoolkit.data.labels import natural_key
+from hftoolkit.data.layouts import files_named
 from hftoolkit.data.reading import read_each_split
-from hftoolkit.data.tables import DataTable, files_named, read_table, require_columns
+from hftoolkit.data.tables import DataTable, read_table, require_columns
 from hftoolkit.data.text_rows import BadRow, BadRows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import ImageColumns, ImageData, Pixels

@@ -88,8 +88,8 @@ def read_tables(source: Path, data: DataT) -> tuple[dict[str, DataTable], DataT,
     if told is not data:
         told, dropped = _without_unlabelled(told, tables)
         notes += dropped
-    if list(tables) == ["train"] and told.split.column is None:
-        told, found = _with_split_column(told, tables["train"])
+    if list(tables) == ["train"]:
+        told, found = with_split_column(told, tables["train"])
         notes += found
     return tables, told, notes
 
@@ -115,8 +115,13 @@ def _is_told(cell: Any) -> bool:
     return cell is not None
 
 
-def _with_split_column(data: DataT, table: DataTable) -> tuple[DataT, list[str]]:
-    """Find the column whose cells all say train, validation or test, unless the recipe says what is drawn."""
+def with_split_column(data: DataT, table: DataTable) -> tuple[DataT, list[str]]:
+    """Return the section with the column whose cells all say train, validation or test, and a sentence on it.
+
+    Where the recipe says what is drawn, the column is not used, and the sentence says so.
+    """
+    if data.split.column is not None:
+        return data, []
     read = str(data.model_dump().get("columns"))
     for name, cells in table.columns.items():
         if repr(name) in read or name == data.split.group:

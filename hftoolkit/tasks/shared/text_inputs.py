@@ -113,7 +113,7 @@ def text_inputs(source: Any, data: TextData, make: Callable[[str], RawT]) -> Inp
 def _table_columns(source: Path, data: TextData) -> Mapping[str, Sequence[Any]]:
     if not source.exists():
         raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
-    table = read_table(source)
+    table = read_table(source, how=data.format)
     names = text_columns(data)
     require_columns(table, names, f"the header: the model reads {', '.join(names)}")
     return {name: table.columns[name] for name in names}

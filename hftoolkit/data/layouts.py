@@ -37,6 +37,7 @@ class Layout:
         csv_options: keyword arguments of ``csv.reader``.
         csv_names: column names of CSV files without a header line, or None.
         notes: sentences on files that are not read.
+        problem: why this is not all that the folder may be meant to be, or None.
     """
 
     files: dict[str, list[Path]]
@@ -44,13 +45,19 @@ class Layout:
     csv_options: dict[str, Any] = field(default_factory=dict)
     csv_names: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
+    problem: str | None = None
+
+    def check(self) -> None:
+        """Raise DataError if it takes a word in the recipe to say which files are meant."""
+        if self.problem is not None:
+            raise DataError(self.problem)
 
 
 def layout_of(folder: Path, subset: str | None) -> Layout:
     """Return which files of a folder form which split; nothing is converted or cached.
 
     Raises:
-        DataError: there are no tables, no such subset, or tables of several kinds.
+        DataError: there are no tables, or no such subset.
     """
     has_card = (folder / "README.md").exists()
     with tempfile.TemporaryDirectory() as cache, _without_progress_bars():
@@ -95,20 +102,21 @@ def _divided(folder: Path, layout: Layout) -> Layout:
     shown = ", ".join(names[:FILES_SHOWN]) + (", ..." if len(names) > FILES_SHOWN else "")
     kinds = {ending_of(path) for paths in files.values() for path in paths}
     other = [path for path in unread if ending_of(path) not in kinds and _is_surely_table(path)]
+    problem = None
     if other:
         first = next(path for paths in files.values() for path in paths).relative_to(folder).as_posix()
-        raise DataError(
+        problem = (
             f"{folder.name} holds tables of several kinds: {first}, and {other[0].relative_to(folder).as_posix()}. Set "
             "data.source to one file, name files with data.split (train: '*.csv'), or keep one kind in the folder"
         )
-    if "train" not in by_role(files) and by_role(files):
+    elif "train" not in by_role(files) and by_role(files):
         given = ", ".join(f"{role}: {those[0]}" for role, those in by_role(files).items())
-        raise DataError(
+        problem = (
             f"{folder.name} has files for {', '.join(files)}, and none is called train; there is also {shown}. Name "
             f"them with data.split: {{train: {names[0]}, {given}}}"
         )
     note = f"tables of {folder.name} that belong to no split are not read: {shown}"
-    return Layout(files, layout.features, layout.csv_options, layout.csv_names, (note,))
+    return Layout(files, layout.features, layout.csv_options, layout.csv_names, (note,), problem)
 
 
 def _is_surely_table(path: Path) -> bool:

@@ -123,7 +123,8 @@ def with_split_column(data: DataT, table: DataTable) -> tuple[DataT, list[str]]:
     if data.split.column is not None:
         return data, []
     read = str(data.model_dump().get("columns"))
-    for name, cells in table.columns.items():
+    for name, column in table.columns.items():
+        cells = [cell for number, cell in enumerate(column, start=1) if number not in table.broken]
         if repr(name) in read or name == data.split.group:
             continue
         roles = _roles(cells)

@@ -107,10 +107,12 @@ def given_splits(path: Path, subset: str | None) -> dict[str, str]:
     folder = path.resolve()
     if texts := _text_folders(folder):
         return {name: f"{name}/" for name in texts.splits if name}
+    layout = layout_of(folder, subset)
+    layout.check()
     return {
         name: ", ".join(file.relative_to(folder).as_posix() for file in files[:SPLIT_FILES_SHOWN])
         + (", ..." if len(files) > SPLIT_FILES_SHOWN else "")
-        for name, files in layout_of(folder, subset).files.items()
+        for name, files in layout.files.items()
     }
 
 
@@ -164,6 +166,7 @@ def _read_folder(folder: Path, split: str | None, subset: str | None, how: Table
         return DataTable(columns, len(columns[FILE]), {}, (f"{place or folder.name}/",), joined, notes=notes)
     layout = layout_of(folder, subset)
     if split is None or (split == ALL_ROWS and ALL_ROWS not in layout.files):
+        layout.check()
         chosen = [path for paths in layout.files.values() for path in paths]
         joined, notes = tuple(layout.files) if len(layout.files) > 1 else (), layout.notes
     else:

@@ -174,16 +174,23 @@ def _excerpts(content: bytes, place: int) -> list[tuple[str, str]]:
     start = content.rfind(b"\n", 0, place) + 1
     end = content.find(b"\n", place)
     line = content[start : end if end >= 0 else len(content)]
-    able = {}
+    # Whole lines: a cut in the middle of a character would rule out the right encoding.
+    odd = (
+        b"\n".join(each for each in content[start : start + SAMPLE_BYTES].split(b"\n")[:-1] if not each.isascii())
+        or line
+    )
+    shown: dict[str, str] = {}
+    texts: set[str] = set()
     for name in ENCODINGS:
         try:
             content.decode(name)
         except UnicodeDecodeError:
             continue
-        shown_from = max(0, len(line[: place - start].decode(name, "replace")) - CHARACTERS_SHOWN // 2)
-        able[name] = line.decode(name)[shown_from : shown_from + CHARACTERS_SHOWN].strip()
-    # Whole lines: a cut in the middle of a character would rule out the right encoding.
-    odd = [line for line in content[start : start + SAMPLE_BYTES].split(b"\n")[:-1] if not line.isascii()]
-    best = from_bytes(b"\n".join(odd or [line]), cp_isolation=list(able)).best() if able else None
+        if (text := odd.decode(name, "replace")) in texts:
+            continue  # the same as the one before
+        texts.add(text)
+        first = max(0, len(line[: place - start].decode(name, "replace")) - CHARACTERS_SHOWN // 2)
+        shown[name] = line.decode(name, "replace")[first : first + CHARACTERS_SHOWN].strip()
+    best = from_bytes(odd, cp_isolation=list(shown)).best() if shown else None
     likeliest = None if best is None else best.encoding
-    return sorted(able.items(), key=lambda each: each[0] != likeliest)[:ENCODINGS_SHOWN]
+    return sorted(shown.items(), key=lambda each: each[0] != likeliest)[:ENCODINGS_SHOWN]

@@ -115,6 +115,8 @@ def find_separator(lines: Sequence[str], usual: str | None, options: Mapping[str
     if not even:
         return usual or NO_SEPARATOR
     best = max(even, key=lambda each: even[each])
+    if even.get("\t") == 1 and usual == ",":
+        return "\t"  # texts have commas, evenly or not, and hardly ever tabs
     if usual in even:
         return usual if even[usual] >= min(EVEN_ENOUGH, even[best]) else best
     return best if even[best] >= FEWEST_EVEN else usual or NO_SEPARATOR

@@ -139,9 +139,15 @@ def require_columns(table: DataTable, names: Sequence[str], where: str) -> None:
         f"it has: {', '.join(map(_shortly, table.columns))}. Edit {where}"
     )
     if table.header and len(missing) == len(names) and "(did you mean" not in message:
-        blanks = ", ".join(["NAME"] * len(table.columns))
-        message += f". The first line was taken as the header; if it is a row, set data.format.names: [{blanks}]"
+        message += f". {_about_header(len(table.columns))}"
     raise DataError(message)
+
+
+def _about_header(num_columns: int) -> str:
+    if num_columns == 1:
+        return "Only one column was found; if cells are separated by another character, set data.format.separator"
+    names = ", ".join(["NAME"] * num_columns)
+    return f"The first line was taken as the header; if it is a row, set data.format.names: [{names}]"
 
 
 def _shortly(name: str) -> str:
@@ -228,5 +234,12 @@ def _concatenate(parts: Sequence[DataTable], joined: tuple[str, ...], notes: Seq
         rows_before += part.num_rows
     columns = {name: [cell for part in parts for cell in part.columns[name]] for name in first.columns}
     files = tuple(file for part in parts for file in part.files)
-    said = tuple(dict.fromkeys([*notes, *(note for part in parts for note in part.notes)]))
+    alike: dict[str, list[str]] = {}  # the same of several files
+    for part in parts:
+        for note in part.notes:
+            alike.setdefault(note.replace(Path(part.files[0]).name, ""), []).append(note)
+    of_files = [
+        each[0] + (f", and {len(each) - 1} more files alike" if len(each) > 1 else "") for each in alike.values()
+    ]
+    said = tuple(dict.fromkeys([*notes, *of_files]))
     return DataTable(columns, rows_before, first.class_names, files, joined, broken, first.repeated, said, first.header)

@@ -84,6 +84,13 @@ def test_columns_of_a_file_without_a_header_are_named_by_the_recipe(tmp_path):
     assert with_header.notes[-1] == "the first line of t.csv is a header, and no row"
 
 
+def test_a_separator_that_was_not_found_is_named_with_the_missing_column(tmp_path):
+    table = read_table(put(tmp_path / "t.csv", lines_of("^")))
+    with pytest.raises(DataError, match=r"Only one column was found; .* set data.format.separator"):
+        require_columns(table, ["text"], "data.columns.text")
+    assert "or remove what stands before the header" in message_of(put(tmp_path / "c.csv", "# by x\n" + lines_of(";")))
+
+
 def test_a_mistyped_column_is_not_taken_for_a_missing_header(tmp_path):
     table = read_table(put(tmp_path / "t.csv", lines_of("\t")))
     with pytest.raises(DataError) as caught:
@@ -194,10 +201,12 @@ def test_unicode_is_found_with_and_without_a_mark(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("text", "encoding", "shown"),
     [
-        (UMLAUTS, "cp1252", "cp1252 'ein sch\u00f6ner Tag"),
-        (CHINESE, "gbk", "gb18030 '\u8863\u670d"),
-        (RUSSIAN, "cp1251", "cp1251 '\u043f\u0440\u0438"),
-        ("text,label\nprice 5 \u20ac \u2013 ok,1\n", "cp1252", "cp1252 'price 5 \u20ac"),
+        (UMLAUTS, "cp1252", "here: cp1252 'ein sch\u00f6ner Tag"),
+        ("text,label\nbien s\u00fbr, d\u00e9j\u00e0 vu et les autres,1\n", "cp1252", "here: cp1252 'bien s\u00fbr"),
+        ("text,label\nksi\u0105\u017cka jest,1\n", "cp1250", "here: cp1250 'ksi\u0105"),
+        (CHINESE, "gbk", "here: gb18030 '\u8863\u670d"),
+        (RUSSIAN, "cp1251", "here: cp1251 '\u043f\u0440\u0438"),
+        ("text,label\nprice 5 \u20ac \u2013 ok,1\n", "cp1252", "here: cp1252 'price 5 \u20ac"),
     ],
 )
 def test_other_encodings_are_shown_and_never_guessed(tmp_path, text, encoding, shown):
@@ -273,6 +282,14 @@ def test_lists_under_the_names_of_splits_are_splits(tmp_path):
 @pytest.mark.parametrize(
     "content", ['{"a": {"b": 1}, "c": 2}', '{"data": [["x", "y"]]}', "[[1, 2], [3, 4]]", '"text"', "{", "[1, 2]"]
 )
+def test_lists_under_the_names_of_splits_take_the_names_of_the_recipe(tmp_path):
+    rows = {split: [list(row.values()) for row in those] for split, those in SPLIT_ROWS.items()}
+    path = put(tmp_path / "t.json", json.dumps(rows))
+    assert "data.format.names names the cells of rows that are lists" in message_of(path)
+    told = section(format={"names": ["text", "label"]})
+    assert load_text_splits(path, told, TASK).summary["sizes"] == {"train": 20, "validation": 5, "test": 5}
+
+
 def test_json_without_rows_is_told_how_to_write_them(tmp_path, content):
     assert 'orient="records"' in message_of(put(tmp_path / "t.json", content))
 
@@ -329,10 +346,12 @@ def test_what_unpacks_to_far_more_than_it_is_is_refused(tmp_path, ending, monkey
         (gzip.compress(b"x"), "compressed with gzip; call it t.csv.gz"),
         (b"PK\x03\x04", "a zip archive or an Excel file"),
         (b"PAR1xx", "a Parquet file"),
+        (b"<!DOCTYPE html>\n<html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
     ],
 )
 def test_a_file_with_the_ending_of_another_kind_is_named_as_what_it_is(tmp_path, content, said):
-    assert f"t.csv is no text but {said}" in message_of(put(tmp_path / "t.csv", content))
+    assert f"t.csv is no table but {said}" in message_of(put(tmp_path / "t.csv", content))
 
 
 @pytest.mark.skipif(HAS_OPENPYXL, reason="openpyxl is installed")

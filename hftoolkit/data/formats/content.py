@@ -5,6 +5,7 @@ import codecs
 import gzip
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -30,20 +31,25 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# What is no text, by what it begins with.
-PACKED = (
+# What is no text of a table, by what it begins with.
+OTHER_KINDS = (
     (b"\x1f\x8b", "compressed with gzip; call it {}.gz"),
     (b"BZh", "compressed with bzip2; call it {}.bz2"),
     (b"\xfd7zXZ\0", "compressed with xz; call it {}.xz"),
     (b"PK\x03\x04", "a zip archive or an Excel file; give it the ending .zip or .xlsx"),
     (b"\xd0\xcf\x11\xe0", "an old Excel file; save it as CSV (UTF-8)"),
     (b"PAR1", "a Parquet file; give it the ending .parquet"),
+    (b"<!doctype html", "a web page, perhaps one to log in; download the file itself"),
+    (b"<html", "a web page, perhaps one to log in; download the file itself"),
+    (b"version https://git-lfs", "a pointer of Git LFS; fetch the file with: git lfs pull"),
 )
 # What people's files are in when they are not in UTF-8, as Python calls them.
 ENCODINGS = ("cp1252", "gb18030", "cp1251", "shift_jis", "big5", "euc_kr", "cp1250", "cp1254", "cp1256", "koi8_r")
 ENCODINGS_SHOWN = 4
 CHARACTERS_SHOWN = 16
 SAMPLE_BYTES = 2**16
+MOST_ACCENTS = 0.15  # of the bytes of Western texts
+SIGN_IN_WORD = re.compile(r"[^\W\d_](?![\u2019\u2018\u2013\u2014\u2026\xb7])[^\x00-\x7f\w][^\W\d_]")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -118,9 +124,9 @@ def decode(content: bytes, file: str, encoding: str | None, knob: str) -> tuple[
     Raises:
         DataError: the bytes are not in the encoding. What others would make of them is shown, and none is taken.
     """
-    packed = next((what for start, what in PACKED if content.startswith(start)), None)
+    packed = next((what for start, what in OTHER_KINDS if content[:32].lower().startswith(start.lower())), None)
     if packed is not None:
-        raise DataError(f"{file} is no text but {packed.format(file)}")
+        raise DataError(f"{file} is no table but {packed.format(file)}")
     if encoding is not None:
         return _decode_as_told(content, file, encoding, knob), None
     marked = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), None)
@@ -163,10 +169,10 @@ def _not_utf8(content: bytes, error: UnicodeDecodeError, file: str, knob: str) -
     if not shown:
         return f"{start}, nor in another usual encoding; is it damaged, or no text? Save it as UTF-8"
     first = shown[0].partition(" ")[0]
-    return (
-        f"{start}. Set {knob} to the one that reads right here: {', '.join(shown)}; or save the file as UTF-8, for "
-        f"example with: iconv -f {first} -t UTF-8 {file} > new-{file}"
-    )
+    knob_first = f"{start}. Set {knob} to the one that reads right here: {', '.join(shown)}"
+    if "/" in file:
+        return knob_first
+    return f"{knob_first}; or save it as UTF-8, for example with: iconv -f {first} -t UTF-8 {file} > new-{file}"
 
 
 def _excerpts(content: bytes, place: int) -> list[tuple[str, str]]:
@@ -191,6 +197,14 @@ def _excerpts(content: bytes, place: int) -> list[tuple[str, str]]:
         texts.add(text)
         first = max(0, len(line[: place - start].decode(name, "replace")) - CHARACTERS_SHOWN // 2)
         shown[name] = line.decode(name, "replace")[first : first + CHARACTERS_SHOWN].strip()
-    best = from_bytes(odd, cp_isolation=list(shown)).best() if shown else None
-    likeliest = None if best is None else best.encoding
+    likeliest = _likeliest(odd, list(shown))
     return sorted(shown.items(), key=lambda each: each[0] != likeliest)[:ENCODINGS_SHOWN]
+
+
+def _likeliest(odd: bytes, names: list[str]) -> str | None:
+    """Return the encoding that lines with odd bytes are likeliest in; few of them are accents of Western texts."""
+    few = sum(byte > 127 for byte in odd) < MOST_ACCENTS * len(odd)
+    if few and "cp1252" in names and not SIGN_IN_WORD.search(odd.decode("cp1252")):
+        return "cp1252"
+    best = from_bytes(odd, cp_isolation=names).best() if names else None
+    return None if best is None else best.encoding

@@ -36,11 +36,10 @@ def parse_json(
     Raises:
         DataError: not valid JSON, no rows in it, or several lists that could be the rows.
     """
-    rows, broken, notes = _read(text, file, by_line, root, knobs)
+    rows, broken, notes = _read(text, file, by_line, root, names, knobs)
     for number, row in enumerate(rows, start=1):
-        if isinstance(row, list) and names and len(row) == len(names):
-            rows[number - 1] = dict(zip(names, row, strict=True))
-        elif not isinstance(row, dict) and number not in broken:
+        row = rows[number - 1] = _named(row, names)
+        if not isinstance(row, dict) and number not in broken:
             detail = f"is not an object like {{'text': ..., 'label': ...}}: {row!r:.60}"
             if isinstance(row, list):
                 detail += f"; {knobs}.names would name the {len(row)} cells of a list"
@@ -56,7 +55,7 @@ def parse_json(
 
 
 def _read(
-    text: str, file: str, by_line: bool, root: str | None, knobs: str
+    text: str, file: str, by_line: bool, root: str | None, names: Sequence[str] | None, knobs: str
 ) -> tuple[Rows, dict[int, Broken], list[str]]:
     """Return rows of any type, those that are no JSON, and notes."""
     try:
@@ -69,7 +68,7 @@ def _read(
         return (*_lines(text), [])
     is_row = by_line and root is None and "\n" not in text.strip()
     if isinstance(document, dict) and not is_row:
-        rows, notes = _rows_of_object(document, file, root, knobs)
+        rows, notes = _rows_of_object(document, file, root, names, knobs)
         return rows, {}, notes
     return document if isinstance(document, list) else [document], {}, []
 
@@ -96,7 +95,9 @@ def _lines(text: str) -> tuple[Rows, dict[int, Broken]]:
     return rows, broken
 
 
-def _rows_of_object(document: Mapping[str, Any], file: str, root: str | None, knobs: str) -> tuple[Rows, list[str]]:
+def _rows_of_object(
+    document: Mapping[str, Any], file: str, root: str | None, names: Sequence[str] | None, knobs: str
+) -> tuple[Rows, list[str]]:
     """Return the rows that one object holds, and how they were found."""
     if root is not None:
         found = _at(document, root, file, knobs)
@@ -104,11 +105,11 @@ def _rows_of_object(document: Mapping[str, Any], file: str, root: str | None, kn
         if rows is None:
             raise DataError(f"{file}: {knobs}.root: {root!r} leads to {found!r:.40}, and not to rows. {ADVICE}")
         return rows, []
-    if (table := _table_rows(document)) is not None:
-        return table, []
-    lists = {path: rows for path, rows in _lists(document, "") if rows}
+    lists = {path: rows for path, rows in _lists(document, "", names) if rows}
     if lists and all(role_of(path) for path in lists) and len({role_of(path) for path in lists}) == len(lists) > 1:
         return [_with_split(row, path) for path, rows in lists.items() for row in rows], []
+    if (table := _table_rows(document)) is not None:
+        return table, []
     if len(lists) == 1:
         path, rows = next(iter(lists.items()))
         return rows, [f"the rows of {file} are those under the key {path!r}"]
@@ -117,12 +118,18 @@ def _rows_of_object(document: Mapping[str, Any], file: str, root: str | None, kn
         raise DataError(f"{file} is one object that holds several lists of rows: {counts}; set {knobs}.root to one key")
     if any(isinstance(value, dict) or _is_nested(value) for value in document.values()):
         keys = ", ".join(map(repr, list(document)[:5]))
-        raise DataError(f"{file} is one object (keys: {keys}) without a list of rows in it. {ADVICE}")
+        lists_too = f"; {knobs}.names names the cells of rows that are lists" if names is None else ""
+        raise DataError(f"{file} is one object (keys: {keys}) without a list of objects in it{lists_too}. {ADVICE}")
     return [document], []
 
 
 def _is_nested(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(cell, dict | list) for cell in value)
+
+
+def _named(row: Any, names: Sequence[str] | None) -> Any:
+    is_list = isinstance(row, list) and names is not None and len(row) == len(names)
+    return dict(zip(names or (), row, strict=True)) if is_list else row
 
 
 def _with_split(row: Any, split: str) -> Any:
@@ -140,18 +147,22 @@ def _at(document: Any, root: str, file: str, knobs: str) -> Any:
     return found
 
 
-def _lists(found: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Rows]]:
-    """Yield all lists of objects in an object, and in objects in it, by their keys with dots between them."""
+def _lists(found: Mapping[str, Any], prefix: str, names: Sequence[str] | None) -> Iterator[tuple[str, Rows]]:
+    """Yield all lists of objects in an object, and in objects in it, by their keys with dots between them.
+
+    With ``names``, lists of lists with as many cells are lists of objects.
+    """
     for key, value in found.items():
         path = f"{prefix}{key}"
-        if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-            yield path, value
+        rows = [_named(row, names) for row in value] if isinstance(value, list) else [None]
+        if all(isinstance(row, dict) for row in rows):
+            yield path, rows
         elif isinstance(value, dict):
             table = _table_rows(value) if _looks_like_columns(value) else None
             if table is not None:
                 yield path, table
             else:
-                yield from _lists(value, f"{path}.")
+                yield from _lists(value, f"{path}.", names)
 
 
 def _looks_like_columns(value: Mapping[str, Any]) -> bool:

@@ -219,7 +219,7 @@ def _mostly_broken(broken: Mapping[int, Broken], num_rows: int, file: str, named
     names = f"correct {knobs}.names" if named else f"name the columns with {knobs}.names if there is no header line"
     return (
         f"{start}, and so it is with {len(broken)} of {num_rows} rows; set {knobs}.separator if cells are separated by "
-        f"another character, or {names}"
+        f"another character, or {names}, or remove what stands before the header"
     )
 
 

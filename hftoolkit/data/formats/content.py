@@ -48,7 +48,8 @@ ENCODINGS = ("cp1252", "gb18030", "cp1251", "shift_jis", "big5", "euc_kr", "cp12
 ENCODINGS_SHOWN = 4
 CHARACTERS_SHOWN = 16
 SAMPLE_BYTES = 2**16
-MOST_ACCENTS = 0.15  # of the bytes of Western texts
+LATIN = ("cp1252", "cp1250", "cp1254")
+MOST_ACCENTS = 0.15  # of the bytes of texts in Latin letters
 SIGN_IN_WORD = re.compile(r"[^\W\d_](?![\u2019\u2018\u2013\u2014\u2026\xb7])[^\x00-\x7f\w][^\W\d_]")
 
 
@@ -202,9 +203,10 @@ def _excerpts(content: bytes, place: int) -> list[tuple[str, str]]:
 
 
 def _likeliest(odd: bytes, names: list[str]) -> str | None:
-    """Return the encoding that lines with odd bytes are likeliest in; few of them are accents of Western texts."""
+    """Return the encoding that lines with odd bytes are likeliest in; few of them are accents of Latin letters."""
     few = sum(byte > 127 for byte in odd) < MOST_ACCENTS * len(odd)
-    if few and "cp1252" in names and not SIGN_IN_WORD.search(odd.decode("cp1252")):
-        return "cp1252"
+    latin = (name for name in LATIN if name in names and not SIGN_IN_WORD.search(odd.decode(name)))
+    if few and (first := next(latin, None)):
+        return first
     best = from_bytes(odd, cp_isolation=names).best() if names else None
     return None if best is None else best.encoding

@@ -81,7 +81,8 @@ def test_columns_of_a_file_without_a_header_are_named_by_the_recipe(tmp_path):
     assert "30 of 30 rows; set data.format.separator" in message_of(path, how=TableFormat(names=("text",)))
     with_header = read_table(put(path, lines_of("\t")), how=named)
     assert with_header.columns == COLUMNS
-    assert with_header.notes[-1] == "the first line of t.csv is a header, and no row"
+    assert with_header.notes[-1] == "the first line of t.csv is a header, and no row; data.format.names is not used"
+    assert read_table(put(path, "text\nonly this\n"), how=named).columns == {"text": ["only this"]}
 
 
 def test_a_separator_that_was_not_found_is_named_with_the_missing_column(tmp_path):
@@ -217,6 +218,12 @@ def test_other_encodings_are_shown_and_never_guessed(tmp_path, text, encoding, s
     assert shown in message
     table = read_table(path, how=TableFormat(encoding=encoding))
     assert table.columns["text"] == [text.split("\n")[1].split(",")[0]]
+
+
+def test_a_damaged_line_among_others_in_utf8_is_no_other_encoding(tmp_path):
+    content = (UMLAUTS + "\u00fcber,x\n\u00e0 la carte,y\n").encode() + b"caf\xe9,z\n"
+    message = message_of(put(tmp_path / "t.csv", content))
+    assert "in line 5), and 3 other lines are: 1 lines are damaged; correct or remove them" in message
 
 
 def test_a_wrong_encoding_of_the_recipe_is_refused(tmp_path):

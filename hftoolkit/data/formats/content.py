@@ -49,7 +49,7 @@ ENCODINGS_SHOWN = 4
 CHARACTERS_SHOWN = 16
 SAMPLE_BYTES = 2**16
 LATIN = ("cp1252", "cp1250", "cp1254")
-MOST_ACCENTS = 0.15  # of the bytes of texts in Latin letters
+MOST_ACCENTS = 0.25  # of the bytes of texts in Latin letters
 SIGN_IN_WORD = re.compile(r"[^\W\d_](?![\u2019\u2018\u2013\u2014\u2026\xb7])[^\x00-\x7f\w][^\W\d_]")
 
 
@@ -166,6 +166,10 @@ def _utf16_without_mark(content: bytes) -> str | None:
 def _not_utf8(content: bytes, error: UnicodeDecodeError, file: str, knob: str) -> str:
     line = content.count(b"\n", 0, error.start) + 1
     start = f"{file} is not UTF-8 (byte 0x{content[error.start]:02x} in line {line})"
+    odd = [each for each in content.split(b"\n") if not each.isascii()]
+    damaged = sum(not _is_utf8(each) for each in odd)
+    if 2 * damaged < len(odd):
+        return f"{start}, and {len(odd) - damaged} other lines are: {damaged} lines are damaged; correct or remove them"
     shown = [f"{name} {excerpt!r}" for name, excerpt in _excerpts(content, error.start)]
     if not shown:
         return f"{start}, nor in another usual encoding; is it damaged, or no text? Save it as UTF-8"
@@ -174,6 +178,14 @@ def _not_utf8(content: bytes, error: UnicodeDecodeError, file: str, knob: str) -
     if "/" in file:
         return knob_first
     return f"{knob_first}; or save it as UTF-8, for example with: iconv -f {first} -t UTF-8 {file} > new-{file}"
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _excerpts(content: bytes, place: int) -> list[tuple[str, str]]:

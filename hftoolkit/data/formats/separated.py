@@ -36,7 +36,7 @@ class _Reading:
     """What one way of reading the lines gives.
 
     ``fused`` counts cells over several lines each of which would make a whole row, ``long`` all cells over several
-    lines, and ``fault`` is what the reading ended at.
+    lines, ``fault`` is what the reading ended at, and ``headed`` says that the first line is a header.
     """
 
     first: list[str] = field(default_factory=list)
@@ -45,6 +45,7 @@ class _Reading:
     fused: int = 0
     long: int = 0
     fault: str | None = None
+    headed: bool = False
 
 
 def parse_separated(
@@ -141,8 +142,8 @@ def _read(lines: Sequence[str], options: Mapping[str, Any], names: Sequence[str]
                 reading.fault = f"row {len(reading.rows)} ({place}) is not valid CSV: {error}"
                 return reading
         else:
-            if cells and not reading.first:
-                reading.first = cells
+            if cells and not reading.rows and not reading.headed and _is_header(cells, names):
+                reading.first, reading.headed = cells, True
             elif cells:
                 _add(reading, cells, f"line {reader.line_num}")
                 if reader.line_num - start > 1:
@@ -152,6 +153,11 @@ def _read(lines: Sequence[str], options: Mapping[str, Any], names: Sequence[str]
                         line.count(separator) == width - 1 for line in lines[start : reader.line_num] if line.strip()
                     )
         start = reader.line_num
+
+
+def _is_header(cells: Sequence[str], names: Sequence[str] | None) -> bool:
+    """Tell whether the first line names columns: always without names, and with them where it has one of these."""
+    return not names or any(cell.strip("\ufeff ") in names for cell in cells)
 
 
 def _add(reading: _Reading, cells: list[str], place: str) -> None:
@@ -198,17 +204,15 @@ def _about_quotes(knobs: str) -> str:
 
 def _table(reading: _Reading, file: str, names: Sequence[str] | None, notes: list[str], knobs: str) -> ParsedFile:
     rows, broken = reading.rows, reading.broken
-    if names and rows and any(cell and cell.strip() in names for cell in rows[0]):
-        notes.append(f"the first line of {file} is a header, and no row")
-        rows = rows[1:]
-        broken = {number - 1: each for number, each in broken.items() if number > 1}
+    if names and reading.headed:
+        notes.append(f"the first line of {file} is a header, and no row; {knobs}.names is not used")
     if len(broken) > MOST_BROKEN * len(rows):
-        raise DataError(_mostly_broken(broken, len(rows), file, bool(names), knobs))
+        raise DataError(_mostly_broken(broken, len(rows), file, not reading.headed, knobs))
     empty = (None,) * len(reading.first)
     whole = [empty if number in broken else row for number, row in enumerate(rows, start=1)] if broken else rows
     cells = [list(column) for column in zip(*whole, strict=True)] if whole else [[] for _ in reading.first]
     columns, repeated = by_name(reading.first, cells)
-    return ParsedFile(columns, broken, repeated, tuple(notes), header=not names)
+    return ParsedFile(columns, broken, repeated, tuple(notes), header=reading.headed)
 
 
 def _mostly_broken(broken: Mapping[int, Broken], num_rows: int, file: str, named: bool, knobs: str) -> str:

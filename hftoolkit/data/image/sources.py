@@ -234,7 +234,7 @@ def _read_images_of_table(
     path: Path, columns: ImageColumns, split: str | None, data: ImageData | None, *, labelled: bool
 ) -> ImageTable:
     if data is None:
-        table = read_table(path)
+        table = read_table(path, keep_broken=True)
     else:
         table = read_table(path, split=split, subset=data.subset, how=data.format, keep_broken=True)
     require_columns(table, [columns.image], "data.columns.image")

@@ -350,7 +350,7 @@ def test_what_unpacks_to_far_more_than_it_is_is_refused(tmp_path, ending, monkey
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (gzip.compress(b"x"), "compressed with gzip; call it t.csv.gz"),
+        (b"\x1f\x8b\x08", "compressed with gzip; call it t.csv.gz"),
         (b"PK\x03\x04", "a zip archive or an Excel file"),
         (b"PAR1xx", "a Parquet file"),
         (b"<!DOCTYPE html>\n<html>", "a web page"),

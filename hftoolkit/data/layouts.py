@@ -25,6 +25,7 @@ CSV_READER_OPTIONS = ("quotechar", "quoting", "escapechar", "doublequote", "skip
 # Files of settings and words beside the tables; by themselves they may be tables too.
 OFTEN_NO_TABLES = (".json", ".txt")
 FILES_SHOWN = 5
+PACKED = (".zip", ".gz", ".bz2", ".xz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,6 @@ def layout_of(folder: Path, subset: str | None) -> Layout:
     Raises:
         DataError: there are no tables, or no such subset.
     """
-    has_card = (folder / "README.md").exists()
     with tempfile.TemporaryDirectory() as cache, _without_progress_bars():
         try:
             saved = _saved_files(folder)
@@ -75,7 +75,7 @@ def layout_of(folder: Path, subset: str | None) -> Layout:
         raise DataError(f"{folder} holds no table files")
     is_csv = isinstance(builder.config, CsvConfig)
     layout = Layout(files, builder.info.features, *(_csv_reading(builder.config) if is_csv else ({}, None)))
-    return layout if saved or has_card else _divided(folder, layout)
+    return layout if saved or _card_lists_files(folder) else _divided(folder, layout)
 
 
 def tables_below(folder: Path) -> list[Path]:
@@ -89,9 +89,20 @@ def tables_below(folder: Path) -> list[Path]:
     ]
 
 
+def _card_lists_files(folder: Path) -> bool:
+    card = folder / "README.md"
+    return (
+        card.exists() and re.search(r"^configs:", card.read_text(encoding="utf-8", errors="replace"), re.M) is not None
+    )
+
+
 def _divided(folder: Path, layout: Layout) -> Layout:
     """Give files with the names of splits to these, and account for tables that no split has."""
-    files = layout.files
+    # Beside an archive often lies what was unpacked from it.
+    files = {
+        split: [path for path in paths if path.suffix.lower() not in PACKED or not path.with_suffix("").exists()]
+        for split, paths in layout.files.items()
+    }
     if list(files) == ["train"]:
         files = _by_name(folder, files["train"])
     read = {os.path.realpath(path) for paths in files.values() for path in paths}
@@ -120,6 +131,8 @@ def _divided(folder: Path, layout: Layout) -> Layout:
 
 
 def _is_surely_table(path: Path) -> bool:
+    if path.suffix.lower() in PACKED and path.with_suffix("").exists():
+        return False
     return ending_of(path) not in OFTEN_NO_TABLES or role_of(path.stem) is not None
 
 

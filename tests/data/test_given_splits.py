@@ -2,6 +2,7 @@
 
 import csv
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,22 @@ def test_a_split_is_named_by_file_folder_or_pattern(tmp_path, split):
         write(tmp_path / f"part-{shard}.csv", 20, prefix=f"shard {shard}")
     write(tmp_path / "gold" / "held.csv", 7)
     assert sizes(tmp_path, split=split) == {"train": 36, "validation": 4, "test": 7}
+
+
+def test_an_archive_beside_what_was_unpacked_from_it_is_not_read_again(tmp_path):
+    for name, count in (("train", 40), ("test", 12)):
+        path = write(tmp_path / f"{name}.csv", count)
+        with zipfile.ZipFile(f"{path}.zip", "w") as archive:
+            archive.write(path, path.name)
+    assert sizes(tmp_path) == {"train": 36, "validation": 4, "test": 12}
+    assert "are not read: test.csv.zip, train.csv.zip" in warnings(tmp_path)
+
+
+def test_a_readme_that_lists_no_files_changes_nothing(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Words\n")
+    write(tmp_path / "Train.csv", 40)
+    write(tmp_path / "Test.csv", 12)
+    assert sizes(tmp_path) == {"train": 36, "validation": 4, "test": 12}
 
 
 def test_a_file_for_test_beside_one_of_another_name_is_a_question(tmp_path):

@@ -39,9 +39,9 @@ class Table:
     def title(self) -> str:
         return f"{self.path} ({self.name})"
 
-    @property
-    def link(self) -> str:
-        return f"[{self.tag or self.path}](#{slug(self.title)})"
+    def link(self, shown: "Table") -> str:
+        """Return a link to where the section is shown, which may be its place in another kind."""
+        return f"[{self.tag or self.path}](#{slug(shown.title)})"
 
 
 def main() -> None:
@@ -72,15 +72,18 @@ def recipes_page() -> str:
     """Return a table for each section of each kind of recipe; sections that several kinds share come last."""
     found = {kind: list(tables(recipe_schema(recipe))) for kind, recipe in KINDS.items()}
     users: dict[str, list[str]] = {}
+    shown: dict[str, Table] = {}
     for kind, listed in found.items():
         for table in listed:
-            users.setdefault(table.name, []).append(kind)
+            if kind not in users.setdefault(table.name, []):
+                users[table.name].append(kind)
+            shown.setdefault(table.name, table)
     parts = [f"# Recipe reference\n\n{NOTE}\n\n{OPENING}\n\n{kinds_table()}\n\n{shipped_table()}"]
     for kind, listed in found.items():
-        parts.append(kind_section(kind, listed))
+        parts.append(kind_section(kind, listed, shown))
         parts += [section(table) for table in listed if len(users[table.name]) == 1]
     parts.append("## Sections that several kinds share")
-    shared = {table.name: table for listed in found.values() for table in listed if len(users[table.name]) > 1}
+    shared = {name: table for name, table in shown.items() if len(users[name]) > 1}
     parts += [section(table, f"Of {', '.join(users[name])}. ") for name, table in shared.items()]
     return "\n\n".join(parts) + "\n"
 
@@ -109,9 +112,9 @@ def shipped_table() -> str:
     )
 
 
-def kind_section(kind: str, listed: list[Table]) -> str:
+def kind_section(kind: str, listed: list[Table], shown: dict[str, Table]) -> str:
     """Return the heading of a kind and links to its sections."""
-    links = ", ".join(f"{table.path} {table.link}" if table.tag else table.link for table in listed)
+    links = ", ".join((f"{each.path} " if each.tag else "") + each.link(shown[each.name]) for each in listed)
     return f"## {kind}\n\n{summary(recipe_schema(KINDS[kind]))} Sections: {links}."
 
 

@@ -1,28 +1,30 @@
 """Read one table file into columns of plain Python values; rows keep the order of the file."""
 
-import bz2
-import csv
-import gzip
 import io
-import json
-import lzma
-import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from hftoolkit.data.formats.content import OPEN_COMPRESSED, decode, read_bytes, read_zip
+from hftoolkit.data.formats.json_rows import parse_json
+from hftoolkit.data.formats.parsed import Columns, ParsedFile, by_name
+from hftoolkit.data.formats.separated import SEPARATOR_OF, parse_separated
+from hftoolkit.data.formats.spreadsheet import parse_spreadsheet
 from hftoolkit.errors import DataError
+from hftoolkit.recipe.sections import TableFormat
 
-Columns = dict[str, list[Any]]
+__all__ = ["ENDINGS", "SEPARATORS", "Columns", "ending_of", "read_bytes", "read_file", "write_table"]
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
-DECOMPRESS = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
-# Far above any text, so that a cell is never refused for its length; csv's own limit is 128 KiB.
-LARGEST_CELL_CHARACTERS = 2**31 - 1
+SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of tables of pixels
+JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+ARROW_ENDINGS = (".parquet", ".arrow", ".feather")
+ENDINGS = (*SEPARATOR_OF, *JSON_ENDINGS, *ARROW_ENDINGS, ".xlsx")
+OTHER_SPREADSHEETS = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
+OTHER_ARCHIVES = (".tar", ".tgz", ".7z", ".rar", ".zst", ".tbz2", ".txz")
 
 
 def write_table(columns: Mapping[str, Sequence[Any]], path: Path) -> None:
@@ -30,166 +32,116 @@ def write_table(columns: Mapping[str, Sequence[Any]], path: Path) -> None:
     pq.write_table(pa.table({name: list(cells) for name, cells in columns.items()}), path)
 
 
-def ending_of(path: Path) -> str | None:
-    """Return which of ``ENDINGS`` a file name has, looking through compression (``x.csv.gz``, ``x.parquet.brotli``)."""
+def ending_of(path: PurePath) -> str | None:
+    """Return which of ``ENDINGS`` a file name has, looking through compression (``x.csv.gz``, ``x.parquet.brotli``).
+
+    A ``.zip`` archive may hold a table of any kind: its ending is ``.zip``.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if len(suffixes) == 2 and (suffixes[0] == ".parquet" or suffixes[1] in DECOMPRESS):
+    if suffixes and suffixes[-1] == ".zip":
+        return ".zip"
+    if len(suffixes) == 2 and (suffixes[0] == ".parquet" or suffixes[1] in OPEN_COMPRESSED):
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in ENDINGS else None
 
 
-def read_file(path: Path, csv_options: Mapping[str, Any], names: Sequence[str] | None) -> tuple[Columns, Any]:
+def read_file(
+    path: Path, how: TableFormat, knobs: str, csv_options: Mapping[str, Any], names: Sequence[str] | None
+) -> ParsedFile:
     """Read one file by its ending.
 
     Args:
         path: the file.
-        csv_options: keyword arguments of ``csv.reader`` that differ from the usual ones for this ending.
-        names: column names of a CSV file that has no header line.
-
-    Returns:
-        The columns, and the Arrow schema where the file has one, else None.
+        how: what the recipe says of separators, quotes, encoding and names.
+        knobs: what the recipe calls that section.
+        csv_options: keyword arguments of ``csv.reader`` that a data set card gives.
+        names: column names of a CSV file that has no header line, of a data set card.
 
     Raises:
-        DataError: unknown ending, unreadable, not UTF-8, malformed, or without rows.
+        DataError: unknown ending, unreadable, in another encoding, malformed, or without rows.
+        EnvironmentFault: the package for this kind of file is not installed.
     """
     ending = ending_of(path)
     if ending is None:
         raise DataError(_unknown_ending(path))
     if path.stat().st_size == 0:
         raise DataError(f"{path.name} is empty")
-    if ending in (".parquet", ".arrow", ".feather"):
-        return _read_arrow(path, ending)
-    text = _read_text(path)
-    if ending in SEPARATORS:
-        columns = _parse_csv(text, path.name, {"delimiter": SEPARATORS[ending], **csv_options}, names)
-    else:
-        columns = _parse_json(text, path.name)
-    if not columns or not next(iter(columns.values())):
+    content: Path | bytes = path
+    if ending == ".zip":
+        name, content = read_zip(path, lambda inside: ending_of(inside) in ENDINGS and not _is_packed(inside))
+        ending = ending_of(PurePath(name)) or ""
+    parsed = _parse(content, path.name, ending, how, knobs, (csv_options, how.names or names))
+    if not parsed.columns or not next(iter(parsed.columns.values())):
         raise DataError(f"{path.name} has no rows")
-    return columns, None
+    return parsed
+
+
+def _is_packed(inside: PurePath) -> bool:
+    return inside.suffix.lower() in (*OPEN_COMPRESSED, ".zip")
+
+
+def _parse(
+    content: Path | bytes,
+    file: str,
+    ending: str,
+    how: TableFormat,
+    knobs: str,
+    card: tuple[Mapping[str, Any], Sequence[str] | None],
+) -> ParsedFile:
+    if ending in ARROW_ENDINGS:
+        return _read_arrow(content, file, ending)
+    data = read_bytes(content) if isinstance(content, Path) else content
+    if ending == ".xlsx":
+        return parse_spreadsheet(data, file, sheet=how.sheet, knobs=knobs)
+    text, note = decode(data, file, how.encoding, f"{knobs}.encoding")
+    options, names = card
+    if ending in JSON_ENDINGS:
+        parsed = parse_json(text, file, by_line=ending != ".json", root=how.root, names=names, knobs=knobs)
+    else:
+        parsed = parse_separated(
+            text,
+            file,
+            usual=SEPARATOR_OF[ending],
+            separator="\t" if how.separator == "tab" else how.separator,
+            quoting=how.quoting,
+            names=names,
+            options=options,
+            knobs=knobs,
+        )
+    return replace(parsed, notes=(note, *parsed.notes)) if note else parsed
 
 
 def _unknown_ending(path: Path) -> str:
-    if path.suffix == ".py":
+    suffix = path.suffix.lower()
+    if suffix == ".py":
         return f"{path.name} is a dataset script; scripts are not run. Save the rows as Parquet, CSV or JSON lines"
-    known = ", ".join(ENDINGS)
+    if suffix in OTHER_SPREADSHEETS:
+        return f"{path.name} is a spreadsheet of a kind that is not read; save it as CSV (UTF-8), or as .xlsx"
+    if suffix in OTHER_ARCHIVES or ".tar" in path.suffixes:
+        return f"{path.name} is an archive; unpack it, and set data.source to the folder, or to one file in it"
+    known = ", ".join((*ENDINGS, ".zip"))
     return f"cannot tell the format of {path.name} by its ending (known: {known}; also with .gz, .bz2 or .xz)"
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return what a file holds, decompressed if its ending says so.
-
-    Raises:
-        DataError: it cannot be read, or its compression is damaged.
-    """
+def _read_arrow(content: Path | bytes, file: str, ending: str) -> ParsedFile:
+    if isinstance(content, Path) and content.suffix.lower() in OPEN_COMPRESSED and not _begins_as_parquet(content):
+        content = read_bytes(content)  # compressed as a whole; Parquet names the compression inside of it alike
     try:
-        content = path.read_bytes()
-        if path.suffix.lower() in DECOMPRESS:
-            content = DECOMPRESS[path.suffix.lower()](content)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"cannot read {path.name}: {error}") from error
-    return content
-
-
-def _read_text(path: Path) -> str:
-    content = read_bytes(path)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path.name} is not UTF-8 (byte 0x{error.object[error.start]:02x} in line {line}); save it as UTF-8, "
-            "for example with: iconv -f WINDOWS-1252 -t UTF-8"
-        ) from error
-
-
-def _parse_csv(text: str, file: str, options: Mapping[str, Any], names: Sequence[str] | None) -> Columns:
-    """Every cell stays the text it is, ``NA`` and empty ones too; blank lines are not rows."""
-    limit = csv.field_size_limit(LARGEST_CELL_CHARACTERS)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **options)
-    header = list(names) if names else None
-    rows: list[list[str]] = []
-    try:
-        for cells in reader:
-            if not cells:
-                continue
-            if header is None:
-                header = cells
-            elif len(cells) != len(header):
-                raise DataError(
-                    f"{file}, row {len(rows) + 1} (line {reader.line_num}) has {len(cells)} cells, "
-                    f"but there are {len(header)} columns"
-                )
-            else:
-                rows.append(cells)
-    except csv.Error as error:
-        raise DataError(
-            f"{file}, row {len(rows) + 1} (line {reader.line_num}) is not valid CSV: {error}. "
-            "A quoted cell ends with a double quote; a double quote inside it is written twice"
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
-    return _by_column(_tidy(header or [], file), rows)
-
-
-def _by_column(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Columns:
-    return {name: list(cells) for name, cells in zip(names, zip(*rows, strict=True), strict=True)} if rows else {}
-
-
-def _parse_json(text: str, file: str) -> Columns:
-    """Read a list of objects, or one object a line; a key that a row lacks is None there."""
-    rows = _json_list(text, file) if text.lstrip().startswith("[") else _json_lines(text, file)
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise DataError(f"{file}, row {number} is not an object like {{'text': ..., 'label': ...}}: {row!r:.60}")
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    return {name: [row.get(key) for row in rows] for key, name in zip(keys, _tidy(keys, file), strict=True)}
-
-
-def _json_list(text: str, file: str) -> list[Any]:
-    try:
-        rows: list[Any] = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not valid JSON: {error}") from error
-    return rows
-
-
-def _json_lines(text: str, file: str) -> list[Any]:
-    rows = []
-    # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
-    for line_number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            place = f"{file}, row {len(rows) + 1} (line {line_number})"
-            raise DataError(f"{place} is not valid JSON: {error}. Write one object a line, or a list") from error
-    return rows
-
-
-def _read_arrow(path: Path, ending: str) -> tuple[Columns, Any]:
-    try:
-        table = pq.read_table(path) if ending == ".parquet" else _read_ipc(path)
+        source = content if isinstance(content, Path) else io.BytesIO(content)
+        table = pq.read_table(source) if ending == ".parquet" else _read_ipc(content)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {path.name} as {ending[1:]}: {error}") from error
-    if table.num_rows == 0:
-        raise DataError(f"{path.name} has no rows")
-    names = _tidy(table.column_names, path.name)
-    return {name: column.to_pylist() for name, column in zip(names, table.columns, strict=True)}, table.schema
+        raise DataError(f"cannot read {file} as {ending[1:]}: {error}") from error
+    columns, repeated = by_name(table.column_names, [column.to_pylist() for column in table.columns])
+    return ParsedFile(columns, {}, repeated, schema=table.schema)
 
 
-def _read_ipc(path: Path) -> Any:
-    with pa.memory_map(str(path)) as source:
+def _begins_as_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def _read_ipc(content: Path | bytes) -> Any:
+    with pa.memory_map(str(content)) if isinstance(content, Path) else pa.BufferReader(content) as source:
         is_file_format = source.read(6) == b"ARROW1"
         source.seek(0)
         return (pa.ipc.open_file(source) if is_file_format else pa.ipc.open_stream(source)).read_all()
-
-
-def _tidy(names: Sequence[str], file: str) -> list[str]:
-    """Return names without surrounding blanks and byte order marks; a nameless column is called by its place."""
-    tidy = [name.strip("\ufeff \t\r\n") or f"column {place}" for place, name in enumerate(names, start=1)]
-    repeated = sorted({name for name in tidy if tidy.count(name) > 1})
-    if repeated:
-        raise DataError(f"{file} has columns of the same name: {', '.join(repeated)}; rename or remove one")
-    return tidy

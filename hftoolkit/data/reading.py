@@ -1,20 +1,24 @@
 """From usable rows to splits: what is the same for every kind of example."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from hftoolkit.data.labels import LabelSet
+from hftoolkit.data.split_names import SPLITS, by_role, role_of_value
 from hftoolkit.data.splits import split_rows
-from hftoolkit.data.tables import DataTable
-from hftoolkit.data.text_rows import CleanRows, count_list
+from hftoolkit.data.tables import DataTable, given_splits, read_table, require_columns
+from hftoolkit.data.text_rows import BadRow, BadRows, CleanRows, count_list
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split
+from hftoolkit.recipe.sections import DEFAULT_FRACTION, Data
 
-SPLITS = ("train", "validation", "test")
+NO_SPLIT = "split is none of train, validation and test"
+DataT = TypeVar("DataT", bound=Data)
 Read = TypeVar("Read")
 
 
@@ -34,6 +38,142 @@ def read_each_split(split: Split, read: Callable[[str | None], Read]) -> dict[st
         if isinstance(given, str):
             found[name] = read(given)
     return found
+
+
+def with_given_splits(source: Path, data: DataT) -> tuple[DataT, list[str]]:
+    """Return the section with the splits that the source has, where the recipe names none, and what was taken.
+
+    Raises:
+        DataError: the recipe draws a fraction for a split that the source has, or it has two for one.
+    """
+    split = data.split
+    if split.train is not None or split.column is not None:
+        return data, []
+    files = given_splits(source, data.subset)
+    roles = by_role(files)
+    if len(files) < 2 or "train" not in roles:
+        return data, []
+    names = ", ".join(f"{role}: {' or '.join(those)}" for role, those in roles.items())
+    drawn = [role for role in roles if role != "train" and getattr(split, role) != DEFAULT_FRACTION]
+    if drawn or any(len(those) > 1 for those in roles.values()):
+        what = f"data.split.{drawn[0]} is a fraction" if drawn else "data.split names none"
+        raise DataError(
+            f"{source.name} has the splits {', '.join(files)}, and {what}; write data.split: {{{names}}}, or train: "
+            "all to draw fractions from all rows"
+        )
+    chosen = {role: those[0] for role, those in roles.items()}
+    said = ", ".join(f"{role} ({files[name]})" for role, name in chosen.items())
+    unused = [name for name in files if name not in chosen.values()]
+    notes = [f"the splits that {source.name} has are used: {said}; see data.split"]
+    if unused:
+        notes.append(f"of {source.name}, these splits are not used: {', '.join(unused)}")
+    return data.model_copy(update={"split": split.model_copy(update=chosen)}), notes
+
+
+def read_tables(source: Path, data: DataT) -> tuple[dict[str, DataTable], DataT, list[str]]:
+    """Read the table of each split: those of the recipe, or else those that the source has.
+
+    Returns:
+        The tables, ``train`` the one that fractions are taken from; the section with the splits in force, also where
+        a column of the table says them; and sentences on both.
+
+    Raises:
+        DataError: the files or splits cannot be used.
+    """
+    told, notes = with_given_splits(source, data)
+    tables = read_each_split(
+        told.split,
+        lambda split: read_table(source, split=split, subset=data.subset, how=data.format, keep_broken=True),
+    )
+    if told is not data:
+        told, dropped = _without_unlabelled(told, tables)
+        notes += dropped
+    if list(tables) == ["train"]:
+        told, found = with_split_column(told, tables["train"])
+        notes += found
+    return tables, told, notes
+
+
+def _without_unlabelled(data: DataT, tables: dict[str, DataTable]) -> tuple[DataT, list[str]]:
+    """Leave out splits that were not asked for and that nothing can be measured on, as those of competitions."""
+    notes = []
+    for name in [name for name in tables if name != "train"]:
+        table = tables[name]
+        missing = [column for column in tables["train"].columns if column not in table.columns]
+        missing += [column for column in table.class_names if not any(map(_is_told, table.columns[column]))]
+        if missing:
+            notes.append(
+                f"{table.source} has no {', '.join(map(repr, missing))}, so it is not used, and data.split.{name} is "
+                "a fraction of the training rows"
+            )
+            del tables[name]
+            data = data.model_copy(update={"split": data.split.model_copy(update={name: DEFAULT_FRACTION})})
+    return data, notes
+
+
+def _is_told(cell: Any) -> bool:
+    return cell is not None
+
+
+def with_split_column(data: DataT, table: DataTable) -> tuple[DataT, list[str]]:
+    """Return the section with the column whose cells all say train, validation or test, and a sentence on it.
+
+    Where the recipe says what is drawn, the column is not used, and the sentence says so.
+    """
+    if data.split.column is not None:
+        return data, []
+    read = str(data.model_dump().get("columns"))
+    for name, column in table.columns.items():
+        cells = [cell for number, cell in enumerate(column, start=1) if number not in table.broken]
+        if repr(name) in read or name == data.split.group:
+            continue
+        roles = _roles(cells)
+        if roles is None:
+            continue
+        fractions = [role for role in SPLITS[1:] if getattr(data.split, role) != DEFAULT_FRACTION]
+        if fractions or data.split.train is not None:
+            return data, [
+                f"column {name!r} of {table.source} says {', '.join(roles)} and is not used, since data.split says "
+                f"otherwise; data.split.column: {name} would use it"
+            ]
+        note = f"column {name!r} of {table.source} says which row is for {', '.join(roles)} (data.split.column)"
+        return data.model_copy(update={"split": data.split.model_copy(update={"column": name})}), [note]
+    return data, []
+
+
+def _roles(cells: Sequence[Any]) -> list[str] | None:
+    """Return the splits that a column speaks of, or None if a cell says anything else, or all say the same."""
+    found: set[str] = set()
+    for cell in cells:
+        role = role_of_value(cell) if isinstance(cell, str) else None
+        if role is None:
+            return None
+        found.add(role)
+    return [role for role in SPLITS if role in found] if "train" in found and len(found) > 1 else None
+
+
+def told_splits(table: DataTable, column: str | None) -> tuple[list[str] | None, BadRows]:
+    """Return which split a column says of each row, and the rows of which it says none; None without a column.
+
+    Raises:
+        DataError: the table lacks the column, or it says of no row that it is for training.
+    """
+    if column is None:
+        return None, {}
+    require_columns(table, [column], "data.split.column")
+    told: list[str] = []
+    bad: BadRows = {}
+    for number, cell in enumerate(table.columns[column], start=1):
+        role = role_of_value(str(cell)) if cell is not None else None
+        if role is None and number not in table.broken:
+            bad[number] = BadRow(NO_SPLIT, cell)
+        told.append(role or "")
+    if "train" not in told:
+        found = ", ".join(sorted({f"{cell!r:.30}" for cell in table.columns[column]})[:5])
+        raise DataError(
+            f"column {column!r} of {table.source} says train of no row (found: {found}); edit data.split.column"
+        )
+    return told, bad
 
 
 def check_disjoint_groups(rows: Mapping[str, Grouped]) -> None:
@@ -64,12 +204,23 @@ def check_two_classes(targets: np.ndarray, labels: LabelSet, advice: str) -> Non
         )
 
 
-def places_by_split(rows: Mapping[str, CleanRows], split: Split) -> dict[str, tuple[str, np.ndarray]]:
-    """Return, for each split, the table that its rows come from and their places among its usable rows."""
-    places = split_rows(rows["train"].targets, split, rows["train"].groups)
+def places_by_split(
+    rows: Mapping[str, CleanRows], split: Split, told: Sequence[str] | None = None
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Return, for each split, the table that its rows come from and their places among its usable rows.
+
+    ``told`` is what ``told_splits`` says of all rows of ``train``.
+    """
+    train = rows["train"]
+    places = split_rows(train.targets, split, train.groups, of_rows(told, train.row_numbers))
     return {
         name: ("train", places[name]) if name in places else (name, np.arange(len(rows[name].texts))) for name in SPLITS
     }
+
+
+def of_rows(told: Sequence[str] | None, numbers: np.ndarray) -> list[str] | None:
+    """Return what was said of rows with these 1-based numbers; None if nothing was said of any."""
+    return None if told is None else [told[number - 1] for number in numbers]
 
 
 def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> dict[str, Any]:
@@ -87,7 +238,7 @@ def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> d
 
 def reading_warnings(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> list[str]:
     """Return sentences on joined splits and rows left out."""
-    warnings = []
+    warnings = list(dict.fromkeys(note for table in tables.values() for note in table.notes))
     for name, table in tables.items():
         if table.joined_splits:
             joined = ", ".join(table.joined_splits)

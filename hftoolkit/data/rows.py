@@ -4,18 +4,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from hftoolkit.data.labels import LabelSet
-from hftoolkit.data.reading import SPLITS, check_disjoint_groups, read_each_split
+from hftoolkit.data.reading import check_disjoint_groups, of_rows, read_tables, told_splits
+from hftoolkit.data.split_names import SPLITS
 from hftoolkit.data.splits import split_rows
 from hftoolkit.data.summary import duplicates, normalize
-from hftoolkit.data.tables import DataTable, read_table
-from hftoolkit.data.text_rows import BadRow, BadRows, check_bad_rows, count_list, read_groups
+from hftoolkit.data.tables import DataTable
+from hftoolkit.data.text_rows import BadRow, BadRows, broken_rows, check_bad_rows, count_list, read_groups
 from hftoolkit.errors import DataError
 from hftoolkit.recipe.sections import Data, Split
 
@@ -80,8 +81,9 @@ def load_rows(source: Path, data: Data, parse: Parse[RowT], what: str) -> Divide
     Raises:
         DataError: the files, columns, rows or splits cannot be used; all bad rows are in one message.
     """
-    tables = read_each_split(data.split, lambda split: read_table(source, split=split, subset=data.subset))
-    return divide_rows(tables, data, {name: parse(table) for name, table in tables.items()}, what)
+    tables, data, notes = read_tables(source, data)
+    divided = divide_rows(tables, data, {name: parse(table) for name, table in tables.items()}, what)
+    return replace(divided, summary={**divided.summary, "warnings": [*notes, *divided.summary["warnings"]]})
 
 
 def divide_rows(
@@ -98,9 +100,11 @@ def divide_rows(
     Raises:
         DataError: the rows or splits cannot be used; all bad rows are in one message.
     """
-    rows = usable_rows(tables, data, parsed)
+    told, untold = told_splits(tables["train"], data.split.column)
+    train, bad = parsed["train"]
+    rows = usable_rows(tables, data, {**parsed, "train": (train, {**untold, **bad})})
     check_disjoint_groups(rows)
-    splits, numbers = _divide(rows, data.split)
+    splits, numbers = _divide(rows, data.split, told)
     summary = _reading(rows, tables) | _summary(splits, numbers, what)
     summary["warnings"] = [*_reading_warnings(rows, tables), *summary["warnings"]]
     return DividedRows(splits, numbers, summary)
@@ -118,7 +122,7 @@ def usable_rows(
     for name, table in tables.items():
         rows, bad = parsed[name]
         groups, bad_groups = read_groups(table, data.split.group)
-        bad = {**bad_groups, **bad}
+        bad = {**bad_groups, **bad, **broken_rows(table)}
         bad_by_source[table.source] = bad
         kept = [place for place in range(len(rows)) if place + 1 not in bad]
         found[name] = UsableRows(
@@ -134,10 +138,13 @@ def usable_rows(
     return found
 
 
-def _divide(rows: Mapping[str, UsableRows[RowT]], split: Split) -> tuple[dict[str, list[RowT]], dict[str, np.ndarray]]:
+def _divide(
+    rows: Mapping[str, UsableRows[RowT]], split: Split, told: Sequence[str] | None
+) -> tuple[dict[str, list[RowT]], dict[str, np.ndarray]]:
     """Take fractions from the training rows by seed; nothing is stratified."""
     train = rows["train"]
-    places = split_rows(np.zeros(len(train.rows), dtype=np.int64), split, train.groups)
+    told = of_rows(told, train.numbers)
+    places = split_rows(np.zeros(len(train.rows), dtype=np.int64), split, train.groups, told)
     splits, numbers = {}, {}
     for name in SPLITS:
         usable, chosen = (train, places[name]) if name in places else (rows[name], np.arange(len(rows[name].rows)))
@@ -159,7 +166,7 @@ def _reading(rows: Mapping[str, UsableRows[Any]], tables: Mapping[str, DataTable
 
 
 def _reading_warnings(rows: Mapping[str, UsableRows[Any]], tables: Mapping[str, DataTable]) -> list[str]:
-    warnings = []
+    warnings = list(dict.fromkeys(note for table in tables.values() for note in table.notes))
     for name, table in tables.items():
         if table.joined_splits:
             joined = ", ".join(table.joined_splits)

@@ -15,21 +15,26 @@ FEWEST_ROWS_OF_A_COMBINATION = 10
 MOST_ROWS_OF_A_RARE_CLASS = 2
 
 
-def split_rows(targets: np.ndarray, split: Split, groups: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def split_rows(
+    targets: np.ndarray, split: Split, groups: Sequence[str] | None = None, told: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """Choose rows for ``train`` and for each of ``validation`` and ``test`` that is a fraction.
 
     Args:
         targets: (N,) class numbers or (N, C) zeros and ones.
         split: the fractions and the seed.
         groups: N values; rows of one group go together. None: every row for itself.
+        told: N times ``train``, ``validation`` or ``test``; fractions are for what is never said. None: for both.
 
     Returns:
         Row places by split, ascending; together they are all N. Sizes are ``round(fraction * N)`` exactly, and
         about that with groups.
 
     Raises:
-        DataError: a split would be empty.
+        DataError: a split would be empty, or a group is in two splits that were told.
     """
+    if told is not None:
+        return _split_as_told(targets, split, groups, np.asarray(told))
     fractions = {
         name: share
         for name, share in (("validation", split.validation), ("test", split.test))
@@ -46,6 +51,28 @@ def split_rows(targets: np.ndarray, split: Split, groups: Sequence[str] | None =
     else:
         chosen = _choose_groups(strata, groups, list(sizes.values()), generator)
     return {name: np.flatnonzero(chosen == place) for place, name in enumerate(sizes)}
+
+
+def _split_as_told(
+    targets: np.ndarray, split: Split, groups: Sequence[str] | None, told: np.ndarray
+) -> dict[str, np.ndarray]:
+    given = {name: np.flatnonzero(told == name) for name in ("validation", "test") if (told == name).any()}
+    rest = np.flatnonzero(told == "train")
+    if groups is not None:
+        _check_groups_apart(groups, told)
+    drawn = split.model_copy(update={name: name for name in given})  # a name is no fraction
+    places = split_rows(targets[rest], drawn, None if groups is None else [groups[place] for place in rest.tolist()])
+    return {name: rest[chosen] for name, chosen in places.items()} | given
+
+
+def _check_groups_apart(groups: Sequence[str], told: np.ndarray) -> None:
+    split_of: dict[str, str] = {}
+    for group, name in zip(groups, told.tolist(), strict=True):
+        if split_of.setdefault(group, name) != name:
+            raise DataError(
+                f"the group {group!r} lies in both {split_of[group]} and {name}, as data.split.column says; drop "
+                "data.split.group, or correct the column"
+            )
 
 
 def _check_not_empty(sizes: dict[str, int], fractions: dict[str, float]) -> None:

@@ -165,7 +165,7 @@ def parse_rows(table: DataTable, data: TextData, *, multi_label: bool, label_sep
     else:
         values, bad_labels = single_values(label_cells[0])
     groups, bad_groups = read_groups(table, data.split.group)
-    return ParsedRows(texts, values, groups, {**bad_groups, **bad_labels, **bad})
+    return ParsedRows(texts, values, groups, {**bad_groups, **bad_labels, **bad, **broken_rows(table)})
 
 
 def find_labels(
@@ -352,6 +352,11 @@ def _flag_values(columns: Sequence[Sequence[Any]], names: Sequence[str]) -> tupl
             bad[number] = BadRow(NOT_A_FLAG, wrong[0])
         values.append(tuple(name for name, flag in zip(names, flags, strict=True) if flag in ("1", "true")))
     return values, bad
+
+
+def broken_rows(table: DataTable) -> BadRows:
+    """Return the rows of a table that could not be read."""
+    return {number: BadRow(each.reason, name=each.place or None) for number, each in table.broken.items()}
 
 
 def read_groups(table: DataTable, column: str | None) -> tuple[list[str] | None, BadRows]:

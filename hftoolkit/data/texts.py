@@ -1,7 +1,7 @@
 """Texts and labels: read from a table, checked row by row, divided into splits, and summed up."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from hftoolkit.data.reading import (
     check_not_empty,
     check_two_classes,
     places_by_split,
-    read_each_split,
+    read_tables,
     reading,
     reading_warnings,
+    told_splits,
 )
 from hftoolkit.data.summary import summarize
-from hftoolkit.data.tables import DataTable, read_table
 from hftoolkit.data.text_rows import CleanRows, check_bad_rows, encode_rows, find_labels, parse_rows
 from hftoolkit.errors import DataError
-from hftoolkit.recipe import Split, TextClassification, TextData
+from hftoolkit.recipe import TextClassification, TextData
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,13 @@ def load_text_splits(
         DataError: the files, columns, rows or splits cannot be used; all bad rows are in one message.
         RecipeError: the template or ``task.labels`` is not valid.
     """
-    tables = read_each_split(data.split, lambda split: read_table(path, split=split, subset=data.subset))
+    tables, data, notes = read_tables(path, data)
     parsed = {
         name: parse_rows(table, data, multi_label=task.multi_label, label_separator=task.label_separator)
         for name, table in tables.items()
     }
+    told, untold = told_splits(tables["train"], data.split.column)
+    parsed["train"].bad.update({number: row for number, row in untold.items() if number not in parsed["train"].bad})
     if labels is None:
         labels = find_labels(
             parsed.values(),
@@ -76,22 +78,22 @@ def load_text_splits(
     check_bad_rows(bad, labels, data.on_bad_rows)
     rows = {name: kept for name, (kept, _) in encoded.items()}
     check_disjoint_groups(rows)
-    return _divide(rows, tables, data.split, labels)
-
-
-def _divide(
-    rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable], split: Split, labels: LabelSet
-) -> TextSplits:
     check_not_empty(rows, tables)
     if not rows["train"].targets.any() and labels.multi_label:
         raise DataError("no training row has any label; check data.columns.label and task.label_separator")
+    divided = _divide(rows, places_by_split(rows, data.split, told), labels)
+    warnings = [*notes, *reading_warnings(rows, tables), *divided.summary["warnings"]]
+    return replace(divided, summary={**reading(rows, tables), **divided.summary, "warnings": warnings})
+
+
+def _divide(
+    rows: Mapping[str, CleanRows], places: Mapping[str, tuple[str, np.ndarray]], labels: LabelSet
+) -> TextSplits:
     texts, targets, row_numbers = {}, {}, {}
-    for name, (source, chosen) in places_by_split(rows, split).items():
+    for name, (source, chosen) in places.items():
         texts[name] = [rows[source].texts[place] for place in chosen]
         targets[name] = rows[source].targets[chosen]
         row_numbers[name] = rows[source].row_numbers[chosen]
     if not labels.multi_label:
         check_two_classes(targets["train"], labels, "check data.columns.label and task.labels")
-    summary = summarize(texts, targets, row_numbers, labels)
-    summary["warnings"] = [*reading_warnings(rows, tables), *summary["warnings"]]
-    return TextSplits(texts, targets, row_numbers, labels, {**reading(rows, tables), **summary})
+    return TextSplits(texts, targets, row_numbers, labels, summarize(texts, targets, row_numbers, labels))

@@ -104,7 +104,7 @@ def load_token_rows(
 def read_token_rows(source: Path, data: TokenData, types: Sequence[str], scheme: str) -> list[SpanText]:
     """Return all usable rows of another source, with entities of known types."""
     data = data.model_copy(update={"split": Split()})
-    table = read_table(source)
+    table = read_table(source, how=data.format, keep_broken=True)
     parsed = _parse(table, data, types, scheme, [])
     return usable_rows({"train": table}, data, {"train": parsed})["train"].rows
 

@@ -56,8 +56,9 @@ class ImageData(Data):
     def _one_kind_of_source(self) -> Self:
         if self.columns is not None and self.pixels is not None:
             raise ValueError("pixels and columns exclude each other; a table of pixels has no column names to choose")
-        if self.pixels is not None and self.split.group is not None:
-            raise ValueError("pixels has no column for split.group; drop one of the two")
+        for key, column in (("group", self.split.group), ("column", self.split.column)):
+            if self.pixels is not None and column is not None:
+                raise ValueError(f"pixels has no column for split.{key}; drop one of the two")
         return self
 
 

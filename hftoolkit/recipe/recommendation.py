@@ -14,6 +14,7 @@ from hftoolkit.recipe.sections import (
     Names,
     Section,
     Sha256,
+    TableFormat,
     Train,
     Tuning,
     check_unfreezing,
@@ -110,6 +111,7 @@ class Source(Section):
         min_length=1, description="Hub data set id[@revision], local file or folder, or pypi:DIST==VERSION/path."
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the wheel (pypi:) or of the local file.")
+    format: TableFormat = Field(default_factory=TableFormat, description="How table files are read.")
 
 
 class InteractionTable(Source):

@@ -15,6 +15,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
+DEFAULT_FRACTION = 0.1  # of validation and test
 HUB_NAME = r"(?![-.])[A-Za-z0-9._-]{1,96}(?<![-.])"
 REPOSITORY = re.compile(rf"{HUB_NAME}/{HUB_NAME}")
 HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
@@ -75,22 +76,87 @@ class Classification(Task):
 
 
 class Split(Section):
-    """Fractions are taken from the training rows by seed, stratified by label; names are splits the source has."""
+    """Fractions are taken from the training rows by seed, stratified by label; names are splits the source has.
 
-    train: str | None = Field(None, min_length=1, description="Name of the given training split. Default: all rows.")
-    validation: Fraction | str = Field(0.1, description="Fraction of the training rows, or the name of a given split.")
-    test: Fraction | str = Field(0.1, description="Fraction of the training rows, or the name of a given split.")
+    A split is named by what the source calls it, or by a file, a folder or a pattern (``part-*.csv``) in the source.
+    """
+
+    train: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of the given training split; all: the rows of all splits. Default: the splits that the "
+        "source has, by files, folders or a column that say train, validation or test; without any, all rows.",
+    )
+    validation: Fraction | str = Field(
+        DEFAULT_FRACTION, description="Fraction of the training rows, or the name of a given split."
+    )
+    test: Fraction | str = Field(
+        DEFAULT_FRACTION, description="Fraction of the training rows, or the name of a given split."
+    )
+    column: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of a table that says train, validation or test; fractions are for splits that it lacks.",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the fractions; independent of train.seed.")
     group: str | None = Field(None, min_length=1, description="Column whose values never fall into two splits.")
 
     @model_validator(mode="after")
     def _names_and_fractions_fit(self) -> Self:
-        if self.train is None and (isinstance(self.validation, str) or isinstance(self.test, str)):
+        named = [name for name in ("train", "validation", "test") if isinstance(getattr(self, name), str)]
+        if self.column is not None and named:
+            raise ValueError(f"column says which row is in which split, and {named[0]} names one; drop one of the two")
+        if self.train == "all" and len(named) > 1:
+            raise ValueError(f"train: all is the rows of all splits, those of {named[1]} too; name the training split")
+        if self.train is None and named:
             raise ValueError("validation or test names a given split, so train must name one too")
         shares = [share for share in (self.validation, self.test) if isinstance(share, float)]
         if sum(shares) >= 1:
             raise ValueError("validation and test together leave nothing to train on; their sum must be under 1")
         return self
+
+
+def _check_encoding(name: str) -> str:
+    """Return the name of an encoding that Python knows."""
+    try:
+        b"x".decode(name, "ignore")  # of nothing, Python decodes nothing
+    except LookupError:
+        raise ValueError(
+            f"{name!r} is no encoding of texts; write one like utf-8, cp1252, latin-1, gb18030 or shift_jis"
+        ) from None
+    return name
+
+
+def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return column names, each of which occurs once."""
+    if len(set(names)) < len(names) or not all(name.strip() for name in names):
+        raise ValueError("each column needs a name of its own")
+    return names
+
+
+class TableFormat(Section):
+    """How table files are read, where that is not found by itself; what is found is said."""
+
+    separator: str | None = Field(
+        None,
+        pattern=r"^(.|tab)$",
+        description="Character between the cells of CSV files, or tab. Default: the one that divides the lines evenly.",
+    )
+    quoting: Literal["auto", "standard", "none"] = Field(
+        "auto",
+        description="standard: a cell may stand in double quotes, with separators and lines in it; none: quotes are "
+        "plain characters; auto: standard, unless that would make one row of several.",
+    )
+    encoding: Annotated[str, AfterValidator(_check_encoding)] | None = Field(
+        None, description="Encoding of texts, like cp1252 or gb18030. Default: UTF-8, or UTF-16 where it shows."
+    )
+    names: Annotated[Names, Field(min_length=1), AfterValidator(_check_names)] | None = Field(
+        None, description="Column names, of tables without a header line."
+    )
+    root: str | None = Field(
+        None, min_length=1, description="Key of a JSON object that holds the rows; keys in keys with dots between them."
+    )
+    sheet: str | None = Field(None, min_length=1, description="Sheet of an Excel file. Default: the first.")
 
 
 class Data(Section):
@@ -105,6 +171,7 @@ class Data(Section):
         None, min_length=1, description="Command that makes the source, which is named where that is missing."
     )
     license: str | None = Field(None, min_length=1, description="Licence of the data, for the model card.")
+    format: TableFormat = Field(default_factory=TableFormat, description="How table files are read.")
     split: Split = Field(default_factory=Split, description="How rows are divided.")
     on_bad_rows: Literal["error", "skip"] = Field(
         "error", description="Rows without a usable example or label stop the run, or are left out and counted."

@@ -303,9 +303,9 @@ def report(folder: Path, *, emit: Emit, allow_code: bool = False) -> None:
         HFToolkitError: a part failed again.
     """
     run = open_finished(folder)
-    listen, predictor = with_recording(run, emit), load_recommender(folder)
+    listen, predictor = with_recording(run, emit), load_recommender(folder, emit)
     recipe = predictor.recipe
-    splits = load_splits(recipe, listen)
+    splits = load_splits(as_begun(recipe, run), listen)
     predictor.check_same_data(splits.summary["fingerprint"])
     fusion = ScorerFusion(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
     with finished_run_lifecycle(run):

@@ -17,6 +17,7 @@ from hftoolkit.recipe import InteractionTable, ItemTable, UserTable
 ROWS_SHOWN = 5
 NUMBER_GROUPS = 5  # groups of equal size that a column of numbers is divided into
 
+BROKEN = "row cannot be read"
 NO_USER = "user is missing"
 NO_ITEM = "item is missing"
 UNKNOWN_ITEM = "item is not in the catalogue"
@@ -106,11 +107,12 @@ def read_log(table: DataTable, section: InteractionTable, catalogue: Catalogue, 
     columns = section.columns
     _require_who_and_what(table, section)
     reasons = np.zeros(table.num_rows, dtype=np.int8)  # place in ``names``; the first reason of a row stays
-    names = ("", NO_USER, NO_ITEM, UNKNOWN_ITEM, NO_TIME, NO_VALUE, NO_WEIGHT)
+    names = ("", BROKEN, NO_USER, NO_ITEM, UNKNOWN_ITEM, NO_TIME, NO_VALUE, NO_WEIGHT)
 
     def blame(bad: np.ndarray, reason: str) -> None:
         reasons[bad & (reasons == 0)] = names.index(reason)
 
+    blame(np.isin(np.arange(table.num_rows) + 1, list(table.broken)), BROKEN)
     users, user_ids = _codes(table.columns[columns.user])
     places, item_ids = _codes(table.columns[columns.item])
     known = {item: place for place, item in enumerate(catalogue.ids)}

@@ -92,7 +92,7 @@ class RecommendationPredictor:
         Raises:
             DataError: the table lacks a column, or an item is known already.
         """
-        catalogue = read_catalogue(read_table(table), self.recipe.data.items)
+        catalogue = read_catalogue(read_table(table, how=self.recipe.data.items.format), self.recipe.data.items)
         return replace(self, recommender=self.recommender.with_new_items(catalogue, self._encode(catalogue)))
 
     def user(self, name: str) -> Queries:
@@ -181,7 +181,8 @@ class RecommendationPredictor:
         if not table.is_file():
             raise DataError(f"there is no file {table}; name a table of interactions, with users and items")
         data = self.recipe.data
-        log = read_log(read_table(table), data.interactions, self.recommender.catalogue, data.on_bad_rows)
+        read = read_table(table, how=data.interactions.format, keep_broken=True)
+        log = read_log(read, data.interactions, self.recommender.catalogue, data.on_bad_rows)
         counts = np.bincount(log.users, minlength=len(log.user_ids))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         groups = np.zeros((len(counts), self.known.groups.shape[1]), dtype=np.float32)

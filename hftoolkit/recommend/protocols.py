@@ -71,13 +71,15 @@ def load_recommendation_splits(
         DataError: what is wrong with a table, or that nothing is left to train on or to test.
         RecipeError: the template does not fit the columns.
     """
-    item_table = read_table(items)
+    item_table = read_table(items, how=data.items.format, knobs="data.items.format")
     catalogue = read_catalogue(item_table, data.items)
-    table = read_table(interactions)
+    how = data.interactions.format
+    table = read_table(interactions, how=how, knobs="data.interactions.format", keep_broken=True)
     log = read_log(table, data.interactions, catalogue, data.on_bad_rows)
     groups, unknown_users = np.zeros((len(log.user_ids), 0), dtype=np.float32), 0
     if users is not None and data.users is not None:
-        groups, unknown_users = read_groups_of_users(read_table(users), data.users, log.user_ids)
+        user_table = read_table(users, how=data.users.format, knobs="data.users.format")
+        groups, unknown_users = read_groups_of_users(user_table, data.users, log.user_ids)
     train, held = divide(log, data.split, len(catalogue))
     cases = {name: _cases(log, train, each) for name, each in held.items()}
     for name, each in cases.items():
@@ -89,7 +91,7 @@ def load_recommendation_splits(
     summary = _summary(log, catalogue, data.split, train, held, cases)
     summary |= {"rows_read": table.num_rows, "users_without_row": unknown_users}
     summary["fingerprint"] = _fingerprint(log, catalogue, {"groups": groups, "attributes": attributes}, train, held)
-    summary["warnings"] = _warnings(summary, log, catalogue, data)
+    summary["warnings"] = [*item_table.notes, *table.notes, *_warnings(summary, log, catalogue, data)]
     return RecommendationSplits(
         catalogue=catalogue,
         user_ids=log.user_ids,

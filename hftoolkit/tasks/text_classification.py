@@ -120,7 +120,7 @@ class TextClassificationTask:
     def read_labelled(cls, recipe: TextRecipe, source: Path, weights: Weights, schema: LabelSet) -> list[LabelledText]:
         """Return all usable rows of another table."""
         rows = clean_rows(
-            read_table(source),
+            read_table(source, how=recipe.data.format, keep_broken=True),
             recipe.data,
             multi_label=schema.multi_label,
             label_separator=recipe.task.label_separator,

@@ -102,7 +102,7 @@ class TextRegressionTask:
     ) -> list[ScoredText]:
         """Return all usable rows of another table."""
         data = recipe.data.model_copy(update={"split": Split()})
-        table = read_table(source)
+        table = read_table(source, how=data.format, keep_broken=True)
         return usable_rows({"train": table}, data, {"train": _parse(table, data)})["train"].rows
 
     @classmethod

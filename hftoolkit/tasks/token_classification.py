@@ -452,7 +452,8 @@ class TokenClassificationTask:
     def _table_texts(self, source: Path) -> list[str | None]:
         if not source.exists():
             raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
-        table, columns = read_table(source), self._recipe.data.columns
+        columns = self._recipe.data.columns
+        table = read_table(source, how=self._recipe.data.format, keep_broken=True)
         name = columns.text or columns.words
         assert name is not None  # the recipe names one of them
         require_columns(table, [name], f"the header: the model reads {name}")

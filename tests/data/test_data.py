@@ -389,8 +389,9 @@ def test_bad_rows_of_all_given_splits_are_in_one_error(tmp_path):
         load_text_splits(tmp_path, data_section(split={"train": "train", "test": "test"}), TASK)
 
 
-def test_all_splits_of_a_folder_are_joined_with_a_warning_when_none_is_named(tmp_path):
-    splits = load_text_splits(write_given_splits(tmp_path), data_section(split={"validation": 0.2, "test": 0.2}), TASK)
+def test_all_splits_of_a_folder_are_joined_with_a_warning_when_that_is_asked_for(tmp_path):
+    data = data_section(split={"train": "all", "validation": 0.2, "test": 0.2})
+    splits = load_text_splits(write_given_splits(tmp_path), data, TASK)
     assert splits.summary["rows_kept"] == 31
     assert "the source has the splits train, validation, test" in splits.summary["warnings"][0]
 

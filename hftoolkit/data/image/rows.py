@@ -10,7 +10,7 @@ import numpy as np
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.changes import change_warnings
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
-from hftoolkit.data.image.sources import ImageTable, read_image_tables
+from hftoolkit.data.image.sources import ImageTable, read_image_tables, read_told_image_tables
 from hftoolkit.data.image.splits import FittedImages, with_names
 from hftoolkit.data.rows import DividedRows, Parsed, divide_rows, numbers_of, usable_rows
 from hftoolkit.data.text_rows import BadRow
@@ -61,7 +61,7 @@ def load_scored_images(path: Path, data: ImageData, geometry: Geometry) -> tuple
         DataError: the files, columns, rows or splits cannot be used; all bad rows are in one message.
         EnvironmentFault: the cache of images cannot be written.
     """
-    sources = read_image_tables(path, data)
+    sources, data, notes = read_told_image_tables(path, data)
     parsed, cached = _parse(sources, geometry)
     divided = divide_rows({name: source.table for name, source in sources.items()}, data, parsed, "image")
     places = {split: np.array([row.place for row in rows]) for split, rows in divided.splits.items()}
@@ -69,7 +69,7 @@ def load_scored_images(path: Path, data: ImageData, geometry: Geometry) -> tuple
     found = dict.fromkeys(sentence for source in sources.values() for sentence in source.warnings)
     alike = near_duplicate_warnings(near, divided.summary["sizes"])
     changed = change_warnings(cached.changes[place] for chosen in places.values() for place in chosen)
-    warnings = [*found, *divided.summary["warnings"], *alike, *changed]
+    warnings = [*notes, *found, *divided.summary["warnings"], *alike, *changed]
     summary = divided.summary | {"near_duplicates": near, "warnings": warnings}
     return replace(divided, summary=summary), sources["train"].label
 

@@ -13,9 +13,10 @@ from hftoolkit.data.files import SEPARATORS, ending_of
 from hftoolkit.data.image.cache import StoredImage
 from hftoolkit.data.image.pixel_tables import read_pixel_table
 from hftoolkit.data.labels import natural_key
-from hftoolkit.data.reading import read_each_split
-from hftoolkit.data.tables import DataTable, files_named, read_table, require_columns
-from hftoolkit.data.text_rows import BadRow, BadRows
+from hftoolkit.data.layouts import files_named
+from hftoolkit.data.reading import read_each_split, with_given_splits, with_split_column
+from hftoolkit.data.tables import DataTable, read_table, require_columns
+from hftoolkit.data.text_rows import BadRow, BadRows, broken_rows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import ImageColumns, ImageData, Pixels
 
@@ -69,19 +70,40 @@ def read_image_tables(path: Path, data: ImageData) -> dict[str, ImageTable]:
         _check_no_images(path)
         columns = data.columns
         return read_each_split(
-            data.split, lambda split: _read_images_of_table(path, columns, split, data.subset, labelled=True)
+            data.split, lambda split: _read_images_of_table(path, columns, split, data, labelled=True)
         )
     if not path.is_dir():
         raise DataError(
             f"{path.name} is a file, not a folder with a folder a class; say how to read it with "
             "data.columns: {image: COLUMN, label: COLUMN}, or with data.pixels for a table of pixels"
         )
-    for key, value in (("data.split.group", data.split.group), ("data.subset", data.subset)):
+    for_tables = {"group": data.split.group, "column": data.split.column}
+    for key, value in (
+        *((f"data.split.{key}", value) for key, value in for_tables.items()),
+        ("data.subset", data.subset),
+    ):
         if value is not None:
             raise DataError(f"{key} is for tables, and {path.name} is read as class folders; drop it")
     files = _files_below(path)
     _check_class_folders(path, files, data)
     return read_each_split(data.split, lambda split: _read_folder(path, files, split))
+
+
+def read_told_image_tables(path: Path, data: ImageData) -> tuple[dict[str, ImageTable], ImageData, list[str]]:
+    """Do the same, and take the splits that tables have where the recipe names none; return those in force as well.
+
+    Raises:
+        DataError: the files, folders or columns cannot be used.
+    """
+    if data.columns is None:
+        return read_image_tables(path, data), data, []
+    _check_no_images(path)
+    told, notes = with_given_splits(path, data)
+    tables = read_image_tables(path, told)
+    if list(tables) == ["train"]:
+        told, found = with_split_column(told, tables["train"].table)
+        notes += found
+    return tables, told, notes
 
 
 def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels | None) -> list[StoredImage]:
@@ -209,21 +231,25 @@ def _check_no_images(path: Path) -> None:
 
 
 def _read_images_of_table(
-    path: Path, columns: ImageColumns, split: str | None, subset: str | None, *, labelled: bool
+    path: Path, columns: ImageColumns, split: str | None, data: ImageData | None, *, labelled: bool
 ) -> ImageTable:
-    table = read_table(path, split=split, subset=subset)
+    if data is None:
+        table = read_table(path, keep_broken=True)
+    else:
+        table = read_table(path, split=split, subset=data.subset, how=data.format, keep_broken=True)
     require_columns(table, [columns.image], "data.columns.image")
     if labelled:
         require_columns(table, [columns.label], "data.columns.label")
     root = path if path.is_dir() else path.parent
     folders = list(dict.fromkeys((root / file).parent for file in table.files))
-    images, bad = [], {}
+    images: list[StoredImage] = []
+    bad: BadRows = {}
     for number, cell in enumerate(table.columns[columns.image], start=1):
         image, problem = _stored(cell, f"row {number}", folders)
         images.append(image)
         if problem is not None:
             bad[number] = problem
-    return ImageTable(table, columns.label, images, bad)
+    return ImageTable(table, columns.label, images, {**bad, **broken_rows(table)})
 
 
 def _stored(cell: Any, row: str, folders: Sequence[Path]) -> tuple[StoredImage, BadRow | None]:

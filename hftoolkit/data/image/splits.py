@@ -10,7 +10,7 @@ import numpy as np
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.changes import change_warnings
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
-from hftoolkit.data.image.sources import ImageTable, read_image_tables
+from hftoolkit.data.image.sources import ImageTable, read_image_tables, read_told_image_tables
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.reading import (
     check_disjoint_groups,
@@ -19,6 +19,7 @@ from hftoolkit.data.reading import (
     places_by_split,
     reading,
     reading_warnings,
+    told_splits,
 )
 from hftoolkit.data.summary import summarize
 from hftoolkit.data.text_rows import (
@@ -97,10 +98,15 @@ def load_image_splits(
         RecipeError: ``task.labels`` is not valid.
         EnvironmentFault: the cache of images cannot be written.
     """
-    sources = read_image_tables(path, data)
+    sources, data, notes = read_told_image_tables(path, data)
+    told, untold = told_splits(sources["train"].table, data.split.column)
+    first = sources["train"]
+    sources["train"] = replace(first, bad={**untold, **first.bad})
     rows, cached, offsets = _usable(sources, data, task.labels, geometry, labels)
     check_disjoint_groups(rows)
-    return _divide(rows, sources, cached, offsets, data)
+    check_not_empty(rows, {name: source.table for name, source in sources.items()})
+    divided = _divide(rows, sources, cached, offsets, places_by_split(rows, data.split, told), _label_key(data))
+    return replace(divided, summary={**divided.summary, "warnings": [*notes, *divided.summary["warnings"]]})
 
 
 def load_labelled_images(
@@ -166,18 +172,18 @@ def _divide(
     sources: Mapping[str, ImageTable],
     cached: CachedImages,
     offsets: Mapping[str, int],
-    data: ImageData,
+    chosen_places: Mapping[str, tuple[str, np.ndarray]],
+    label_key: str,
 ) -> ImageSplits:
     tables = {name: source.table for name, source in sources.items()}
-    check_not_empty(rows, tables)
     labels = rows["train"].labels
     names, targets, row_numbers, places = {}, {}, {}, {}
-    for name, (source, chosen) in places_by_split(rows, data.split).items():
+    for name, (source, chosen) in chosen_places.items():
         names[name] = [rows[source].texts[place] for place in chosen]
         targets[name] = rows[source].targets[chosen]
         row_numbers[name] = rows[source].row_numbers[chosen]
         places[name] = row_numbers[name] - 1 + offsets[source]
-    check_two_classes(targets["train"], labels, f"check {_label_key(data)} and task.labels")
+    check_two_classes(targets["train"], labels, f"check {label_key} and task.labels")
     hashes = {name: [cached.sha256[place] or "" for place in found] for name, found in places.items()}
     summary = summarize(hashes, targets, row_numbers, labels, "image")
     near = near_duplicates(cached, places)

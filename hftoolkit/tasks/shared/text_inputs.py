@@ -9,7 +9,7 @@ import torch
 
 from hftoolkit.contracts import Batch, Inputs, Unusable
 from hftoolkit.data.tables import read_table, require_columns
-from hftoolkit.data.text_rows import TextPair, clean_texts, describe_bad_texts, text_columns
+from hftoolkit.data.text_rows import BadRows, TextPair, broken_rows, clean_texts, describe_bad_texts, text_columns
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
 
@@ -172,8 +172,9 @@ def text_inputs(source: Any, data: TextData, make: Callable[[str], RawT]) -> Inp
     Raises:
         DataError: there is no such file, these are no rows, or a column is missing.
     """
-    columns = _table_columns(source, data) if isinstance(source, Path) else _columns_of_rows(source, data)
+    columns, broken = _table_columns(source, data) if isinstance(source, Path) else (_columns_of_rows(source, data), {})
     texts, bad = clean_texts(columns, data)
+    bad |= broken
     rows = [
         make(text) if number not in bad else Unusable(bad[number].reason) for number, text in enumerate(texts, start=1)
     ]
@@ -186,13 +187,14 @@ def text_inputs(source: Any, data: TextData, make: Callable[[str], RawT]) -> Inp
     )
 
 
-def _table_columns(source: Path, data: TextData) -> Mapping[str, Sequence[Any]]:
+def _table_columns(source: Path, data: TextData) -> tuple[Mapping[str, Sequence[Any]], BadRows]:
+    """Return the text columns of a table, and the rows that could not be read."""
     if not source.exists():
         raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
-    table = read_table(source)
+    table = read_table(source, how=data.format, keep_broken=True)
     names = text_columns(data)
     require_columns(table, names, f"the header: the model reads {', '.join(names)}")
-    return {name: table.columns[name] for name in names}
+    return {name: table.columns[name] for name in names}, broken_rows(table)
 
 
 def _columns_of_rows(rows: Sequence[Any], data: TextData) -> Mapping[str, Sequence[Any]]:

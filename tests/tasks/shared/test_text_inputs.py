@@ -1,4 +1,4 @@
-"""How texts enter a model: padding on either side, token types, advice on lengths."""
+"""How texts enter a model: rows of tables, padding on either side, token types, advice on lengths."""
 
 from types import SimpleNamespace
 
@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from doubles.text_families import tokenizer_of
+from hftoolkit.contracts import Unusable
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
-from hftoolkit.tasks.shared.text_inputs import encode_rows, length_advice, lost_columns, pad_rows
+from hftoolkit.tasks.shared.text_inputs import encode_rows, length_advice, lost_columns, pad_rows, text_inputs
 
 TEXTS = ["good word1 word2", "bad"]
 
@@ -67,3 +68,24 @@ def test_what_is_lost_of_joined_columns_is_named_with_what_keeps_it() -> None:
     assert "b, a are joined" in turned and turned.endswith("a first")
     assert lost_columns(data(["a", "b", "c"])).endswith("c first")
     assert lost_columns(data(["a", "b"], text_pair="c")).endswith("b first")
+
+
+def test_a_line_with_another_number_of_cells_costs_its_row_alone(tmp_path):
+    (tmp_path / "t.csv").write_text("id;text\n1;one\ntorn\n3;three\n4;four\n")
+    data = TextData.model_validate({"source": "x", "columns": {"text": "text", "label": "label"}})
+    inputs = text_inputs(tmp_path / "t.csv", data, str)
+    assert inputs.read(0, inputs.num_rows) == [
+        "one",
+        Unusable("row has another number of cells than the header"),
+        "three",
+        "four",
+    ]
+    assert "row 2 (line 3)" in inputs.describe({})
+
+
+def test_a_table_is_read_as_the_recipe_says(tmp_path):
+    (tmp_path / "t.csv").write_bytes("sch\u00f6n\nfein\n".encode("cp1252"))
+    told = {"encoding": "cp1252", "names": ["text"]}
+    data = TextData.model_validate({"source": "x", "columns": {"text": "text", "label": "label"}, "format": told})
+    inputs = text_inputs(tmp_path / "t.csv", data, str)
+    assert inputs.read(0, inputs.num_rows) == ["sch\u00f6n", "fein"]

@@ -1,0 +1,1 @@
+"""How a table file becomes columns: its bytes and text, cells with separators, JSON, and spreadsheets."""

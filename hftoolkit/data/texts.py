@@ -9,6 +9,7 @@ import numpy as np
 
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.reading import (
+    check_any_label,
     check_disjoint_groups,
     check_not_empty,
     check_two_classes,
@@ -20,7 +21,6 @@ from hftoolkit.data.reading import (
 from hftoolkit.data.summary import summarize
 from hftoolkit.data.tables import DataTable, read_table
 from hftoolkit.data.text_rows import CleanRows, check_bad_rows, encode_rows, find_labels, parse_rows
-from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split, TextClassification, TextData
 
 
@@ -83,8 +83,8 @@ def _divide(
     rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable], split: Split, labels: LabelSet
 ) -> TextSplits:
     check_not_empty(rows, tables)
-    if not rows["train"].targets.any() and labels.multi_label:
-        raise DataError("no training row has any label; check data.columns.label and task.label_separator")
+    if labels.multi_label:
+        check_any_label(rows["train"].targets)
     texts, targets, row_numbers = {}, {}, {}
     for name, (source, chosen) in places_by_split(rows, split).items():
         texts[name] = [rows[source].texts[place] for place in chosen]

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from hftoolkit.recipe.sections import (
+    ColumnNames,
     Evaluation,
     Fraction,
     FullTuning,
@@ -18,7 +19,6 @@ from hftoolkit.recipe.sections import (
     Tuning,
     check_unfreezing,
 )
-from hftoolkit.recipe.text_classification import ColumnNames
 
 Part = Literal[
     "text",

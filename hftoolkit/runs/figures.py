@@ -115,8 +115,14 @@ def _returns(curve: Sequence[tuple[int, float]]) -> list[float]:
 
 
 def worst_first(probabilities: np.ndarray, targets: np.ndarray, count: int) -> np.ndarray:
-    """Return the examples whose true class got the lowest probability, at most ``count``, worst first."""
-    truth = probabilities[np.arange(len(targets)), targets]
+    """Return the examples whose true class got the lowest probability, at most ``count``, worst first.
+
+    Of targets (N, C), each class or its absence is a truth, and the least probable one of an example counts.
+    """
+    if targets.ndim == 2:
+        truth = np.where(targets > 0, probabilities, 1 - probabilities).min(axis=1)
+    else:
+        truth = probabilities[np.arange(len(targets)), targets]
     return np.argsort(truth, kind="stable")[:count]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from hftoolkit.contracts import Inputs, Unusable
 from hftoolkit.data.image.cache import BrokenImage, Geometry, StoredImage, decode, fit
+from hftoolkit.data.image.files import printable
 from hftoolkit.data.image.sources import open_images
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import ImageData
@@ -65,7 +66,7 @@ def image_inputs(
 
 def _stored(row: Any, number: int) -> StoredImage:
     if isinstance(row, str | Path):
-        return StoredImage(str(row), Path(row))
+        return StoredImage(printable(str(row)), Path(row))
     if isinstance(row, bytes):
         return StoredImage(f"row {number}", row)
     try:

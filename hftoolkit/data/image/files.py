@@ -30,7 +30,7 @@ class ImageFiles:
 
     Attributes:
         root: the folder.
-        images: in natural order of their folders and names.
+        images: in natural order of their folders and names, as the others.
         others: files that are no images.
         folders: all folders below it, empty ones too.
     """
@@ -58,7 +58,8 @@ def files_below(root: Path) -> ImageFiles:
             path = Path(folder, name)
             if not _is_hidden(name) and path.is_file():
                 (images if _is_picture(path) else others).append(path)
-    return ImageFiles(root, sorted(images, key=partial(_natural_parts, root)), others, folders)
+    in_order = partial(_natural_parts, root)
+    return ImageFiles(root, *(sorted(found, key=in_order) for found in (images, others, folders)))
 
 
 def is_image(path: Path) -> bool:

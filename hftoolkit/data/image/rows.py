@@ -9,6 +9,7 @@ import numpy as np
 
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
+from hftoolkit.data.image.formats import explain
 from hftoolkit.data.image.sources import ImageTable, read_image_tables, read_measured_images
 from hftoolkit.data.image.splits import FittedImages, with_names
 from hftoolkit.data.rows import DividedRows, Parsed, divide_rows, numbers_of, usable_rows
@@ -102,8 +103,12 @@ def _parse(
             ScoredImage(pixels, place, image.name, number, cached.sha256[place] or "")
             for place, (image, number) in enumerate(zip(source.images, numbers, strict=True), start=first)
         ]
-        problems = enumerate(cached.problems[first : first + len(rows)], start=1)
-        broken = {number: BadRow(problem) for number, problem in problems if problem is not None}
+        problems = zip(source.images, cached.problems[first : first + len(rows)], strict=True)
+        broken = {
+            number: BadRow(explain(image, problem))
+            for number, (image, problem) in enumerate(problems, start=1)
+            if problem is not None
+        }
         parsed[name] = rows, with_names({**bad, **broken, **source.bad}, source)
         first += len(rows)
     return parsed, cached

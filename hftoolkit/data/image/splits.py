@@ -9,6 +9,7 @@ import numpy as np
 
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
+from hftoolkit.data.image.formats import explain
 from hftoolkit.data.image.sources import ImageTable, read_image_tables, read_measured_images
 from hftoolkit.data.labels import LabelSet, canonical_value
 from hftoolkit.data.reading import (
@@ -164,7 +165,11 @@ def _parse(
     )
     groups, bad_groups = read_groups(source.table, data.split.group)
     names = [image.name for image in source.images]
-    broken = {number: BadRow(problem) for number, problem in enumerate(problems, start=1) if problem is not None}
+    broken = {
+        number: BadRow(explain(image, problem))
+        for number, (image, problem) in enumerate(zip(source.images, problems, strict=True), start=1)
+        if problem is not None
+    }
     return ParsedRows(names, values, groups, {**bad_groups, **bad_labels, **broken, **source.bad})
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from hftoolkit.contracts import Inputs, Unusable
 from hftoolkit.data.image.cache import BrokenImage, Geometry, StoredImage, decode, fit
 from hftoolkit.data.image.files import printable
+from hftoolkit.data.image.formats import explain
 from hftoolkit.data.image.sources import open_images
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import ImageData
@@ -45,7 +46,7 @@ def image_inputs(
         try:
             return make(fit(decode(image), geometry), image.name)
         except BrokenImage as error:
-            return Unusable(error.reason)
+            return Unusable(explain(image, error.reason))
 
     def read(start: int, stop: int) -> list[RawT | Unusable]:
         with ThreadPoolExecutor() as pool:

@@ -18,6 +18,7 @@ IMAGE_ENDINGS = (".png", ".apng", *JPEG_ENDINGS, ".webp", ".bmp", ".gif", ".tif"
 OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga", ".dcm", ".dng", ".cr2", ".nef")
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 LEFT_BY_PROGRAMS = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # in copies and archives; nobody's data
+NO_PICTURES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".md", ".py", ".npy")  # never looked into
 FIRST_BYTES = 16
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 OTHER_BRANDS = (b"heic", b"heix", b"mif1", b"avif", b"avis")  # of ISO media files: HEIC and AVIF
@@ -106,6 +107,8 @@ def _is_hidden(name: str) -> bool:
 
 def _is_picture(path: Path) -> bool:
     ending = path.suffix.lower()
+    if ending in NO_PICTURES:
+        return False
     return ending in IMAGE_ENDINGS or ending in OTHER_PICTURES or _begins_like_a_picture(path)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from hftoolkit.data.files import ending_of
 from hftoolkit.data.image.files import ImageFiles, count_endings, no_images, printable
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split
@@ -56,6 +57,7 @@ class _Splits:
     paths: dict[str, str]
     folders: list[str]
     unlabelled: list[str]
+    others: list[str]
 
 
 def split_of(name: str) -> str | None:
@@ -212,15 +214,20 @@ def _check_unsplit(tree: _Tree, source: str | None, is_class: Callable[[str], bo
     folders = tree.children(())
     if not folders:
         raise DataError(
-            f"{root.name} holds images, but no folder a class; sort them into folders named like the classes, "
-            "or name a table of file names with data.source and data.columns"
+            f"{root.name} holds images, but no folder a class; sort them into folders named like the classes"
+            f"{_or_table(tree.files)}"
         )
     if any(map(is_class, folders)):
         return
     base = tree.unwrapped(())
     splits = _find_splits(tree, base)
     if splits is not None:
-        raise DataError(_split_message(root, splits))
+        raise DataError(_split_message(tree.files, splits))
+    if len(folders) == 1 and tree.is_flat((folders[0],)) and any(map(ending_of, tree.files.others)):
+        raise DataError(
+            f"{root.name} holds images in one folder, {printable(folders[0])}, and not in a folder for each class; "
+            f"sort them into folders named like the classes{_or_table(tree.files)}"
+        )
     if base:
         inside = "/".join(base)
         fix = f"data.split.train: {inside}" if source is None else f"data.source: {source.rstrip('/')}/{inside}"
@@ -228,6 +235,15 @@ def _check_unsplit(tree: _Tree, source: str | None, is_class: Callable[[str], bo
             f"{root.name} holds one folder, {printable(inside)}, and the class folders are in that "
             f"({_listed(tree.children(base))}); set {printable(fix)}"
         )
+
+
+def _or_table(files: ImageFiles) -> str:
+    """Return the other thing to do with images that lie in no class folders."""
+    tables = [printable(file.relative_to(files.root).as_posix()) for file in files.others if ending_of(file)]
+    if not tables:
+        return ", or name a table of file names with data.source and data.columns"
+    named = f"a table, like {tables[0]}," if len(tables) > 1 else f"the table {tables[0]}"
+    return f", or let {named} name them with data.columns: {{image: COLUMN, label: COLUMN}}"
 
 
 def _find_splits(tree: _Tree, base: Parts) -> _Splits | None:
@@ -243,7 +259,7 @@ def _find_splits(tree: _Tree, base: Parts) -> _Splits | None:
         chosen = one_of_each({folder: named[folder] for folder in labelled})
         paths = {split: "/".join(tree.unwrapped((*base, folder))) for split, folder in chosen.items()}
         unlabelled = [folder for folder in named if folder not in labelled]
-        return _Splits(paths, ["/".join((*base, folder)) for folder in folders], unlabelled)
+        return _Splits(paths, ["/".join((*base, folder)) for folder in named], unlabelled, others)
     inside: dict[str, int] = {}
     for folder in folders:
         for name in tree.children((*base, folder)):
@@ -252,15 +268,19 @@ def _find_splits(tree: _Tree, base: Parts) -> _Splits | None:
     if len(set(within.values()) & set(MEASURED)) < 2 or set(within) != set(inside) or max(inside.values()) < 2:
         return None
     patterns = {split: f"'{'/'.join((*base, '*', name))}'" for split, name in one_of_each(within).items()}
-    return _Splits(patterns, list(inside), [])
+    return _Splits(patterns, list(inside), [], [])
 
 
-def _split_message(root: Path, splits: _Splits) -> str:
+def _split_message(files: ImageFiles, splits: _Splits) -> str:
     """Return what to write for split folders."""
     where = " in each class folder" if any("*" in path for path in splits.paths.values()) else ""
-    found = f"{root.name} has the split folders {_listed(splits.folders)}{where}"
+    beside = f" beside {_listed(splits.others)}" if splits.others else ""
+    found = f"{files.root.name} has the split folders {_listed(splits.folders)}{beside}{where}"
     if "train" not in splits.paths:
-        return f"{found}, and no class folders to train on in them; sort the training images into folders of classes"
+        return (
+            f"{found}, and no class folders to train on in them; sort the training images into folders named like the "
+            f"classes{_or_table(files)}"
+        )
     shown = ", ".join(f"{split}: {printable(splits.paths.get(split, '0.1'))}" for split in MEASURED)
     message = f"{found}; write data.split: {{{shown}}}"
     if splits.unlabelled:

@@ -107,7 +107,8 @@ def read_measured_images(path: Path, data: ImageData, is_class: Callable[[str], 
         return _read_any_table(path, data.columns, data.pixels, labelled=True)
     files = files_below(path)
     tables = [file for file in files.others if ending_of(file)]
-    if tables and (data.columns is not None or not files.images):
+    classes = {image.relative_to(path).parts[0] for image in files.images if image.parent != path}
+    if tables and not any(map(is_class, classes)) and (data.columns is not None or not files.images):
         if not files.images:
             return _read_any_table(path, data.columns, data.pixels, labelled=True)
         if len(tables) > 1:
@@ -211,13 +212,12 @@ def _read_tables(path: Path, data: ImageData, columns: ImageColumns) -> dict[str
 def _read_table_among_images(
     files: ImageFiles, columns: ImageColumns, split: str | None, source: str | None
 ) -> ImageTable:
-    place = table_among_images(files, columns, split, source)
-    inside = place.relative_to(files.root).as_posix()
-    table = replace(read_table(place), files=(inside,))
+    place, is_whole = table_among_images(files, columns, split, source)
+    table = replace(read_table(place), files=(place.relative_to(files.root).as_posix(),))
     folders = list(dict.fromkeys((place.parent, files.root)))
     if split is None:
         check_no_split_column(table, columns, None)
-    elif not files_named(files.root, split) and inside != split:
+    elif not is_whole:
         table = rows_of_split(table, split, columns)
     return _with_images(table, columns, folders)
 

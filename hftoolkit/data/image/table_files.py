@@ -1,5 +1,6 @@
 """Which table among images is meant, and which of its rows: by a file's name or path, or by a column of splits."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from hftoolkit.data.files import ending_of
 from hftoolkit.data.image.files import ImageFiles, printable
 from hftoolkit.data.image.layout import MEASURED, one_of_each, splits_among
-from hftoolkit.data.tables import DataTable, files_named, read_table
+from hftoolkit.data.tables import DataTable, read_table
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import ImageColumns
 
@@ -15,8 +16,10 @@ MOST_SPLITS = 6  # different values of a column that says the split
 MAX_LISTED = 8
 
 
-def table_among_images(files: ImageFiles, columns: ImageColumns, split: str | None, source: str | None) -> Path:
-    """Return the one table in a folder of images that the recipe means.
+def table_among_images(
+    files: ImageFiles, columns: ImageColumns, split: str | None, source: str | None
+) -> tuple[Path, bool]:
+    """Return the one table in a folder of images that the recipe means, and whether all of it is of the split.
 
     Args:
         files: of the folder.
@@ -36,16 +39,17 @@ def table_among_images(files: ImageFiles, columns: ImageColumns, split: str | No
         )
     if split is None:
         if len(tables) == 1:
-            return tables[0]
+            return tables[0], True
         raise DataError(_several_tables(files, tables, columns, source))
     if files.root / split in tables:
-        return files.root / split
-    found = [file for file in files_named(files.root, split) if file in tables]
+        return files.root / split, True
+    named = re.compile(re.escape(split) + r"([-_.].*)?")
+    found = [file for file in tables if any(map(named.fullmatch, file.relative_to(files.root).parts))]
     exact = [file for file in found if _stem(file) == split]
     if len(exact or found) == 1:
-        return (exact or found)[0]
+        return (exact or found)[0], True
     if not found and len(tables) == 1:
-        return tables[0]
+        return tables[0], False
     raise DataError(
         f"{files.root.name} has {len(found)} tables for the split {split!r}, not one; it has: "
         f"{_names(tables, files.root)}. Write one of them in data.split"

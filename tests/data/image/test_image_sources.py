@@ -138,7 +138,7 @@ def test_folders_beside_splits_are_left_out_and_told(tmp_path: Path) -> None:
         put_classes(tmp_path / split, "cat dog")
     put(tmp_path / "docs" / "figure.png", tmp_path / "seg_pred" / "seg_pred" / "1.png", tmp_path / "__MACOSX" / "x.png")
     message = refusal(tmp_path)
-    assert "docs" in message and "write data.split: {train: train, validation: val, test: test}" in message
+    assert "the split folders seg_pred, test, train, val beside docs; write data.split: {train: train, " in message
     assert "nothing can be measured on seg_pred: that is for hftoolkit predict" in message
     tables = read(tmp_path, split={"train": "train", "validation": "val", "test": "test"})
     told = "2 of 14 images are in no split that data.split names: docs 1, seg_pred 1"
@@ -154,6 +154,20 @@ def test_a_test_folder_without_classes_is_for_prediction(tmp_path: Path) -> None
     assert "test holds 2 images and no folder a class" in message and "write data.split.test: 0.1" in message
     put_classes(tmp_path / "flat", "train test")
     assert "no class folders to train on" in refusal(tmp_path / "flat")
+
+
+def test_where_no_folder_is_a_class_the_table_is_named(tmp_path: Path) -> None:
+    put_classes(tmp_path, "images")
+    table_of(tmp_path / "train.csv", images_at(["0", "1"]))
+    message = refusal(tmp_path)
+    assert "holds images in one folder, images, and not in a folder for each class" in message
+    assert "or let the table train.csv name them with data.columns: {image: COLUMN, label: COLUMN}" in message
+    put_classes(tmp_path / "loose" / "..", "loose")
+    assert "or name a table of file names" in refusal(tmp_path / "loose")
+    put_classes(tmp_path / "kaggle", "train test")
+    table_of(tmp_path / "kaggle" / "train.csv", images_at(["0", "1"]))
+    assert "no class folders to train on" in refusal(tmp_path / "kaggle")
+    assert "let the table train.csv name them" in refusal(tmp_path / "kaggle")
 
 
 def test_classes_may_be_called_like_a_split(tmp_path: Path) -> None:

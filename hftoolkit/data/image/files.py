@@ -57,7 +57,7 @@ def files_below(root: Path) -> ImageFiles:
         folders += [Path(folder, name) for name in subfolders]
         for name in names:
             path = Path(folder, name)
-            if not _is_hidden(name) and path.is_file():
+            if not _is_hidden(name) and (path.is_file() or path.is_symlink()):  # a link to nowhere is a missing file
                 (images if _is_picture(path) else others).append(path)
     in_order = partial(_natural_parts, root)
     return ImageFiles(root, *(sorted(found, key=in_order) for found in (images, others, folders)))

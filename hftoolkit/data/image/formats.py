@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hftoolkit.data.image.cache import UNKNOWN_FORMAT, StoredImage
 
+LFS_BEGINS = b"version https://git-lfs"
 TIFF_BEGINS = (b"II*\0", b"MM\0*")
 SAMPLES_PER_PIXEL, SHORT = 277, 3  # a tag of TIFF, and its type for 16 bits
 MOST_BANDS = 4  # red, green, blue and transparency
@@ -15,6 +16,8 @@ def explain(image: StoredImage, reason: str) -> str:
     if reason != UNKNOWN_FORMAT:
         return reason
     content = image.content.read_bytes() if isinstance(image.content, Path) else image.content
+    if isinstance(content, bytes) and content.startswith(LFS_BEGINS):
+        return "image is a pointer of Git LFS; fetch the files (git lfs pull)"
     bands = _bands(content) if isinstance(content, bytes) and content.startswith(TIFF_BEGINS) else 0
     if bands <= MOST_BANDS:
         return reason

@@ -10,6 +10,7 @@ from hftoolkit.data.image.layout import split_of
 from hftoolkit.errors import DataError
 
 MAX_DEPTH = 5  # of folders below the table that are searched
+MAX_DEPTH_BESIDE = 3  # of folders below the one that holds the folder of the table
 MAX_SEARCHED = 2_000_000  # files
 
 
@@ -43,10 +44,13 @@ def find_named(names: Sequence[str], folders: Sequence[Path], table: str) -> Fou
     places = {name: place for name in wanted if (place := _at_path(name, folders)) is not None}
     if places or not wanted:  # where some are at their path, a file that is not is missing, and not elsewhere
         return Found(places, {}, _warnings({name: places[name] for name in places if "\\" in name}, folders))
-    index = _Index(folders)
     split = split_of(Path(table).name.split(".")[0])
-    fitting = {name: index.find(name, split) for name in wanted}
-    if not any(fitting.values()):
+    index = _Index(folders, MAX_DEPTH)
+    fitting = index.find_all(wanted, split)
+    if not fitting:  # labels/train.csv beside images/
+        beside = [folder.parent for folder in folders if folder.parent not in (Path.home(), Path(folder.anchor))]
+        fitting = _Index(beside, MAX_DEPTH_BESIDE).find_all(wanted, split)
+    if not fitting:
         raise DataError(_nothing_found(wanted[0], folders, index))
     one = {name: found[0] for name, found in fitting.items() if len(found) == 1}
     return Found(one, {name: found for name, found in fitting.items() if len(found) > 1}, _warnings(one, folders))
@@ -60,17 +64,17 @@ def _at_path(name: str, folders: Sequence[Path]) -> Path | None:
 class _Index:
     """The images below some folders, by name and by name without ending, in lower case."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], max_depth: int) -> None:
         self.by_name: dict[str, list[Path]] = {}
         self.by_stem: dict[str, list[Path]] = {}
         self.folders: set[str] = set()
         self.count = 0
         for folder in folders:
-            self._add(folder)
+            self._add(folder, max_depth)
 
-    def _add(self, root: Path) -> None:
+    def _add(self, root: Path, max_depth: int) -> None:
         for folder, subfolders, names in os.walk(root):
-            is_deep = len(Path(folder).relative_to(root).parts) >= MAX_DEPTH
+            is_deep = len(Path(folder).relative_to(root).parts) >= max_depth
             subfolders[:] = [] if is_deep else sorted(name for name in subfolders if not name.startswith("."))
             for name in sorted(names):
                 ending = os.path.splitext(name)[1].lower()
@@ -83,6 +87,10 @@ class _Index:
     @property
     def example(self) -> Path | None:
         return next((paths[0] for paths in self.by_name.values()), None)
+
+    def find_all(self, names: Sequence[str], split: str | None) -> dict[str, list[Path]]:
+        """Return what ``find`` does for each name, without those that fit nothing."""
+        return {name: found for name in names if (found := self.find(name, split))}
 
     def find(self, name: str, split: str | None) -> list[Path]:
         """Return the files that fit a name best; several where none fits better than another."""
@@ -145,7 +153,6 @@ def _warnings(repaired: dict[str, Path], folders: Sequence[Path]) -> list[str]:
     warnings = []
     for kind, names in kinds.items():
         path = repaired[names[0]]
-        folder = next(folder for folder in folders if path.is_relative_to(folder))
-        there = printable(path.relative_to(folder).as_posix())
+        there = printable(Path(os.path.relpath(path, folders[0])).as_posix())
         warnings.append(f"{len(names)} names of images {kind}: {names[0]!r} is taken for {there}")
     return warnings

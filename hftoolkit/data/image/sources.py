@@ -200,9 +200,13 @@ def _read_tables(path: Path, data: ImageData, columns: ImageColumns) -> dict[str
     if files is None and data.split.train is not None and data.subset is None:
         whole = read_table(path)
         require_columns(whole, [columns.image], "data.columns.image")
-        return read_each_split(
+        parts = read_each_split(
             data.split, lambda split: _with_images(rows_of_split(whole, split, columns), columns, [path.parent])
         )
+        if left := whole.num_rows - sum(part.table.num_rows for part in parts.values()):
+            told = f"{left} of {whole.num_rows} rows of {path.name} are in no split that data.split names"
+            parts["train"].warnings.append(told)
+        return parts
     found = read_each_split(data.split, lambda split: _read_whole_table(path, columns, split, data.subset))
     if data.split.train is None:
         check_no_split_column(found["train"].table, columns, data.split.group)

@@ -81,9 +81,9 @@ def rows_of_split(table: DataTable, split: str | None, columns: ImageColumns) ->
 def check_no_split_column(table: DataTable, columns: ImageColumns, group: str | None) -> None:
     """Raise DataError if a column says which split each row is of, and the recipe does not name those splits."""
     for name, cells in table.columns.items():
-        if name in (columns.image, *columns.label, group) or not isinstance(cells[0], str):
+        if name in (columns.image, *columns.label, group):
             continue
-        values = {str(cell).strip() for cell in cells} - {""}
+        values = {cell.strip() for cell in cells if isinstance(cell, str)} - {""}
         if len(values) > MOST_SPLITS:
             continue
         named = splits_among(sorted(values))

@@ -175,8 +175,10 @@ def test_classes_may_be_called_like_a_split(tmp_path: Path) -> None:
     assert classes_of(read(tmp_path)["train"]) == ["bus", "car", "train"]
     put_classes(tmp_path, "test")
     assert "split folders" in refusal(tmp_path)
-    named = read_image_tables(tmp_path, section(tmp_path), lambda folder: folder in ("bus", "car", "train", "test"))
-    assert classes_of(named["train"]) == ["bus", "car", "test", "train"]
+    names = {name: name for name in ("bus", "car", "train", "test")}
+    task = ImageClassification(kind="image-classification", labels=names)
+    data = section(tmp_path, split={"validation": 0.3, "test": 0.3})
+    assert load_image_splits(tmp_path, data, task, SMALL).labels.names == ("bus", "car", "train", "test")
 
 
 def test_a_split_that_lies_deeper_is_named(tmp_path: Path) -> None:
@@ -225,9 +227,14 @@ def test_pictures_of_other_formats_are_bad_rows_and_not_lost(tmp_path: Path) -> 
     (tmp_path / "emu").mkdir()
     for number in range(3):
         (tmp_path / "emu" / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
-    with pytest.raises(DataError, match=r"not one of PNG.*: 3 \(rows 21 \(emu/0.heic\)"):
+    (tmp_path / "emu" / "3.png").symlink_to("nowhere.png")
+    (tmp_path / "emu" / "4.png").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError) as caught:
         load_image_splits(tmp_path, section(tmp_path), TASK, SMALL)
-    assert len(open_images(tmp_path, None, None)) == 23
+    lines = str(caught.value)
+    assert "GIF, TIFF: 3 (rows 21 (emu/0.heic)" in lines and "file is missing: 1 (row 24 (emu/3.png))" in lines
+    assert "git lfs pull): 1 (row 25 (emu/4.png))" in lines
+    assert len(open_images(tmp_path, None, None)) == 25
 
 
 def tiff_of_bands(bands: int) -> bytes:
@@ -328,6 +335,15 @@ def test_a_missing_file_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
     assert find_named(["x/dog/2", "cat/2"], [tmp_path], "a.csv").paths == {"cat/2": tmp_path / "cat" / "2.png"}
 
 
+def test_images_are_found_beside_the_folder_of_their_table(tmp_path: Path) -> None:
+    put(*(tmp_path / "set" / "images" / f"{number}.png" for number in range(2)))
+    for names in (["0", "1"], ["images/0.png", "images/1.png"]):
+        table_of(tmp_path / "set" / "labels" / "train.csv", images_at(names))
+        for source in (tmp_path / "set" / "labels" / "train.csv", tmp_path / "set" / "labels", tmp_path / "set"):
+            table = read(source, columns={})["train"]
+            assert found(table, tmp_path / "set") == ["images/0.png", "images/1.png"]
+
+
 def test_names_that_are_nowhere_are_told_with_one_that_is(tmp_path: Path) -> None:
     put(tmp_path / "train_images" / "img000.png")
     table_of(tmp_path / "train.csv", images_at(["photo_1", "photo_2"]))
@@ -364,6 +380,8 @@ def test_pixels_in_one_cell_are_images(form: str, tmp_path: Path) -> None:
     assert (tables["test"].images[0].content.reshape(-1) == pixels[5]).all()
     assert tables["test"].table.columns["emotion"] == ["2"] and "48 x 48" in tables["train"].warnings[0]
     assert len({table.table.source for table in tables.values()}) == 3
+    some = read(place, columns=columns, split={"train": "Training"})["train"]
+    assert some.warnings[-1] == "2 of 6 rows of fer.csv are in no split that data.split names"
     with pytest.raises(DataError, match="no columns beside image and label hold 'train'"):
         read(place, columns=columns, split={"train": "train"})
 

@@ -68,7 +68,7 @@ def split_of(name: str) -> str | None:
 
 def split_and_rest(name: str) -> tuple[str | None, Parts]:
     """Return the split that a name has the word of, and its words that do not belong to the name of a split."""
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    words = re.findall(r"[a-z]{2,}", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     words = [GLUED.sub(r"\1", word) if GLUED.fullmatch(word) else word for word in words]
     found = [split for split, known in SPLIT_WORDS.items() for word in words if word in known]
     if len(set(found)) != 1:
@@ -78,13 +78,18 @@ def split_and_rest(name: str) -> tuple[str | None, Parts]:
 
 
 def splits_among(names: Iterable[str]) -> dict[str, str]:
-    """Return which of some names are splits, and which: all but those with words that no other split shares."""
+    """Return which of some names are splits, and which: of those with other words, such as another split goes with."""
     found = {name: split_and_rest(name) for name in names}
     splits_with: dict[Parts, set[str]] = {}
     for split, rest in found.values():
         if split is not None:
             splits_with.setdefault(rest, set()).add(split)
-    return {name: split for name, (split, rest) in found.items() if split and (not rest or len(splits_with[rest]) > 1)}
+    plain = splits_with.get((), set())
+    return {
+        name: split
+        for name, (split, rest) in found.items()
+        if split is not None and (not rest or len(splits_with[rest] | plain) > 1)
+    }
 
 
 def one_of_each(named: Mapping[str, str]) -> dict[str, str]:

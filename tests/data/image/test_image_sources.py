@@ -96,6 +96,7 @@ def test_names_of_splits_are_told_from_those_of_classes(name: str, split: str | 
 def test_words_that_two_splits_share_belong_to_the_data() -> None:
     assert splits_among(["cats_train", "cats_test", "readme"]) == {"cats_train": "train", "cats_test": "test"}
     assert splits_among(["train_station", "bus_station"]) == {}
+    assert splits_among(["intel_train", "test", "tower"]) == {"intel_train": "train", "test": "test"}
 
 
 @pytest.mark.parametrize(
@@ -183,8 +184,7 @@ def test_classes_may_be_called_like_a_split(tmp_path: Path) -> None:
 
 def test_a_split_that_lies_deeper_is_named(tmp_path: Path) -> None:
     put_classes(tmp_path / "a_train" / "inner", "cat dog")
-    put_classes(tmp_path / "a_test", "cat")
-    put(tmp_path / "a_test" / "cat" / "close" / "1.png")
+    put(tmp_path / "a_test" / "cat" / "close" / "1.png")  # a class of train, though it holds one folder
     message = refusal(tmp_path, split={"train": "a_train", "test": "a_test"})
     assert "write data.split: {train: a_train/inner, validation: 0.1, test: a_test}" in message
     tables = read(tmp_path, split={"train": "a_train/inner/", "test": "./a_test"})
@@ -225,14 +225,16 @@ def test_classes_without_images_are_named(tmp_path: Path) -> None:
 def test_pictures_of_other_formats_are_bad_rows_and_not_lost(tmp_path: Path) -> None:
     put_classes(tmp_path, "cat dog", 10)
     (tmp_path / "emu").mkdir()
-    for number in range(3):
-        (tmp_path / "emu" / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    for name in ("0.heic", "1", "2.ppm"):
+        (tmp_path / "emu" / name).write_bytes(b"P6" if name == "2.ppm" else b"\0\0\0\x18ftypheic" + bytes(20))
     (tmp_path / "emu" / "3.png").symlink_to("nowhere.png")
     (tmp_path / "emu" / "4.png").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(DataError) as caught:
         load_image_splits(tmp_path, section(tmp_path), TASK, SMALL)
     lines = str(caught.value)
-    assert "GIF, TIFF: 3 (rows 21 (emu/0.heic)" in lines and "file is missing: 1 (row 24 (emu/3.png))" in lines
+    assert (
+        "GIF, TIFF: 3 (rows 21 (emu/1), 22 (emu/0.heic)" in lines and "file is missing: 1 (row 24 (emu/3.png))" in lines
+    )
     assert "git lfs pull): 1 (row 25 (emu/4.png))" in lines
     assert len(open_images(tmp_path, None, None)) == 25
 
@@ -331,6 +333,9 @@ def test_a_name_that_fits_two_files_is_that_of_the_same_split_or_a_bad_row(tmp_p
 def test_a_missing_file_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "1.png", tmp_path / "cat" / "2.png", tmp_path / "dog" / "1.png")
     assert find_named(["cat/1.png", "dog/2.png"], [tmp_path], "a.csv").paths.keys() == {"cat/1.png"}
+    assert find_named(["cat/1.png", "2.png"], [tmp_path], "a.csv").paths.keys() == {"cat/1.png"}
+    mixed = find_named(["cat/1.png", "cat\\2.png"], [tmp_path], "a.csv")
+    assert mixed.paths["cat\\2.png"] == tmp_path / "cat" / "2.png" and "1 names of images have" in mixed.warnings[0]
     assert find_named(["1", "x/dog/2"], [tmp_path / "cat"], "a.csv").paths.keys() == {"1", "x/dog/2"}
     assert find_named(["x/dog/2", "cat/2"], [tmp_path], "a.csv").paths == {"cat/2": tmp_path / "cat" / "2.png"}
 
@@ -460,10 +465,10 @@ def measured(path: Path, **keys) -> list[str]:
 
 def test_the_folder_to_measure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for split in ("train", "test"):
+    for split in ("a_train", "test"):
         put_classes(tmp_path / "other" / split, "cat dog")
     put_classes(tmp_path / "more" / "inner", "cat dog", 1)
-    with pytest.raises(DataError, match=r"name one: --data other/test or --data other/train$"):
+    with pytest.raises(DataError, match=r"name one: --data other/test or --data other/a_train$"):
         measured(tmp_path / "other")
     with pytest.raises(DataError, match=r"--data more/inner$"):
         measured(tmp_path / "more")

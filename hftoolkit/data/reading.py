@@ -12,13 +12,14 @@ from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.split_names import SPLITS, by_role, role_of_value
 from hftoolkit.data.splits import split_rows
 from hftoolkit.data.tables import DataTable, given_splits, read_table, require_columns
-from hftoolkit.data.text_rows import BadRow, BadRows, CleanRows, count_list
+from hftoolkit.data.text_rows import BadRow, BadRows, CleanRows, ParsedRows, count_list
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split
 from hftoolkit.recipe.sections import DEFAULT_FRACTION, Data
 
 NO_SPLIT = "split is none of train, validation and test"
 DataT = TypeVar("DataT", bound=Data)
+SEPARATORS_OF_LABELS = (",", ";", "|", " ")
 Read = TypeVar("Read")
 
 
@@ -202,6 +203,27 @@ def check_two_classes(targets: np.ndarray, labels: LabelSet, advice: str) -> Non
             f"all {len(targets)} training rows have the label {labels.names[found[0]]!r}, and a classifier needs two; "
             f"{advice}"
         )
+
+
+def check_any_label(targets: np.ndarray) -> None:
+    """Raise DataError if no training row has a label, with targets (N, C)."""
+    if not targets.any():
+        raise DataError("no training row has any label; check data.columns.label and task.label_separator")
+
+
+def check_several_labels(rows: ParsedRows, separator: str) -> None:
+    """Raise DataError if every row has one label and some are made of parts that others have: a separator is wrong."""
+    if any(len(values) != 1 for values in rows.values):
+        return
+    found = {values[0] for values in rows.values}
+    for other in (mark for mark in SEPARATORS_OF_LABELS if mark != separator):
+        parts = {value: {part.strip() for part in value.split(other) if part.strip()} for value in found}
+        several = {value for value, split in parts.items() if len(split) > 1}
+        if any(parts[value] & parts[second] for value in several for second in parts if second != value):
+            raise DataError(
+                f"no row has more than one label: {min(several)!r} counts as one class, since task.label_separator is "
+                f"{separator!r}; set task.label_separator: {other!r}, or drop task.multi_label if that is one class"
+            )
 
 
 def places_by_split(

@@ -157,15 +157,23 @@ def parse_rows(table: DataTable, data: TextData, *, multi_label: bool, label_sep
     require_columns(table, text_columns(data), "data.columns.text")
     require_columns(table, data.columns.label, "data.columns.label")
     texts, bad = clean_texts(table.columns, data)
-    label_cells = [table.columns[name] for name in data.columns.label]
-    if len(label_cells) > 1:
-        values, bad_labels = _flag_values(label_cells, data.columns.label)
-    elif multi_label:
-        values, bad_labels = [_many_values(cell, label_separator) for cell in label_cells[0]], {}
-    else:
-        values, bad_labels = single_values(label_cells[0])
+    values, bad_labels = label_values(
+        table, data.columns.label, multi_label=multi_label, label_separator=label_separator
+    )
     groups, bad_groups = read_groups(table, data.split.group)
     return ParsedRows(texts, values, groups, {**bad_groups, **bad_labels, **bad, **broken_rows(table)})
+
+
+def label_values(
+    table: DataTable, names: Sequence[str], *, multi_label: bool, label_separator: str
+) -> tuple[list[tuple[str, ...]], BadRows]:
+    """Return the canonical labels of each row, of one column or of several 0/1 columns, and the rows without."""
+    cells = [table.columns[name] for name in names]
+    if len(cells) > 1:
+        return _flag_values(cells, names)
+    if multi_label:
+        return [_many_values(cell, label_separator) for cell in cells[0]], {}
+    return single_values(cells[0])
 
 
 def find_labels(

@@ -9,6 +9,7 @@ import numpy as np
 
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.reading import (
+    check_any_label,
     check_disjoint_groups,
     check_not_empty,
     check_two_classes,
@@ -20,7 +21,6 @@ from hftoolkit.data.reading import (
 )
 from hftoolkit.data.summary import summarize
 from hftoolkit.data.text_rows import CleanRows, check_bad_rows, encode_rows, find_labels, parse_rows
-from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextClassification, TextData
 
 
@@ -79,8 +79,8 @@ def load_text_splits(
     rows = {name: kept for name, (kept, _) in encoded.items()}
     check_disjoint_groups(rows)
     check_not_empty(rows, tables)
-    if not rows["train"].targets.any() and labels.multi_label:
-        raise DataError("no training row has any label; check data.columns.label and task.label_separator")
+    if labels.multi_label:
+        check_any_label(rows["train"].targets)
     divided = _divide(rows, places_by_split(rows, data.split, told), labels)
     warnings = [*notes, *reading_warnings(rows, tables), *divided.summary["warnings"]]
     return replace(divided, summary={**reading(rows, tables), **divided.summary, "warnings": warnings})

@@ -4,11 +4,19 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from hftoolkit.recipe.sections import Classification, ClassificationEvaluation, Data, Model, Recipe, Section
+from hftoolkit.recipe.sections import (
+    Classification,
+    ClassificationEvaluation,
+    ColumnNames,
+    Data,
+    Model,
+    Recipe,
+    Section,
+)
 
 
 class ImageClassification(Classification):
-    """What to learn: one label an image."""
+    """What to learn: one label an image, or any number of labels with ``multi_label``."""
 
     kind: Literal["image-classification"] = Field(description="The kind of problem.")
     test_time_flip: bool = Field(
@@ -22,7 +30,10 @@ class ImageColumns(Section):
     image: str = Field(
         "image", min_length=1, description="Column of file names (relative to the table), encoded bytes, or Hub images."
     )
-    label: str = Field("label", min_length=1, description="Column of the label.")
+    label: ColumnNames = Field(
+        ("label",),
+        description="The label column; for multi-label, one column of lists or separated names, or several 0/1 ones.",
+    )
 
 
 class Pixels(Section):
@@ -156,6 +167,17 @@ class ImageRecipe(Recipe):
     evaluation: ClassificationEvaluation = Field(
         default_factory=ClassificationEvaluation, description="How results are measured."
     )
+
+    @model_validator(mode="after")
+    def _labels_fit_the_source(self) -> Self:
+        columns = self.data.columns
+        if self.task.multi_label and columns is None:
+            raise ValueError(
+                "task.multi_label needs a table with data.columns; a folder or a pixel row gives an image one label"
+            )
+        if columns is not None and len(columns.label) > 1 and not self.task.multi_label:
+            raise ValueError("data.columns.label names several columns; that needs task.multi_label: true")
+        return self
 
     @model_validator(mode="after")
     def _probe_has_no_augmentation(self) -> Self:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from hftoolkit.recipe.sections import (
+    ColumnNames,
     Evaluation,
     Fraction,
     FullTuning,
@@ -19,7 +20,6 @@ from hftoolkit.recipe.sections import (
     Tuning,
     check_unfreezing,
 )
-from hftoolkit.recipe.text_classification import ColumnNames
 
 Part = Literal[
     "text",

@@ -81,3 +81,9 @@ class ImageRegressionRecipe(RegressionRecipe):
     data: ImageData = Field(description="What to learn it from; data.columns.label holds the numbers.")
     model: ImageModel = Field(description="Which backbone to start from.")
     augmentation: Augmentation = Field(default_factory=Augmentation, description="Random changes of training images.")
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if self.data.columns is not None and len(self.data.columns.label) > 1:
+            raise ValueError("data.columns.label names several columns; regression learns one number")
+        return self

@@ -6,7 +6,7 @@ A component gets its own section or plain keyword arguments, never the whole rec
 import re
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from hftoolkit.errors import RecipeError
 
@@ -16,6 +16,19 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 DEFAULT_FRACTION = 0.1  # of validation and test
+
+
+def _one_name_is_a_list(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+ColumnNames = Annotated[
+    tuple[str, ...],
+    Field(min_length=1, strict=False),
+    BeforeValidator(_one_name_is_a_list, json_schema_input_type=str | tuple[str, ...]),
+]
+
+
 HUB_NAME = r"(?![-.])[A-Za-z0-9._-]{1,96}(?<![-.])"
 REPOSITORY = re.compile(rf"{HUB_NAME}/{HUB_NAME}")
 HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
@@ -73,6 +86,19 @@ class Classification(Task):
     calibrate: bool = Field(
         True, description="Fit one temperature on the validation split and fold it into the last layer."
     )
+    multi_label: bool = Field(False, description="Any number of classes an example instead of exactly one.")
+    label_separator: str = Field(
+        "|", min_length=1, description="Multi-label only: what separates the labels in one text column."
+    )
+
+    @model_validator(mode="after")
+    def _multi_label_limits(self) -> Self:
+        if self.multi_label and self.imbalance in ("sampler", "logit-adjust"):
+            raise ValueError(
+                f"imbalance: {self.imbalance} is defined for one label an example; "
+                "with multi_label use 'none', 'weights' or 'focal'"
+            )
+        return self
 
 
 class Split(Section):

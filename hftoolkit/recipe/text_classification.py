@@ -1,40 +1,25 @@
 """What text recipes have of their own."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from hftoolkit.recipe.sections import Classification, ClassificationEvaluation, Data, Model, Names, Recipe, Section
-
-
-def _one_name_is_a_list(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-ColumnNames = Annotated[
-    tuple[str, ...],
-    Field(min_length=1, strict=False),
-    BeforeValidator(_one_name_is_a_list, json_schema_input_type=str | tuple[str, ...]),
-]
+from hftoolkit.recipe.sections import (
+    Classification,
+    ClassificationEvaluation,
+    ColumnNames,
+    Data,
+    Model,
+    Names,
+    Recipe,
+    Section,
+)
 
 
 class TextClassification(Classification):
     """What to learn: one label a text, or any number of labels with ``multi_label``."""
 
     kind: Literal["text-classification"] = Field(description="The kind of problem.")
-    multi_label: bool = Field(False, description="Any number of classes a text instead of exactly one.")
-    label_separator: str = Field(
-        "|", min_length=1, description="Multi-label only: what separates the labels in one text column."
-    )
-
-    @model_validator(mode="after")
-    def _multi_label_limits(self) -> Self:
-        if self.multi_label and self.imbalance in ("sampler", "logit-adjust"):
-            raise ValueError(
-                f"imbalance: {self.imbalance} is defined for one label a text; "
-                "with multi_label use 'none', 'weights' or 'focal'"
-            )
-        return self
 
 
 class TextColumns(Section):

@@ -182,10 +182,18 @@ def _returns(curve: Sequence[tuple[int, float]]) -> list[float]:
 
 
 def worst_first(probabilities: np.ndarray, targets: np.ndarray, count: int) -> np.ndarray:
-    """Return the wrong examples whose true class got the lowest probability, at most ``count``, worst first."""
-    truth = probabilities[np.arange(len(targets)), targets]
+    """Return the wrong examples whose true class got the lowest probability, at most ``count``, worst first.
+
+    Of targets (N, C), each class or its absence is a truth, and the least probable one of an example counts.
+    """
+    if targets.ndim == 2:
+        truth = np.where(targets > 0, probabilities, 1 - probabilities).min(axis=1)
+        is_wrong = truth < 0.5
+    else:
+        truth = probabilities[np.arange(len(targets)), targets]
+        is_wrong = probabilities.argmax(axis=1) != targets
     order = np.argsort(truth, kind="stable")
-    wrong: np.ndarray = order[(probabilities.argmax(axis=1) != targets)[order]]
+    wrong: np.ndarray = order[is_wrong[order]]
     return wrong[:count]
 
 

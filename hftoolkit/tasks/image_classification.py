@@ -1,4 +1,4 @@
-"""Image classification: one label an image. B images of H x W pixels, C classes."""
+"""Image classification: one label an image, or any number. B images of H x W pixels, C classes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,6 @@ from hftoolkit.contracts.names import short
 from hftoolkit.data.image.changes import CARD_SENTENCE
 from hftoolkit.data.image.splits import load_image_splits, load_labelled_images
 from hftoolkit.data.labels import LabelSet
-from hftoolkit.metrics.probabilities import to_decisions
 from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.attribution import occlusion_maps
 from hftoolkit.models.image_backbones import (
@@ -78,7 +77,7 @@ TITLE_NAME = 60  # characters of a class name above an image
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """An image of the model's size and its class, a number; None where it is to be predicted.
+    """An image of the model's size and its class: a number, or (C,) float32 of 0 and 1; None where it is predicted.
 
     Attributes:
         images: where its pixels are; the cache reads them when they are asked for.
@@ -140,8 +139,11 @@ class ImageClassificationTask:
     ) -> list[LabelledImage]:
         """Return all usable images of another source."""
         geometry = preprocessing_of(recipe.model, weights, recipe.train.seed).geometry
-        pixels, targets = load_labelled_images(source, recipe.data, geometry, schema)
-        return [LabelledImage(pixels, place, "", target) for place, target in enumerate(targets)]
+        pixels, names, targets = load_labelled_images(source, recipe.data, recipe.task, geometry, schema)
+        return [
+            LabelledImage(pixels, place, name, target)
+            for place, (name, target) in enumerate(zip(names, targets, strict=True))
+        ]
 
     @classmethod
     def schema_from_json(cls, stored: Mapping[str, Any]) -> LabelSet:
@@ -172,7 +174,7 @@ class ImageClassificationTask:
         return self._head.sampling_weights(raw)
 
     def collate(self, examples: Sequence[Any], *, training: bool) -> Batch:
-        """Return ``pixels`` (B, H, W, 3) uint8, or cached ``features`` (B, F), and ``targets`` (B,)."""
+        """Return ``pixels`` (B, H, W, 3) uint8, or cached ``features`` (B, F), and ``targets``, (B,) or (B, C)."""
         if isinstance(examples[0], CachedExample):
             batch = {"features": torch.from_numpy(np.stack([example.features for example in examples]))}
         else:
@@ -287,10 +289,12 @@ class ImageClassificationTask:
         self, train: Sequence[LabelledImage], raw: Sequence[LabelledImage], seed: int
     ) -> dict[str, RowStatistics]:
         """Return a majority model and a logistic regression on small gray images, fitted on the training rows."""
-        targets, classes = targets_of(train), len(self._head.labels.names)
+        targets, classes, several = targets_of(train), len(self._head.labels.names), self._head.labels.multi_label
         found = {
-            "majority": majority(targets, len(raw), classes, False),
-            "pixel_logreg": pixel_logreg(PixelsOf(train), targets, PixelsOf(raw), num_classes=classes, seed=seed),
+            "majority": majority(targets, len(raw), classes, several),
+            "pixel_logreg": pixel_logreg(
+                PixelsOf(train), targets, PixelsOf(raw), num_classes=classes, multi_label=several, seed=seed
+            ),
         }
         return {name: self._head.statistics(probabilities, raw) for name, probabilities in found.items()}
 
@@ -315,14 +319,19 @@ class ImageClassificationTask:
         """
         self._head.draw(outputs, raw, report)
         probabilities, names = self._head.probabilities(outputs), drawable_names(self._head.labels.names, TITLE_NAME)
-        targets, decisions = targets_of(raw), to_decisions(probabilities, multi_label=False)
+        targets, best = targets_of(raw), probabilities.argmax(axis=1)
+        answers, truth = self._head.answers(outputs), self._head.true_labels(raw)
+
+        def title(index: int) -> str:
+            if self._head.labels.multi_label:
+                said, true = drawable_names([answers[index].label or "none", truth[index] or "none"], TITLE_NAME)
+            else:
+                said = f"{names[best[index]]} {probabilities[index, best[index]]:.2f}"
+                true = names[targets[index]]
+            return f"{short(raw[index].name)}\n{said}\n(true: {true})"
 
         def grid(chosen: np.ndarray, path: Path, images: Sequence[np.ndarray] | None = None) -> None:
-            shares = probabilities[chosen, decisions[chosen]]
-            titles = [
-                f"{short(raw[index].name)}\n{names[decisions[index]]} {share:.2f}\n(true: {names[targets[index]]})"
-                for index, share in zip(chosen.tolist(), shares, strict=True)
-            ]
+            titles = [title(index) for index in chosen.tolist()]
             shown = images or [raw[index].pixels for index in chosen.tolist()]
             write_image_grid(shown, titles, path, legend=HEAT_LEGEND if images else ())
 
@@ -334,7 +343,7 @@ class ImageClassificationTask:
         samples = np.linspace(0, len(raw) - 1, min(SAMPLES_SHOWN, len(raw))).astype(int)
         grid(samples, model_folder / "samples.png")
         shown = [raw[int(index)].pixels for index in samples]
-        maps = self._attention_maps(model, shown, decisions[samples])
+        maps = self._attention_maps(model, shown, best[samples])
         heated = [overlay(pixels, heat) for pixels, heat in zip(shown, maps, strict=True)]
         grid(samples, report / "where_it_looks.png", heated)
 

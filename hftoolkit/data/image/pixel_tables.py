@@ -5,7 +5,7 @@ import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import pyarrow.csv as pa_csv  # type: ignore[import-untyped]
 
 from hftoolkit.data.files import SEPARATORS, ending_of, read_bytes
 from hftoolkit.errors import DataError
+from hftoolkit.recipe import Pixels
 
-ROWS_SHOWN = 5
+LABEL_NAMES = ("label", "labels", "class", "target", "y")
+FEWEST_SIDE = 4  # pixels of a square that a number of columns is taken for
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,27 @@ def read_pixel_table(
     warnings = _header_warnings(first, label, path.name) if header else []
     labels = None if label is None else table.column(label).to_pylist()
     return PixelRows(pixels.reshape(-1, *shape), labels, warnings)
+
+
+def guess_pixels(path: Path) -> Pixels | None:
+    """Return how a table of pixels is read if its header says so: a label first or last, and a square beside it."""
+    first = [cell.strip().lower() for cell in first_cells(path)]
+    if len(first) < FEWEST_SIDE**2:
+        return None
+    places = [name for name, cell in (("first", first[0]), ("last", first[-1])) if cell in LABEL_NAMES]
+    if not places:
+        return None
+    for shape_of in (lambda side: (side, side), lambda side: (side, side, 3)):
+        shape = shape_of(isqrt((len(first) - 1) // (prod(shape_of(1)))))
+        if shape[0] >= FEWEST_SIDE and prod(shape) == len(first) - 1:
+            return Pixels.model_validate({"shape": shape, "label": places[0], "header": True})
+    return None
+
+
+def first_cells(path: Path) -> list[str]:
+    """Return the cells in the first line of a CSV or TSV file; none of another file."""
+    ending = ending_of(path)
+    return _first_line(read_bytes(path), SEPARATORS[ending], path.name) if ending in SEPARATORS else []
 
 
 def _first_line(content: bytes, separator: str, file: str) -> list[str]:

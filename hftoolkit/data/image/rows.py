@@ -10,7 +10,8 @@ import numpy as np
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.changes import change_warnings
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
-from hftoolkit.data.image.sources import ImageTable, read_image_tables, read_told_image_tables
+from hftoolkit.data.image.formats import explain
+from hftoolkit.data.image.sources import ImageTable, read_measured_images, read_told_image_tables
 from hftoolkit.data.image.splits import FittedImages, with_names
 from hftoolkit.data.rows import DividedRows, Parsed, divide_rows, numbers_of, usable_rows
 from hftoolkit.data.text_rows import BadRow
@@ -61,7 +62,7 @@ def load_scored_images(path: Path, data: ImageData, geometry: Geometry) -> tuple
         DataError: the files, columns, rows or splits cannot be used; all bad rows are in one message.
         EnvironmentFault: the cache of images cannot be written.
     """
-    sources, data, notes = read_told_image_tables(path, data)
+    sources, data, notes = read_told_image_tables(path, data, _is_number)
     parsed, cached = _parse(sources, geometry)
     divided = divide_rows({name: source.table for name, source in sources.items()}, data, parsed, "image")
     places = {split: np.array([row.place for row in rows]) for split, rows in divided.splits.items()}
@@ -71,7 +72,7 @@ def load_scored_images(path: Path, data: ImageData, geometry: Geometry) -> tuple
     changed = change_warnings(cached.changes[place] for chosen in places.values() for place in chosen)
     warnings = [*notes, *found, *divided.summary["warnings"], *alike, *changed]
     summary = divided.summary | {"near_duplicates": near, "warnings": warnings}
-    return replace(divided, summary=summary), sources["train"].label
+    return replace(divided, summary=summary), sources["train"].labels[0]
 
 
 def read_scored_images(path: Path, data: ImageData, geometry: Geometry) -> list[ScoredImage]:
@@ -81,10 +82,14 @@ def read_scored_images(path: Path, data: ImageData, geometry: Geometry) -> list[
         DataError: the files, columns or rows cannot be used; all bad rows are in one message.
         EnvironmentFault: the cache of images cannot be written.
     """
+    source = read_measured_images(path, data, _is_number)
     data = data.model_copy(update={"split": Split()})
-    sources = read_image_tables(path, data)
-    parsed, _ = _parse(sources, geometry)
-    return usable_rows({name: source.table for name, source in sources.items()}, data, parsed)["train"].rows
+    parsed, _ = _parse({"all": source}, geometry)
+    return usable_rows({"all": source.table}, data, parsed)["all"].rows
+
+
+def _is_number(folder: str) -> bool:
+    return not numbers_of([folder], "folder")[1]
 
 
 def _parse(
@@ -95,13 +100,17 @@ def _parse(
     pixels = FittedImages(cached.path, np.arange(len(cached.sha256)))
     parsed, first = {}, 0
     for name, source in sources.items():
-        numbers, bad = numbers_of(source.table.columns[source.label], source.label)
+        numbers, bad = numbers_of(source.table.columns[source.labels[0]], source.labels[0])
         rows = [
             ScoredImage(pixels, place, image.name, number, cached.sha256[place] or "")
             for place, (image, number) in enumerate(zip(source.images, numbers, strict=True), start=first)
         ]
-        problems = enumerate(cached.problems[first : first + len(rows)], start=1)
-        broken = {number: BadRow(problem) for number, problem in problems if problem is not None}
+        problems = zip(source.images, cached.problems[first : first + len(rows)], strict=True)
+        broken = {
+            number: BadRow(explain(image, problem))
+            for number, (image, problem) in enumerate(problems, start=1)
+            if problem is not None
+        }
         parsed[name] = rows, with_names({**bad, **broken, **source.bad}, source)
         first += len(rows)
     return parsed, cached

@@ -2,34 +2,37 @@
 
 import glob
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hftoolkit.data.files import SEPARATORS, ending_of
+from hftoolkit.data.image.archives import check_no_archive
+from hftoolkit.data.image.arrays import ImageArrays, read_image_arrays, read_measured_arrays
 from hftoolkit.data.image.cache import StoredImage
-from hftoolkit.data.image.pixel_tables import read_pixel_table
+from hftoolkit.data.image.cells import images_of_cells
+from hftoolkit.data.image.files import ImageFiles, files_below, is_image, named_images, no_images, printable
+from hftoolkit.data.image.layout import (
+    Chosen,
+    check_measured_folders,
+    check_training_folders,
+    choose_images,
+    left_out_folders,
+)
+from hftoolkit.data.image.pixel_tables import first_cells, guess_pixels, read_pixel_table
+from hftoolkit.data.image.table_files import rows_of_split, table_among_images
 from hftoolkit.data.labels import natural_key
 from hftoolkit.data.layouts import files_named
 from hftoolkit.data.reading import read_each_split, with_given_splits, with_split_column
-from hftoolkit.data.tables import DataTable, read_table, require_columns
-from hftoolkit.data.text_rows import BadRow, BadRows, broken_rows
+from hftoolkit.data.tables import ALL_ROWS, DataTable, read_table, require_columns
+from hftoolkit.data.text_rows import BadRows, broken_rows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import ImageColumns, ImageData, Pixels
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
+ARRAYS = ".npz"
 FOLDER_LABEL, PIXEL_LABEL = "folder", "label"  # columns of the tables made here
-
-NO_IMAGE = "image is missing"
-NOT_AN_IMAGE = "image is neither a file name nor bytes"
+COLUMNAR = (".parquet", ".arrow")  # of data sets of the Hub, which may hold pictures of their card beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,72 +41,104 @@ class ImageTable:
 
     Attributes:
         table: the rows.
-        label: which of its columns is the label.
+        labels: which of its columns are the label; several only where each is a class that a row has or not.
         images: one a row, empty bytes where the row has none.
         bad: the rows that have none.
         warnings: what a reader should know of how they were found.
     """
 
     table: DataTable
-    label: str
+    labels: tuple[str, ...]
     images: list[StoredImage]
     bad: BadRows
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
-    images: list[Path]  # in natural order
-    others: Counter[str]  # ending -> how many
+def no_class(_: str) -> bool:
+    """Return False: no folder is known to be a class."""
+    return False
 
 
-def read_image_tables(path: Path, data: ImageData) -> dict[str, ImageTable]:
+def read_image_tables(path: Path, data: ImageData, is_class: Callable[[str], bool] = no_class) -> dict[str, ImageTable]:
     """Read each given split; ``train`` is the one that fractions are taken from. No image is decoded.
+
+    Args:
+        path: the file or folder that ``data.source`` led to.
+        data: how it is read, and the splits.
+        is_class: whether the recipe names a folder as a class; such folders are never taken for splits.
 
     Raises:
         DataError: the files, folders or columns cannot be used.
     """
+    check_no_archive(path, data.columns is not None)
     if data.pixels is not None:
         pixels = data.pixels
         return read_each_split(data.split, lambda split: _read_pixels(path, pixels, split, labelled=True))
     if data.columns is not None:
-        _check_no_images(path)
-        columns = data.columns
-        return read_each_split(
-            data.split, lambda split: _read_images_of_table(path, columns, split, data, labelled=True)
-        )
+        return _read_tables(path, data, data.columns)
+    if path.suffix == ARRAYS:
+        return read_each_split(data.split, lambda split: _array_table(path, read_image_arrays(path, split), split))
     if not path.is_dir():
-        raise DataError(
-            f"{path.name} is a file, not a folder with a folder a class; say how to read it with "
-            "data.columns: {image: COLUMN, label: COLUMN}, or with data.pixels for a table of pixels"
-        )
-    for_tables = {"group": data.split.group, "column": data.split.column}
-    for key, value in (
-        *((f"data.split.{key}", value) for key, value in for_tables.items()),
-        ("data.subset", data.subset),
-    ):
+        raise DataError(_how_to_read(path))
+    for_tables = {"split.group": data.split.group, "split.column": data.split.column, "subset": data.subset}
+    for key, value in for_tables.items():
         if value is not None:
-            raise DataError(f"{key} is for tables, and {path.name} is read as class folders; drop it")
-    files = _files_below(path)
-    _check_class_folders(path, files, data)
-    return read_each_split(data.split, lambda split: _read_folder(path, files, split))
+            raise DataError(f"data.{key} is for tables, and {path.name} is read as class folders; drop it")
+    files = files_below(path)
+    _check_no_tables_alone(files)
+    check_training_folders(files, data.split, _extensible(path, data.source), is_class)
+    found = read_each_split(data.split, lambda split: choose_images(files, split))
+    used = [image for chosen in found.values() for image in chosen.images]
+    found["train"].warnings.extend(left_out_folders(files, used))
+    names = {"train": data.split.train, "validation": data.split.validation, "test": data.split.test}
+    return {name: _folder_table(files, chosen, names[name]) for name, chosen in found.items()}
 
 
-def read_told_image_tables(path: Path, data: ImageData) -> tuple[dict[str, ImageTable], ImageData, list[str]]:
+def read_told_image_tables(
+    path: Path, data: ImageData, is_class: Callable[[str], bool] = no_class
+) -> tuple[dict[str, ImageTable], ImageData, list[str]]:
     """Do the same, and take the splits that tables have where the recipe names none; return those in force as well.
 
     Raises:
         DataError: the files, folders or columns cannot be used.
     """
     if data.columns is None:
-        return read_image_tables(path, data), data, []
-    _check_no_images(path)
-    told, notes = with_given_splits(path, data)
-    tables = read_image_tables(path, told)
+        return read_image_tables(path, data, is_class), data, []
+    notes: list[str] = []
+    if not (path.is_dir() and files_below(path).images):  # tables beside images are told apart by what they hold
+        data, notes = with_given_splits(path, data)
+    tables = read_image_tables(path, data, is_class)
     if list(tables) == ["train"]:
-        told, found = with_split_column(told, tables["train"].table)
-        notes += found
-    return tables, told, notes
+        data, found = with_split_column(data, tables["train"].table)
+        notes = [*notes, *found]
+    return tables, data, notes
+
+
+def read_measured_images(path: Path, data: ImageData, is_class: Callable[[str], bool]) -> ImageTable:
+    """Read all images with labels of another source than the run learned from; splits of the recipe do not count.
+
+    A folder may hold class folders whatever the recipe has, a table may be one of pixels or of names.
+
+    Raises:
+        DataError: the files, folders or columns cannot be used; a folder that can is named where there is one.
+    """
+    check_no_archive(path, data.columns is not None)
+    if path.suffix == ARRAYS:
+        return _array_table(path, read_measured_arrays(path))
+    if not path.is_dir():
+        return _read_any_table(path, data.columns, data.pixels, labelled=True)
+    files = files_below(path)
+    tables = [file for file in files.others if ending_of(file)]
+    classes = {image.relative_to(path).parts[0] for image in files.images if image.parent != path}
+    if tables and not any(map(is_class, classes)) and (data.columns is not None or not files.images):
+        if not files.images:
+            return _read_any_table(path, data.columns, data.pixels, labelled=True)
+        if len(tables) > 1:
+            names = " or ".join(f"--data {printable(str(table))}" for table in tables[:3])
+            raise DataError(f"{path.name} holds images and {len(tables)} tables; name one: {names}")
+        return _read_any_table(tables[0], data.columns, data.pixels, labelled=True)
+    check_measured_folders(files, is_class)
+    return _folder_table(files, choose_images(files, None), None)
 
 
 def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels | None) -> list[StoredImage]:
@@ -119,157 +154,126 @@ def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels
     """
     path = Path(os.path.expanduser(source))
     if path.is_dir():
-        found = _files_below(path).images
-        if found or columns is None:
-            return _named(found or _no_images(path), path)
+        files = files_below(path)
+        if files.images:
+            return named_images(files.images, path)
+        if not any(ending_of(file) for file in files.others):
+            raise no_images(path)
     elif not path.exists():
         matches = sorted(glob.glob(str(path), recursive=True), key=natural_key)
-        images = [Path(match) for match in matches if _is_image(Path(match))]
-        return [StoredImage(str(image), image) for image in images or _no_images(path)]
+        images = [Path(match) for match in matches if is_image(Path(match))]
+        if not images:
+            raise no_images(path)
+        return [StoredImage(printable(str(image)), image) for image in images]
+    elif path.suffix == ARRAYS:
+        return _array_table(path, read_measured_arrays(path)).images
     elif ending_of(path) is None:
-        return [StoredImage(path.name, path)]
-    if pixels is not None:
-        return _read_pixels(path, pixels, None, labelled=False).images
-    return _read_images_of_table(path, columns or ImageColumns(), None, None, labelled=False).images
+        check_no_archive(path, False)
+        return [StoredImage(printable(path.name), path)]
+    return _read_any_table(path, columns, pixels, labelled=False).images
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
+def _extensible(path: Path, source: str) -> str | None:
+    """Return the address of a source, if that of a folder inside it is the same with the folder added."""
+    is_local = Path(os.path.expanduser(source)).absolute() == path.absolute()
+    return source if is_local or source.startswith("pypi:") else None
 
 
-def _files_below(root: Path) -> _Files:
-    """Find images in natural order of their folders and names; hidden files and folders do not count."""
-    images: list[Path] = []
-    others: Counter[str] = Counter()
-    seen: set[str] = set()  # followed links can make a circle
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        subfolders[:] = [] if real in seen else [name for name in subfolders if not name.startswith(".")]
-        if real in seen:
-            continue
-        seen.add(real)
-        for name in names:
-            if _is_image(Path(folder, name)):
-                images.append(Path(folder, name))
-            elif not name.startswith("."):
-                others[Path(name).suffix.lower() or name] += 1
-    return _Files(sorted(images, key=partial(_natural_parts, root)), others)
+def _how_to_read(path: Path) -> str:
+    guessed = guess_pixels(path)
+    if guessed is not None:
+        pixels = f"{{shape: {list(guessed.shape)}, label: {guessed.label}, header: true}}"
+        return f"{path.name} is a table of pixels, by its header; say so with data.pixels: {pixels}"
+    return (
+        f"{path.name} is a file, not a folder with a folder a class; say how to read it with "
+        "data.columns: {image: COLUMN, label: COLUMN}, or with data.pixels for a table of pixels"
+    )
 
 
-def _natural_parts(root: Path, path: Path) -> tuple[Any, ...]:
-    return tuple(natural_key(part) for part in path.relative_to(root).parts)
-
-
-def _no_images(path: Path) -> list[Path]:
-    raise DataError(f"{path}: no images there; an image ends in {', '.join(IMAGE_ENDINGS)}")
-
-
-def _named(images: Sequence[Path], root: Path) -> list[StoredImage]:
-    return [StoredImage(image.relative_to(root).as_posix(), image) for image in images]
-
-
-def _check_class_folders(root: Path, files: _Files, data: ImageData) -> None:
-    """Raise DataError unless there are class folders, and split folders just when the recipe names splits."""
-    if not files.images:
-        if any(ending in files.others for ending in (".csv", ".tsv", ".parquet", ".arrow", ".jsonl", ".json", ".gz")):
-            raise DataError(
-                f"{root.name} holds tables and no images; set data.columns: {{image: COLUMN, label: COLUMN}}"
-            )
-        _no_images(root)
-    folders = sorted({image.relative_to(root).parts[0] for image in files.images if image.parent != root})
-    if not folders:
+def _check_no_tables_alone(files: ImageFiles) -> None:
+    if not files.images and any(ending_of(file) for file in files.others):
         raise DataError(
-            f"{root.name} holds images, but no folder a class; sort them into folders named like the classes, "
-            "or name a table of file names with data.source and data.columns"
-        )
-    if data.split.train is None and _looks_split(folders):
-        raise DataError(f"{root.name} has the split folders {', '.join(folders)}; {_how_to_name_splits(folders)}")
-    for name in (data.split.train, data.split.validation, data.split.test):
-        if isinstance(name, str) and name not in folders:
-            raise DataError(f"{root.name} has no folder {name!r}; it has: {', '.join(folders)}. Edit data.split")
-
-
-def _looks_split(folders: Sequence[str]) -> bool:
-    known = {name for names in SPLIT_NAMES.values() for name in names}
-    names = {folder.lower() for folder in folders}
-    return names <= known and not names.isdisjoint(SPLIT_NAMES["train"])
-
-
-def _how_to_name_splits(folders: Sequence[str]) -> str:
-    def named(split: str) -> str:
-        return next((folder for folder in folders if folder.lower() in SPLIT_NAMES[split]), "0.1")
-
-    shown = ", ".join(f"{split}: {named(split)}" for split in SPLIT_NAMES)
-    return f"write data.split: {{{shown}}}"
-
-
-def _read_folder(root: Path, files: _Files, split: str | None) -> ImageTable:
-    """Read ``class/.../image`` of the folder, or of one of its split folders; an image in no class has no label."""
-    base = root if split is None else root / split
-    chosen = [image for image in files.images if image.is_relative_to(base)]
-    if not chosen:
-        _no_images(base)
-    parts = [image.relative_to(base).parts for image in chosen]
-    labels = [place[0] if len(place) > 1 else None for place in parts]
-    table = DataTable({FOLDER_LABEL: labels}, len(chosen), files=(f"{base.name}/",))
-    warnings = []
-    if files.others:
-        counts = ", ".join(f"{ending} {count}" for ending, count in files.others.most_common(5))
-        warnings.append(f"files of {root.name} that are no images and are left out: {files.others.total()} ({counts})")
-    return ImageTable(table, FOLDER_LABEL, _named(chosen, root), {}, warnings)
-
-
-def _check_no_images(path: Path) -> None:
-    if path.is_dir() and (files := _files_below(path)).images:
-        tables = sorted(str(place) for place in path.iterdir() if ending_of(place))
-        named = f"the table itself, like {tables[0]}" if tables else "a table"
-        example = files.images[0].relative_to(path).as_posix()
-        raise DataError(
-            f"{path.name} is a folder with images in it ({example}, ...), and data.columns is for tables; set "
-            f"data.source to {named}, or drop data.columns if each class has a folder"
+            f"{files.root.name} holds tables and no images; set data.columns: {{image: COLUMN, label: COLUMN}}"
         )
 
 
-def _read_images_of_table(
-    path: Path, columns: ImageColumns, split: str | None, data: ImageData | None, *, labelled: bool
+def _folder_table(files: ImageFiles, chosen: Chosen, split: str | float | None) -> ImageTable:
+    """Return the images of class folders as a table whose label is the folder; an image in no class has none."""
+    base = split if isinstance(split, str) else files.root.name
+    columns: dict[str, list[Any]] = {FOLDER_LABEL: list(chosen.labels)}
+    table = DataTable(columns, len(chosen.images), files=(f"{base.rstrip('/')}/",))
+    return ImageTable(table, (FOLDER_LABEL,), named_images(chosen.images, files.root), {}, chosen.warnings)
+
+
+def _array_table(path: Path, arrays: ImageArrays, split: str | None = None) -> ImageTable:
+    columns: dict[str, list[Any]] = {PIXEL_LABEL: arrays.labels or [None] * len(arrays.images)}
+    images = [StoredImage(f"row {number}", image) for number, image in enumerate(arrays.images, start=1)]
+    name = path.name if split is None else f"{path.name} ({split})"
+    return ImageTable(DataTable(columns, len(images), files=(name,)), (PIXEL_LABEL,), images, {})
+
+
+def _read_tables(path: Path, data: ImageData, columns: ImageColumns) -> dict[str, ImageTable]:
+    """Read the tables of a source in which images have names or are the cells."""
+    files = files_below(path) if path.is_dir() else None
+    if files is not None and files.images and not any(ending_of(file) in COLUMNAR for file in files.others):
+        return read_each_split(data.split, lambda split: _read_table_among_images(files, data, columns, split))
+    if files is None and data.split.train not in (None, ALL_ROWS) and data.subset is None:
+        whole = read_table(path, how=data.format, keep_broken=True)
+        require_columns(whole, [columns.image], "data.columns.image")
+        parts = read_each_split(
+            data.split, lambda split: _with_images(rows_of_split(whole, split, columns), columns, [path.parent])
+        )
+        if left := whole.num_rows - sum(part.table.num_rows for part in parts.values()):
+            told = f"{left} of {whole.num_rows} rows of {path.name} are in no split that data.split names"
+            parts["train"].warnings.append(told)
+        return parts
+    return read_each_split(data.split, lambda split: _read_whole_table(path, data, columns, split))
+
+
+def _read_table_among_images(
+    files: ImageFiles, data: ImageData, columns: ImageColumns, split: str | None
 ) -> ImageTable:
-    if data is None:
-        table = read_table(path, keep_broken=True)
-    else:
-        table = read_table(path, split=split, subset=data.subset, how=data.format, keep_broken=True)
+    place, is_whole = table_among_images(files, columns, split, _extensible(files.root, data.source))
+    read = read_table(place, how=data.format, keep_broken=True)
+    table = replace(read, files=(place.relative_to(files.root).as_posix(),))
+    if split is not None and not is_whole:
+        table = rows_of_split(table, split, columns)
+    return _with_images(table, columns, list(dict.fromkeys((place.parent, files.root))))
+
+
+def _read_whole_table(path: Path, data: ImageData, columns: ImageColumns, split: str | None) -> ImageTable:
+    table = read_table(path, split=split, subset=data.subset, how=data.format, keep_broken=True)
+    root = path if path.is_dir() else path.parent
+    return _with_images(table, columns, list(dict.fromkeys((root / file).parent for file in table.files)))
+
+
+def _with_images(
+    table: DataTable, columns: ImageColumns, folders: Sequence[Path], *, labelled: bool = True
+) -> ImageTable:
     require_columns(table, [columns.image], "data.columns.image")
     if labelled:
-        require_columns(table, [columns.label], "data.columns.label")
+        require_columns(table, columns.label, "data.columns.label")
+    found = images_of_cells(table.columns[columns.image], folders, table.source)
+    return ImageTable(table, columns.label, found.images, {**found.bad, **broken_rows(table)}, found.warnings)
+
+
+def _read_any_table(path: Path, columns: ImageColumns | None, pixels: Pixels | None, *, labelled: bool) -> ImageTable:
+    """Read a table of another source, which may be of another kind than the one that the run learned from."""
+    names = columns or ImageColumns()
+    if columns is None and not (path.is_file() and names.image in first_cells(path)):
+        pixels = pixels or (guess_pixels(path) if path.is_file() else None)
+        if pixels is not None:
+            return _read_pixels(path, pixels, None, labelled=labelled)
+    table = read_table(path, keep_broken=True)
+    needed = (names.image, *names.label) if labelled else (names.image,)
+    if columns is None and not set(needed) <= set(table.columns):
+        raise DataError(
+            f"{table.source} has no columns {' and '.join(map(repr, needed))}, which a table must have for a run that "
+            f"learned from other than tables (it has: {', '.join(map(repr, table.columns))}); rename them"
+        )
     root = path if path.is_dir() else path.parent
-    folders = list(dict.fromkeys((root / file).parent for file in table.files))
-    images: list[StoredImage] = []
-    bad: BadRows = {}
-    for number, cell in enumerate(table.columns[columns.image], start=1):
-        image, problem = _stored(cell, f"row {number}", folders)
-        images.append(image)
-        if problem is not None:
-            bad[number] = problem
-    return ImageTable(table, columns.label, images, {**bad, **broken_rows(table)})
-
-
-def _stored(cell: Any, row: str, folders: Sequence[Path]) -> tuple[StoredImage, BadRow | None]:
-    """Return the image of a cell: a file name, encoded bytes, or the ``{bytes, path}`` of a Hub image."""
-    if isinstance(cell, Mapping) and not {"bytes", "path"}.isdisjoint(cell):
-        content, name = cell.get("bytes"), cell.get("path")
-        if content:
-            return StoredImage(name or row, bytes(content)), None
-        cell = name
-    if isinstance(cell, bytes | bytearray):
-        return StoredImage(row, bytes(cell)), None
-    if isinstance(cell, str) and cell.strip():
-        name = cell.strip()
-        places = [folder / name for folder in folders]  # an absolute name stays as it is
-        # Tables of one split may lie in several folders, and a row does not say in which.
-        place = places[0] if len(places) == 1 else next((place for place in places if place.exists()), places[0])
-        return StoredImage(name, place), None
-    is_empty = cell is None or cell == "" or (isinstance(cell, str) and not cell.strip()) or cell != cell
-    problem = BadRow(NO_IMAGE) if is_empty else BadRow(NOT_AN_IMAGE, cell)
-    return StoredImage(row, b""), problem
+    folders: Iterable[Path] = dict.fromkeys((root / file).parent for file in table.files)
+    return _with_images(table, names, list(folders), labelled=labelled)
 
 
 def _read_pixels(path: Path, pixels: Pixels, split: str | None, *, labelled: bool) -> ImageTable:
@@ -281,7 +285,7 @@ def _read_pixels(path: Path, pixels: Pixels, split: str | None, *, labelled: boo
     columns: dict[str, list[Any]] = {PIXEL_LABEL: rows.labels or [None] * len(rows.images)}
     images = [StoredImage(f"row {number}", image) for number, image in enumerate(rows.images, start=1)]
     name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-    return ImageTable(DataTable(columns, len(images), files=(name,)), PIXEL_LABEL, images, {}, rows.warnings)
+    return ImageTable(DataTable(columns, len(images), files=(name,)), (PIXEL_LABEL,), images, {}, rows.warnings)
 
 
 def _pixel_file(path: Path, split: str | None) -> Path:

@@ -10,11 +10,14 @@ import numpy as np
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.changes import change_warnings
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
-from hftoolkit.data.image.sources import ImageTable, read_image_tables, read_told_image_tables
-from hftoolkit.data.labels import LabelSet
+from hftoolkit.data.image.formats import explain
+from hftoolkit.data.image.sources import ImageTable, read_measured_images, read_told_image_tables
+from hftoolkit.data.labels import LabelSet, canonical_value
 from hftoolkit.data.reading import (
+    check_any_label,
     check_disjoint_groups,
     check_not_empty,
+    check_several_labels,
     check_two_classes,
     places_by_split,
     reading,
@@ -30,8 +33,8 @@ from hftoolkit.data.text_rows import (
     check_bad_rows,
     encode_rows,
     find_labels,
+    label_values,
     read_groups,
-    single_values,
 )
 from hftoolkit.recipe import ImageClassification, ImageData, Split
 
@@ -67,7 +70,7 @@ class ImageSplits:
     Attributes:
         pixels: N images, (height, width, 3) uint8 each.
         names: N file names, or ``row 12``.
-        targets: (N,) int64 class numbers.
+        targets: (N,) int64 class numbers; multi-label: (N, C) float32 of 0 and 1.
         row_numbers: (N,) int64, 1-based rows of the table, or places in the natural order of a folder.
         labels: the classes, those that occur in one split only too.
         summary: counts, fingerprint of the decoded images, and warnings in plain JSON types.
@@ -89,7 +92,7 @@ def load_image_splits(
     Args:
         path: the file or folder that ``data.source`` led to.
         data: how it is read, the splits, and what to do with bad rows.
-        task: the labels.
+        task: the labels, and whether an image has one or any number.
         geometry: the size that all images are brought to.
         labels: known classes, which overrule ``task.labels``.
 
@@ -98,11 +101,12 @@ def load_image_splits(
         RecipeError: ``task.labels`` is not valid.
         EnvironmentFault: the cache of images cannot be written.
     """
-    sources, data, notes = read_told_image_tables(path, data)
+    named = frozenset(map(canonical_value, task.labels or ()))
+    sources, data, notes = read_told_image_tables(path, data, lambda folder: canonical_value(folder) in named)
     told, untold = told_splits(sources["train"].table, data.split.column)
     first = sources["train"]
     sources["train"] = replace(first, bad={**untold, **first.bad})
-    rows, cached, offsets = _usable(sources, data, task.labels, geometry, labels)
+    rows, cached, offsets = _usable(sources, data, task, geometry, labels)
     check_disjoint_groups(rows)
     check_not_empty(rows, {name: source.table for name, source in sources.items()})
     divided = _divide(rows, sources, cached, offsets, places_by_split(rows, data.split, told), _label_key(data))
@@ -110,25 +114,28 @@ def load_image_splits(
 
 
 def load_labelled_images(
-    path: Path, data: ImageData, geometry: Geometry, labels: LabelSet
-) -> tuple[FittedImages, np.ndarray]:
-    """Return all usable images of a source and their targets, (N,) int64; ``data.split`` does not count.
+    path: Path, data: ImageData, task: ImageClassification, geometry: Geometry, labels: LabelSet
+) -> tuple[FittedImages, list[str], np.ndarray]:
+    """Return all usable images of a source, their names, and their targets, which are those of ``ImageSplits``.
+
+    ``data.split`` does not count.
 
     Raises:
         DataError: the files, columns or rows cannot be used; all bad rows are in one message.
         EnvironmentFault: the cache of images cannot be written.
     """
+    source = read_measured_images(path, data, lambda folder: labels.encode(folder) is not None)
     data = data.model_copy(update={"split": Split()})
-    sources = read_image_tables(path, data)
-    rows, cached, _ = _usable(sources, data, None, geometry, labels)
-    check_not_empty(rows, {name: source.table for name, source in sources.items()})
-    return FittedImages(cached.path, rows["train"].row_numbers - 1), rows["train"].targets
+    found, cached, _ = _usable({"all": source}, data, task, geometry, labels)
+    check_not_empty(found, {"all": source.table})
+    rows = found["all"]
+    return FittedImages(cached.path, rows.row_numbers - 1), rows.texts, rows.targets
 
 
 def _usable(
     sources: Mapping[str, ImageTable],
     data: ImageData,
-    mapping: Mapping[Any, str] | None,
+    task: ImageClassification,
     geometry: Geometry,
     labels: LabelSet | None,
 ) -> tuple[dict[str, CleanRows], CachedImages, dict[str, int]]:
@@ -137,24 +144,39 @@ def _usable(
     offsets = dict(zip(sources, first_rows[:-1].tolist(), strict=True))
     cached = cached_pixels([image for source in sources.values() for image in source.images], geometry)
     parsed = {
-        name: _parse(source, data, cached.problems[offsets[name] : offsets[name] + len(source.images)])
+        name: _parse(source, data, task, cached.problems[offsets[name] : offsets[name] + len(source.images)])
         for name, source in sources.items()
     }
     if labels is None:
-        first = sources["train"]
-        labels = find_labels(parsed.values(), [first.label], multi_label=False, mapping=mapping, table=first.table)
+        if task.multi_label and len(sources["train"].labels) == 1:
+            check_several_labels(parsed["train"], task.label_separator)
+        labels = find_labels(
+            parsed.values(),
+            sources["train"].labels,
+            multi_label=task.multi_label,
+            mapping=task.labels,
+            table=sources["train"].table,
+        )
     encoded = {name: encode_rows(rows, labels) for name, rows in parsed.items()}
     bad = {sources[name].table.source: with_names(bad_rows, sources[name]) for name, (_, bad_rows) in encoded.items()}
     check_bad_rows(bad, labels, data.on_bad_rows)
     return {name: kept for name, (kept, _) in encoded.items()}, cached, offsets
 
 
-def _parse(source: ImageTable, data: ImageData, problems: Sequence[str | None]) -> ParsedRows:
+def _parse(
+    source: ImageTable, data: ImageData, task: ImageClassification, problems: Sequence[str | None]
+) -> ParsedRows:
     """Take names for texts; a row with several faults is listed for the first of: image, label, group."""
-    values, bad_labels = single_values(source.table.columns[source.label])
+    values, bad_labels = label_values(
+        source.table, source.labels, multi_label=task.multi_label, label_separator=task.label_separator
+    )
     groups, bad_groups = read_groups(source.table, data.split.group)
     names = [image.name for image in source.images]
-    broken = {number: BadRow(problem) for number, problem in enumerate(problems, start=1) if problem is not None}
+    broken = {
+        number: BadRow(explain(image, problem))
+        for number, (image, problem) in enumerate(zip(source.images, problems, strict=True), start=1)
+        if problem is not None
+    }
     return ParsedRows(names, values, groups, {**bad_groups, **bad_labels, **broken, **source.bad})
 
 
@@ -183,7 +205,10 @@ def _divide(
         targets[name] = rows[source].targets[chosen]
         row_numbers[name] = rows[source].row_numbers[chosen]
         places[name] = row_numbers[name] - 1 + offsets[source]
-    check_two_classes(targets["train"], labels, f"check {label_key} and task.labels")
+    if labels.multi_label:
+        check_any_label(targets["train"])
+    else:
+        check_two_classes(targets["train"], labels, f"check {label_key} and task.labels")
     hashes = {name: [cached.sha256[place] or "" for place in found] for name, found in places.items()}
     summary = summarize(hashes, targets, row_numbers, labels, "image")
     near = near_duplicates(cached, places)

@@ -150,6 +150,7 @@ def pixel_logreg(
     pixels: Sequence[np.ndarray],
     *,
     num_classes: int,
+    multi_label: bool,
     seed: int,
 ) -> np.ndarray:
     """Return the probabilities, ``(n, C)``, of a logistic regression on gray images of 16 x 16 pixels.
@@ -158,9 +159,10 @@ def pixel_logreg(
 
     Args:
         train_pixels: N images, each (H, W, 3) uint8.
-        train_targets: (N,) int.
+        train_targets: (N,) int, or (N, C) 0/1 with ``multi_label``, which fits one model for each class.
         pixels: n images like those.
         num_classes: C; a class without training images gets probability 0.
+        multi_label: any number of classes an image.
         seed: of the solver; today's solver draws nothing.
 
     Raises:
@@ -168,7 +170,11 @@ def pixel_logreg(
     """
     _check_train(train_targets)
     features = _thumbnails(train_pixels), _thumbnails(pixels)
-    return _fit_predict(*features, train_targets, num_classes=num_classes, seed=seed)
+    if not multi_label:
+        return _fit_predict(*features, train_targets, num_classes=num_classes, seed=seed)
+    flags_CN = train_targets.T.astype(np.int64)
+    columns = [_fit_predict(*features, flags_N, num_classes=2, seed=seed)[:, 1] for flags_N in flags_CN]
+    return np.stack(columns, axis=1)
 
 
 def _thumbnails(pixels: Sequence[np.ndarray]) -> np.ndarray:

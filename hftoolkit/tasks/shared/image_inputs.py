@@ -11,6 +11,8 @@ from PIL import Image
 from hftoolkit.contracts import Inputs, Unusable
 from hftoolkit.data.image.cache import BrokenImage, Geometry, StoredImage, decode_and_compare, fit
 from hftoolkit.data.image.changes import change_warnings
+from hftoolkit.data.image.files import printable
+from hftoolkit.data.image.formats import explain
 from hftoolkit.data.image.sources import open_images
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import ImageData
@@ -49,7 +51,7 @@ def image_inputs(
         try:
             picture, change = decode_and_compare(image)
         except BrokenImage as error:
-            return Unusable(error.reason)
+            return Unusable(explain(image, error.reason))
         changes.append(change)
         return make(fit(picture, geometry), image.name)
 
@@ -80,7 +82,7 @@ def image_inputs(
 
 def _stored(row: Any, number: int) -> StoredImage:
     if isinstance(row, str | Path):
-        return StoredImage(str(row), Path(row))
+        return StoredImage(printable(str(row)), Path(row))
     if isinstance(row, bytes):
         return StoredImage(f"row {number}", row)
     if isinstance(row, Image.Image):

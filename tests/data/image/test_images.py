@@ -542,7 +542,8 @@ def test_folders_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder a class"):
         load(tmp_path / "flat")
     (tmp_path / "flat" / "meta.csv").write_text("image,label\na.png,x\n")
-    with pytest.raises(DataError, match=r"set data.source to the table itself, like .*meta\.csv"):
+    (tmp_path / "flat" / "more.csv").write_text("image,label\na.png,x\n")
+    with pytest.raises(DataError, match=r"the tables meta.csv, more.csv; name one, like data.split.train: meta\.csv"):
         load(tmp_path / "flat", columns={})
     with pytest.raises(DataError, match=r"meta.csv is a file"):
         load(tmp_path / "flat" / "meta.csv")
@@ -569,8 +570,9 @@ def test_labels_of_the_recipe_rename_and_join_folders(tmp_path: Path) -> None:
 def test_all_images_of_another_source_can_be_measured(tmp_path: Path) -> None:
     labels = load(save_classes(tmp_path / "pets")).labels
     other = save_classes(tmp_path / "others", ("dog",), 3, first_seed=70)
-    pixels, targets = load_labelled_images(other, section(split={"train": "a"}), SMALL, labels)
-    assert targets.tolist() == [1, 1, 1] and (pixels[2] == fit(Image.fromarray(noise(72)), SMALL)).all()
+    pixels, names, targets = load_labelled_images(other, section(split={"train": "a"}), TASK, SMALL, labels)
+    assert targets.tolist() == [1, 1, 1] and names == [f"dog/{number}.png" for number in range(3)]
+    assert (pixels[2] == fit(Image.fromarray(noise(72)), SMALL)).all()
 
 
 # Tables

@@ -111,7 +111,6 @@ CASES = [
 ]
 # Their layers are read or changed in ways that an adapter cannot stand in for; that processor gives BGR.
 REFUSED = {
-    ("timm/test_nfnet", "lora"),
     ("transformers/bit", "lora"),
     ("transformers/mobilenet_v1", "lora"),
     ("transformers/mobilenet_v2", "lora"),

@@ -49,7 +49,7 @@ def test_own_data_in_five_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_shell_scripts_are_valid() -> None:
     scripts = [*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"]
-    assert len(scripts) == 11
+    assert len(scripts) == 12
     for script in scripts:
         subprocess.run(["bash", "-n", str(script)], check=True)
 

@@ -271,7 +271,7 @@ def _to_rgb(picture: Image.Image) -> tuple[Image.Image, str | None]:
         return picture.convert("RGB"), None
     rgba = picture.convert("RGBA")
     on_white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return on_white, TRANSPARENT if rgba.getextrema()[3][0] < 255 else None
+    return on_white, TRANSPARENT if np.asarray(rgba.getchannel("A")).min() < 255 else None
 
 
 def _resized(width: int, height: int, geometry: Geometry) -> tuple[int, int]:

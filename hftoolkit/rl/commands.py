@@ -29,6 +29,7 @@ from hftoolkit.rl.tabular import TabularAgent
 from hftoolkit.rl.training import Training
 from hftoolkit.rl.video import check_video, record_video, show
 from hftoolkit.runs.directory import RunDir, read_json, write_json
+from hftoolkit.runs.extension import hand_over
 from hftoolkit.runs.figures import write_learning_curve_png
 from hftoolkit.runs.lifecycle import run_lifecycle, truncate_log, with_recording
 from hftoolkit.runs.resume import Resume, check_model, open_run, write_manifest
@@ -78,7 +79,7 @@ def train(
         _train_one(recipe, run, emit)
     else:
         _train_seeds(recipe, run, seeds, emit)
-    return run.root
+    return hand_over(run).root
 
 
 def dry_run(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bool, emit: Emit) -> float:

@@ -92,7 +92,7 @@ def train(
         _train_one(recipe, run, emit)
     else:
         _train_seeds(recipe, run, seeds, emit)
-    return run.root
+    return hand_over(run).root
 
 
 def dry_run(recipe: ReinforcementRecipe, *, run_dir: Path | None, allow_code: bool, emit: Emit) -> float:

@@ -28,9 +28,9 @@ def begin_extension(run: RunDir, recipe: AnyRecipe) -> RunDir:
         for path in (run.environment, run.backbone, run.data, run.labels, run.revisions, run.metrics, run.log):
             if path.is_file():
                 shutil.copy2(path, part)
-        if run.tracking.is_dir():
-            shutil.copytree(run.tracking, part / run.tracking.name)
-        shutil.copytree(run.checkpoints, part / run.checkpoints.name, copy_function=_link)
+        for folder in (run.tracking, run.checkpoints, run.seeds):
+            if folder.is_dir():
+                shutil.copytree(folder, part / folder.name, copy_function=_copy)
         write_text(part / run.recipe.name, dump_recipe(recipe))
         os.rename(part, run.extension().root)
     except OSError as error:
@@ -47,8 +47,10 @@ def extended_run(run: RunDir) -> RunDir | None:
 
 def has_progress(extension: RunDir, run: RunDir) -> bool:
     """Return whether an extension saved a state that the finished run has not."""
-    known = {path.name for path in run.checkpoints.glob("*")}
-    return any(path.name not in known for path in extension.checkpoints.glob("step-*"))
+    known, found = (
+        {path.relative_to(each.root) for path in each.root.rglob("checkpoints/step-*")} for each in (run, extension)
+    )
+    return not found <= known
 
 
 def hand_over(run: RunDir) -> RunDir:
@@ -92,9 +94,10 @@ def _replace(new: Path, old: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _link(source: str, target: str) -> None:
-    """Give a checkpoint's file, which nobody changes, another name; where a disk knows no links, copy it."""
-    with suppress(OSError):
-        os.link(source, target)
-        return
+def _copy(source: str, target: str) -> None:
+    """Copy a file; of a checkpoint, which nobody changes, give it another name instead, if the disk knows links."""
+    if "checkpoints" in Path(source).parts[-3:]:
+        with suppress(OSError):
+            os.link(source, target)
+            return
     shutil.copy2(source, target)

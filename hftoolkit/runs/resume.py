@@ -115,7 +115,7 @@ def _extension(recipe: AnyRecipe, run: RunDir) -> RunDir:
                 + f"\ntake these changes back, or remove {begun.root} to begin another extension"
             )
     shutil.rmtree(begun.root, ignore_errors=True)
-    if not has_states(run.checkpoints):
+    if not has_states(run.checkpoints) and not run.seeds.is_dir():
         raise DataError(f"{run.checkpoints} is gone, and with it what {run.root} could be extended from")
     return begun
 

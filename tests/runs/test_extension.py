@@ -144,6 +144,25 @@ def test_checkpoints_are_copied_where_links_are_not_possible(recipes: Recipes, r
     assert (longer.checkpoints / "step-000020" / "MANIFEST.json").is_file()
 
 
+def test_a_run_of_several_seeds_is_extended_in_copies_of_them(recipes: Recipes, run: RunDir):
+    seed = RunDir(run.root.rename(run.root.with_name("one")))
+    outer = RunDir.create("tiny", run.root)
+    with run_lifecycle(outer):
+        write_manifest(recipes(), outer, silent)
+        outer.seeds.mkdir()
+        shutil.copytree(seed.root, outer.seed(0).root)
+        (outer.seed(0).root / "train.log").write_text("two epochs")
+    before = remains(outer)
+    longer = extend(recipes, outer, "train.epochs=3")
+    train(recipes("train.epochs=3"), longer.seed(0), 30)
+    with (longer.seed(0).root / "train.log").open("a") as log:
+        log.write(", and a third")
+    assert remains(outer) == before
+    write_status(longer, "done")
+    assert open_run(recipes("train.epochs=3"), "tiny", outer.root, resume="auto", emit=silent) == outer
+    assert (outer.seed(0).root / "train.log").read_text() == "two epochs, and a third"
+
+
 # One command for a scheduler
 
 

@@ -99,12 +99,11 @@ def _card_lists_files(folder: Path) -> bool:
 def _divided(folder: Path, layout: Layout) -> Layout:
     """Give files with the names of splits to these, and account for tables that no split has."""
     # Beside an archive often lies what was unpacked from it.
-    files = {
-        split: [path for path in paths if path.suffix.lower() not in PACKED or not path.with_suffix("").exists()]
-        for split, paths in layout.files.items()
-    }
+    files = {split: [path for path in paths if _is_unpacked(path)] for split, paths in layout.files.items()}
     if list(files) == ["train"]:
-        files = _by_name(folder, files["train"])
+        kinds = {ending_of(path) for path in files["train"]}
+        alike = [path for path in tables_below(folder) if ending_of(path) in kinds and _is_unpacked(path)]
+        files = _by_name(folder, alike) or files
     read = {os.path.realpath(path) for paths in files.values() for path in paths}
     unread = [path for path in tables_below(folder) if os.path.realpath(path) not in read]
     if not unread:
@@ -130,17 +129,21 @@ def _divided(folder: Path, layout: Layout) -> Layout:
     return Layout(files, layout.features, layout.csv_options, layout.csv_names, (note,), problem)
 
 
+def _is_unpacked(path: Path) -> bool:
+    return path.suffix.lower() not in PACKED or not path.with_suffix("").exists()
+
+
 def _is_surely_table(path: Path) -> bool:
-    if path.suffix.lower() in PACKED and path.with_suffix("").exists():
+    if not _is_unpacked(path):
         return False
     return ending_of(path) not in OFTEN_NO_TABLES or role_of(path.stem) is not None
 
 
 def _by_name(folder: Path, paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Return files by the split that their names speak of; all of them are for training if none is for the others."""
+    """Return files by the split that their names speak of; nothing if none is for validation or test."""
     roles = [_role_of_file(path.relative_to(folder)) for path in paths]
     if "test" not in roles and "validation" not in roles:
-        return {"train": list(paths)}
+        return {}
     found: dict[str, list[Path]] = {}
     for split in ("train", "validation", "test"):
         if those := [path for path, role in zip(paths, roles, strict=True) if role == split]:

@@ -6,7 +6,7 @@ Files are read here and not by ``datasets``, since its CSV reader turns texts li
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hftoolkit.recipe.sections import TableFormat
 
 ALL_ROWS = "all"  # as data.split.train: the rows of all splits
 AS_IT_COMES = TableFormat()
+AS_DATA_FORMAT = "data.format"
 SPLIT_FILES_SHOWN = 3
 LONGEST_NAME_SHOWN = 60
 
@@ -38,6 +39,7 @@ class DataTable:
         repeated: a name that several columns have -> what each of them is called in ``columns``.
         notes: sentences on how the files were read, for whoever checks that.
         header: whether the column names are the first line of a file.
+        knobs: what the recipe calls the section that says how the files are read.
     """
 
     columns: Columns
@@ -49,6 +51,7 @@ class DataTable:
     repeated: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     header: bool = False
+    knobs: str = AS_DATA_FORMAT
 
     @property
     def source(self) -> str:
@@ -63,7 +66,7 @@ def read_table(
     split: str | None = None,
     subset: str | None = None,
     how: TableFormat = AS_IT_COMES,
-    knobs: str = "data.format",
+    knobs: str = AS_DATA_FORMAT,
     keep_broken: bool = False,
 ) -> DataTable:
     """Read a table file, or the files of one split of a folder.
@@ -93,7 +96,7 @@ def read_table(
         number, broken = min(table.broken.items())
         place = f" ({broken.place})" if broken.place else ""
         raise DataError(f"{table.source}, row {number}{place} {broken.detail}")
-    return table
+    return replace(table, knobs=knobs)
 
 
 def given_splits(path: Path, subset: str | None) -> dict[str, str]:
@@ -139,15 +142,15 @@ def require_columns(table: DataTable, names: Sequence[str], where: str) -> None:
         f"it has: {', '.join(map(_shortly, table.columns))}. Edit {where}"
     )
     if table.header and len(missing) == len(names) and "(did you mean" not in message:
-        message += f". {_about_header(len(table.columns))}"
+        message += f". {_about_header(len(table.columns), table.knobs)}"
     raise DataError(message)
 
 
-def _about_header(num_columns: int) -> str:
+def _about_header(num_columns: int, knobs: str) -> str:
     if num_columns == 1:
-        return "Only one column was found; if cells are separated by another character, set data.format.separator"
+        return f"Only one column was found; if cells are separated by another character, set {knobs}.separator"
     names = ", ".join(["NAME"] * num_columns)
-    return f"The first line was taken as the header; if it is a row, set data.format.names: [{names}]"
+    return f"The first line was taken as the header; if it is a row, set {knobs}.names: [{names}]"
 
 
 def _shortly(name: str) -> str:

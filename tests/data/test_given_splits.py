@@ -69,6 +69,7 @@ def test_names_speak_of_splits_by_whole_words(name, role):
     [
         ("train.csv", "test.csv"),
         ("Train.csv", "Test.csv"),
+        ("train.csv", "Test.csv"),
         ("reviewsTraining.csv", "reviewsTest.csv"),
         ("seg_train/rows.csv", "seg_test/rows.csv"),
         ("DATA/TRAIN/rows.csv", "DATA/TEST/rows.csv"),

@@ -207,24 +207,36 @@ def test_the_latest_of_repeats_stays_and_they_are_counted(load: Load) -> None:
     assert any("1 rows repeat an item" in each for each in splits.summary["warnings"])
 
 
-BAD = [("", "i1", 1), ("a", "", 1), ("a", "other", 1), ("a", "i5", ""), ("b", "i5", "soon")]
+BAD = [("", "i1", 1), ("a", "", 1), ("a", "other", 1), ("a", "i5", ""), ("b", "i5", "soon"), ("torn",)]
 
 
 def test_rows_that_cannot_be_used_stop_the_run_with_all_reasons_or_are_counted(load: Load) -> None:
     rows = [*world(), *BAD]
     with pytest.raises(DataError) as refused:
         load(rows)
-    for part in ("5 of 85 rows", "user is missing: 1 (row 81)", "not in the catalogue: 1 (row 83)", "(rows 84, 85)"):
+    for part in (
+        "6 of 86 rows",
+        "row cannot be read: 1 (row 86)",
+        "user is missing: 1 (row 81)",
+        "not in the catalogue: 1 (row 83)",
+        "(rows 84, 85)",
+    ):
         assert part in str(refused.value)
     splits = load(rows, on_bad_rows="skip")
     assert splits.summary["skipped"] == {
+        "row cannot be read": 1,
         "user is missing": 1,
         "item is missing": 1,
         "item is not in the catalogue": 1,
         "timestamp is missing or no time": 2,
     }
     assert splits.summary["interactions"] == 80
-    assert any(each.startswith("5 rows are left out") for each in splits.summary["warnings"])
+    assert any(each.startswith("6 rows are left out") for each in splits.summary["warnings"])
+
+
+def test_the_knob_of_a_log_is_named_as_the_recipe_calls_it(load: Load) -> None:
+    with pytest.raises(DataError, match=r"set data\.interactions\.format\.names: \[NAME, NAME, NAME\]"):
+        load([("a", "i0", 1)], header=("b", "i1", "2"), columns={"user": "who", "item": "what", "timestamp": "when"})
 
 
 def test_small_values_are_left_out_and_weights_are_read(load: Load) -> None:

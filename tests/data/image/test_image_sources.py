@@ -482,6 +482,7 @@ def test_the_folder_to_measure_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_run_of_any_source_is_measured_on_any_other(tmp_path: Path) -> None:
     put_classes(tmp_path / "folders", "cat dog", 1)
+    table_of(tmp_path / "folders" / "notes.csv", [("x", "y")])  # beside class folders, a table is not what is measured
     put(tmp_path / "1.png")
     names = table_of(tmp_path / "names.csv", [("1.png", "dog")])
     grid = table_of(tmp_path / "grid.csv", [("cat", *range(16))], ",".join(["label", *(f"p{i}" for i in range(16))]))

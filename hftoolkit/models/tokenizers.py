@@ -80,14 +80,14 @@ def longest_text(model: Any) -> int | None:
     """Return how many tokens a model reads at most; None where nothing limits them.
 
     Tables of positions may have more rows than that: RoBERTa and its relatives count from behind the padding token's
-    number, so that the first two rows stand for no position, and BART and OPT leave two rows free.
+    number, so that the first two rows stand for no position.
     """
     settings = model.config.get_text_config()
     limits = [getattr(settings, name, None) for name in LENGTH_SETTINGS]
     for name, table in model.named_modules():
         if name.rpartition(".")[2] in POSITION_TABLES and isinstance(getattr(table, "weight", None), nn.Parameter):
             padding = getattr(table, "padding_idx", None)
-            unused = getattr(table, "offset", 0) if padding is None else padding + 1
+            unused = 0 if padding is None else padding + 1
             limits.append(len(table.weight) - unused)
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 

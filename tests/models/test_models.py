@@ -326,6 +326,7 @@ def test_lora_trains_no_decoder_in_full(tmp_path: Path) -> None:
         "bart": BartConfig(vocab_size=30, d_model=16, encoder_layers=2, decoder_layers=1, max_position_embeddings=64),
         "t5": T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=1, num_heads=2),
     }
+    configs["t5"].update({"decoder_start_token_id": 0, "eos_token_id": 3})  # the tokenizer ends a text with 3
     for name, config in configs.items():
         AutoModel.from_config(config).save_pretrained(tmp_path / name)
         BertTokenizer(vocab={word: index for index, word in enumerate(VOCABULARY)}).save_pretrained(tmp_path / name)

@@ -78,6 +78,7 @@ def test_plain_transformers_gives_what_was_trained_for_each_text_alone(
     said: list[str] = []
     setup = prepare(load_recipe(recipe), lambda event: said.append(str(event)))
     assert (family in DEPEND_ON_PADDING) == any("depend on how far" in text for text in said)
+    assert sum("validation has" in text and "too few to choose" in text for text in said) == 1
     fit_setup(setup, RunDir.create("run", tmp_path / "run"), WHOLE, lambda event: said.append(str(event)))
     model = setup.tuned.model.eval()
     texts = [row.text for row in setup.dataset.splits["test"]] + odd_texts(family)

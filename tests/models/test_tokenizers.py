@@ -13,6 +13,7 @@ from doubles.text_families import save_family, tokenizer_of
 from hftoolkit.contracts import HeadSpec
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
+from hftoolkit.models.tokenizers import change, load_tokenizer
 from hftoolkit.recommend.tower import load_text_encoder
 
 KIND = "AutoModelForSequenceClassification"
@@ -94,6 +95,14 @@ def test_padding_goes_to_the_side_where_it_changes_nothing(tmp_path: Path) -> No
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").padding_side == "right"
     left = load(save_family("xlnet", tmp_path / "xlnet"))
     assert left.tokenizer.padding_side == "left" and not left.note
+
+
+def test_what_is_changed_of_a_tokenizer_is_saved(tiny_backbone: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_backbone)
+    assert tokenizer.padding_side == "right"
+    change(tokenizer, "padding_side", "left")
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).padding_side == "left"
 
 
 def test_an_architecture_that_reads_some_padding_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,16 @@ def test_the_reported_hit_rate_is_that_of_the_written_lists(run: Path, world: Pa
         assert set(items).isdisjoint(log[user][:-1])
     hits = np.mean([log[user][-1] in items for user, items in lists.items()])
     assert read_json(run / "results.json")["test"]["metrics"]["hr"] == pytest.approx(hits)
+
+
+def test_a_report_makes_lists_and_card_again(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    made = [Path("predictions", "test.csv"), Path("model", "README.md")]
+    for path in made:
+        (copy / path).unlink()
+    ended = hft("report", copy)
+    assert ended.code == 0 and "sum of parts" in ended.out, ended
+    assert [path for path in made if (copy / path).read_bytes() != (run / path).read_bytes()] == []
 
 
 def test_the_tower_is_laid_out_for_sentence_transformers_and_the_gate_says_so(run: Path) -> None:

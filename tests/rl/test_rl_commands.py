@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,24 @@ def test_a_finished_run_holds_its_policy_its_results_and_its_curve(run: Path):
 def test_the_random_baseline_is_random(run: Path):
     baseline = read_json(run / "results.json")["baselines"]["random actions"]["metrics"]
     assert 9 <= baseline["mean_return"] <= 60
+
+
+def test_a_policy_whose_curve_cannot_be_drawn_is_finished(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (copy / "report" / "learning_curve.png").unlink()
+    (copy / "model" / "README.md").unlink()
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a fault of the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hftoolkit.rl.commands.write_learning_curve_png", broken)
+        assert hft("report", copy).code == 1
+    status = read_json(copy / "status.json")
+    assert (status["state"], status["without"]) == ("done", ["learning curve"])
+    assert (copy / "model" / "README.md").read_bytes() == (run / "model" / "README.md").read_bytes()
+    assert hft("report", copy).code == 0 and "without" not in read_json(copy / "status.json")
+    assert (copy / "report" / "learning_curve.png").is_file()
 
 
 def test_evaluate_repeats_the_final_measurement_exactly(run: Path):

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hftoolkit.data.files import ending_of
 from hftoolkit.data.image.cache import StoredImage
 from hftoolkit.data.labels import natural_key
 from hftoolkit.errors import DataError
@@ -66,6 +67,11 @@ def files_below(root: Path) -> ImageFiles:
 def is_image(path: Path) -> bool:
     """Return whether a file that is not hidden is a picture, of a format that is read or of another."""
     return not _is_hidden(path.name) and path.is_file() and _is_picture(path)
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file is a table; an archive among images is taken for one of images."""
+    return ending_of(path) not in (None, ".zip")
 
 
 def archive_ending(path: Path) -> str | None:

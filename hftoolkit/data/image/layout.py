@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from hftoolkit.data.files import ending_of
-from hftoolkit.data.image.files import ImageFiles, count_endings, no_images, printable
+from hftoolkit.data.image.files import ImageFiles, count_endings, is_table, no_images, printable
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split
 
@@ -228,7 +227,7 @@ def _check_unsplit(tree: _Tree, source: str | None, is_class: Callable[[str], bo
     splits = _find_splits(tree, base)
     if splits is not None:
         raise DataError(_split_message(tree.files, splits))
-    if len(folders) == 1 and tree.is_flat((folders[0],)) and any(map(ending_of, tree.files.others)):
+    if len(folders) == 1 and tree.is_flat((folders[0],)) and any(map(is_table, tree.files.others)):
         raise DataError(
             f"{root.name} holds images in one folder, {printable(folders[0])}, and not in a folder for each class; "
             f"sort them into folders named like the classes{_or_table(tree.files)}"
@@ -244,7 +243,7 @@ def _check_unsplit(tree: _Tree, source: str | None, is_class: Callable[[str], bo
 
 def _or_table(files: ImageFiles) -> str:
     """Return the other thing to do with images that lie in no class folders."""
-    tables = [printable(file.relative_to(files.root).as_posix()) for file in files.others if ending_of(file)]
+    tables = [printable(file.relative_to(files.root).as_posix()) for file in files.others if is_table(file)]
     if not tables:
         return ", or name a table of file names with data.source and data.columns"
     named = f"a table, like {tables[0]}," if len(tables) > 1 else f"the table {tables[0]}"

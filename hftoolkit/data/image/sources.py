@@ -12,7 +12,7 @@ from hftoolkit.data.image.archives import check_no_archive
 from hftoolkit.data.image.arrays import ImageArrays, read_image_arrays, read_measured_arrays
 from hftoolkit.data.image.cache import StoredImage
 from hftoolkit.data.image.cells import images_of_cells
-from hftoolkit.data.image.files import ImageFiles, files_below, is_image, named_images, no_images, printable
+from hftoolkit.data.image.files import ImageFiles, files_below, is_image, is_table, named_images, no_images, printable
 from hftoolkit.data.image.layout import (
     Chosen,
     check_measured_folders,
@@ -128,7 +128,7 @@ def read_measured_images(path: Path, data: ImageData, is_class: Callable[[str], 
     if not path.is_dir():
         return _read_any_table(path, data.columns, data.pixels, labelled=True)
     files = files_below(path)
-    tables = [file for file in files.others if ending_of(file)]
+    tables = [file for file in files.others if is_table(file)]
     classes = {image.relative_to(path).parts[0] for image in files.images if image.parent != path}
     if tables and not any(map(is_class, classes)) and (data.columns is not None or not files.images):
         if not files.images:
@@ -157,7 +157,7 @@ def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels
         files = files_below(path)
         if files.images:
             return named_images(files.images, path)
-        if not any(ending_of(file) for file in files.others):
+        if not any(map(is_table, files.others)):
             raise no_images(path)
     elif not path.exists():
         matches = sorted(glob.glob(str(path), recursive=True), key=natural_key)
@@ -191,7 +191,7 @@ def _how_to_read(path: Path) -> str:
 
 
 def _check_no_tables_alone(files: ImageFiles) -> None:
-    if not files.images and any(ending_of(file) for file in files.others):
+    if not files.images and any(map(is_table, files.others)):
         raise DataError(
             f"{files.root.name} holds tables and no images; set data.columns: {{image: COLUMN, label: COLUMN}}"
         )

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hftoolkit.data.files import ending_of
-from hftoolkit.data.image.files import ImageFiles, printable
+from hftoolkit.data.image.files import ImageFiles, is_table, printable
 from hftoolkit.data.image.layout import MEASURED, one_of_each, splits_among
 from hftoolkit.data.tables import DataTable, read_table
 from hftoolkit.errors import DataError
@@ -30,7 +29,7 @@ def table_among_images(
     Raises:
         DataError: there is none, or there are several; the message says what to write.
     """
-    tables = sorted(file for file in files.others if ending_of(file))
+    tables = sorted(file for file in files.others if is_table(file))
     if not tables:
         example = printable(files.images[0].relative_to(files.root).as_posix())
         raise DataError(

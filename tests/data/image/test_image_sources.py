@@ -15,7 +15,7 @@ from hftoolkit.data.image.cache import Geometry, StoredImage, decode
 from hftoolkit.data.image.layout import split_of, splits_among
 from hftoolkit.data.image.named_files import find_named
 from hftoolkit.data.image.rows import read_scored_images
-from hftoolkit.data.image.sources import ImageTable, open_images, read_image_tables
+from hftoolkit.data.image.sources import ImageTable, open_images, read_image_tables, read_told_image_tables
 from hftoolkit.data.image.splits import load_image_splits, load_labelled_images
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.errors import DataError
@@ -375,9 +375,8 @@ def test_pixels_in_one_cell_are_images(form: str, tmp_path: Path) -> None:
     rows = [(place % 3, form.format(" ".join(map(str, row))), usage[place]) for place, row in enumerate(pixels)]
     place = table_of(tmp_path / "fer.csv", rows, "emotion,pixels,Usage")
     columns = {"image": "pixels", "label": "emotion"}
-    message = refusal(place, columns=columns)
-    assert "column 'Usage' of fer.csv says which split" in message
-    assert "write data.split: {train: Training, validation: PublicTest, test: PrivateTest}" in message
+    _, told, notes = read_told_image_tables(place, section(place, columns=columns))
+    assert told.split.column == "Usage" and "column 'Usage' of fer.csv says which row is for" in notes[0]
     tables = read(
         place, columns=columns, split={"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
     )

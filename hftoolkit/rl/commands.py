@@ -41,7 +41,7 @@ from hftoolkit.runs.lifecycle import (
     with_recording,
     write_status,
 )
-from hftoolkit.runs.resume import Resume, check_model, grows_by_seed, open_run, write_manifest
+from hftoolkit.runs.resume import Resume, check_model, open_run, write_manifest
 from hftoolkit.runs.tables import return_text
 from hftoolkit.train.tracking import tracked
 
@@ -81,7 +81,7 @@ def train(
     run = open_run(recipe, name, run_dir, resume=resume, emit=emit)
     if resume:
         _refuse_another_count(run, seeds)
-    if run.is_done() and not grows_by_seed(run, recipe):
+    if run.is_done():
         if run.missing_parts():
             report(run.root, emit=emit)
         else:
@@ -153,8 +153,7 @@ def _train_one(recipe: ReinforcementRecipe, run: RunDir, emit: Emit) -> None:
             _learn_and_measure(recipe, agent, run, listen_and_track)
         ending.update(_describe(recipe, run, listen))
     keep_newest(run.checkpoints, most_bytes=LARGE_STATE_BYTES)
-    run = hand_over(run)
-    publish(recipe.hub, run, emit=with_recording(run, emit))
+    publish(recipe.hub, run, emit=listen)
 
 
 def _learn_and_measure(recipe: ReinforcementRecipe, agent: Agent, run: RunDir, listen: Emit) -> None:
@@ -253,11 +252,10 @@ def _train_seeds(recipe: ReinforcementRecipe, run: RunDir, seeds: int, emit: Emi
         found: dict[str, dict[str, Any]] = {}
         for number in range(recipe.train.seed, recipe.train.seed + seeds):
             one = run.seed(number)
-            mine = _with_seed(recipe, number)
             if not one.is_done() or load_reinforcement_recipe(one.recipe).train.steps < recipe.train.steps:
                 one.root.mkdir(parents=True, exist_ok=True)
                 listen(Message(f"seed {number}"))
-                _train_one(mine, open_run(mine, "", one.root, resume=True, emit=emit) if one.is_done() else one, emit)
+                _train_one(_with_seed(recipe, number), one, emit)
             found[str(number)] = read_json(one.results)
         write_json(run.results, _results_over_seeds(recipe, found))
         ending.update(_describe(recipe, run, listen))

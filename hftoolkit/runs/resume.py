@@ -67,7 +67,7 @@ def run_to_resume(recipe: AnyRecipe, name: str, exact: Path | None) -> RunDir:
         DataError: it is done, and the state that it could be resumed from was removed.
     """
     run = _continued(recipe, RunDir.to_resume(name, exact))
-    if run.is_done() and not run.missing_parts() and not grows_by_seed(run, recipe):
+    if run.is_done() and not run.missing_parts():
         more = "" if recipe.extended_by is None else f"; a larger {recipe.extended_by} would extend it"
         begun = run.extension()
         if begun.recipe.is_file() and recipe.extended_by is not None:
@@ -86,7 +86,7 @@ def _continued(recipe: AnyRecipe, run: RunDir) -> RunDir:
         if not changed:
             return run
         if _is_longer(before, recipe):
-            return run if run.seeds.is_dir() else _extension(recipe, run)
+            return _extension(recipe, run)
     if changed:
         raise RecipeError(
             f"cannot resume {run.root} with another recipe:\n  "
@@ -94,11 +94,6 @@ def _continued(recipe: AnyRecipe, run: RunDir) -> RunDir:
             + "\ntake these changes back, or leave out --resume to start another run"
         )
     return run
-
-
-def grows_by_seed(run: RunDir, recipe: AnyRecipe) -> bool:
-    """Return whether a finished run of several seeds is asked for more: each seed is then extended, one by one."""
-    return run.is_done() and run.seeds.is_dir() and _is_longer(load_alike(run.recipe, recipe), recipe)
 
 
 def _extension(recipe: AnyRecipe, run: RunDir) -> RunDir:

@@ -165,10 +165,10 @@ def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels
         if not images:
             raise no_images(path)
         return [StoredImage(printable(str(image)), image) for image in images]
-    elif path.suffix == ARRAYS:
+    check_no_archive(path, may_be_table=ending_of(path) is not None)
+    if path.suffix == ARRAYS:
         return _array_table(path, read_measured_arrays(path)).images
-    elif ending_of(path) is None:
-        check_no_archive(path, False)
+    if path.is_file() and ending_of(path) is None:
         return [StoredImage(printable(path.name), path)]
     return _read_any_table(path, columns, pixels, labelled=False).images
 

@@ -15,9 +15,12 @@ def write(path: Path, *rows: str, header: str = "file;kind") -> None:
 
 
 def test_tables_of_file_names_are_given_splits(tmp_path):
-    write(tmp_path / "train.csv", "a.png;x", "b.png;y", "torn")
-    write(tmp_path / "Test.csv", "c.png;x")
-    tables, told, notes = read_told_image_tables(tmp_path, DATA)
+    (tmp_path / "tables").mkdir()
+    for name in "abc":
+        (tmp_path / f"{name}.png").touch()
+    write(tmp_path / "tables" / "train.csv", "../a.png;x", "../b.png;y", "torn")
+    write(tmp_path / "tables" / "Test.csv", "../c.png;x")
+    tables, told, notes = read_told_image_tables(tmp_path / "tables", DATA)
     assert (told.split.train, told.split.validation, told.split.test) == ("train", 0.1, "test")
     assert {name: len(source.images) for name, source in tables.items()} == {"train": 3, "test": 1}
     assert tables["train"].bad[3].reason == "row has another number of cells than the header"
@@ -25,6 +28,8 @@ def test_tables_of_file_names_are_given_splits(tmp_path):
 
 
 def test_a_column_of_usages_is_a_split_of_images_and_none_of_pixels_or_folders(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.png").touch()
     rows = ("a.png;x;Training", "b.png;y;Training", "c.png;x;PrivateTest")
     write(tmp_path / "t.csv", *rows, header="file;kind;Usage")
     _, told, notes = read_told_image_tables(tmp_path / "t.csv", DATA)

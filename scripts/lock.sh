@@ -24,6 +24,7 @@ cat - "$work/tested.txt" > constraints.txt <<'HEADER'
 #   cuda-*, nvidia-*, triton                      torch on Linux, for NVIDIA GPUs
 #   cwevals, and with it distro, httpx, sniffio   a client of CoreWeave's that wandb requires
 #   dill, multiprocess, xxhash, aiohttp           datasets
+#   et-xmlfile                                    openpyxl
 #   grimp                                         import-linter
 #   hf-xet, httpx2, httpcore2, truststore         huggingface-hub: transfer, and HTTP
 #   narwhals                                      scikit-learn

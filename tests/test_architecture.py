@@ -306,7 +306,7 @@ def test_the_folders_of_tests_are_those_of_the_package() -> None:
     assert len({file.name for file in tests}) == len(tests)  # pytest imports them by their names alone
     folders = {file.parent.relative_to(TESTS) for file in tests} - {Path("scripts")}  # which mirrors scripts/
     assert not [folder for folder in folders if not (PACKAGE / folder / "__init__.py").is_file()]
-    packages = {file.parent.name for file in PACKAGE.glob("*/__init__.py")} - {"contracts"}  # which is types alone
+    packages = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
     assert packages == {folder.parts[0] for folder in folders if folder.parts}
 
 

@@ -5,7 +5,6 @@ that lies in two of them gets the tag of the one where it has more context.
 """
 
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ from hftoolkit.contracts import (
 )
 from hftoolkit.data.tables import read_table, require_columns
 from hftoolkit.data.token_rows import (
-    OUTSIDE,
     EntityTypes,
     Span,
     SpanText,
@@ -56,12 +54,12 @@ from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe.token_classification import TokenRecipe
 from hftoolkit.runs.figures import write_spans_png
 from hftoolkit.runs.tables import per_class_table
+from hftoolkit.tasks.shared.baselines import frequent_tags
 from hftoolkit.tasks.shared.class_head import class_title, weakest_class
 from hftoolkit.tasks.shared.text_inputs import pad_tokens, text_positions
 
 IGNORED = -100  # as target: no word begins at the token
 PADDING = -1
-WORDS = re.compile(r"\w+|[^\w\s]")
 MOST_TEXTS_SHOWN = 8
 WEAKER_RULES = {"exact": "right ends, any type", "type": "right type, overlap", "partial": "overlap, half of it"}
 
@@ -351,17 +349,7 @@ class TokenClassificationTask:
 
     def baselines(self, train: Sequence[SpanText], raw: Sequence[SpanText], seed: int) -> dict[str, RowStatistics]:
         """Return a dictionary: each word has the tag that it has most often in training, and is outside if unknown."""
-        counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for row in train:
-            words = _plain_words(row.text)
-            for (start, end), tag in zip(words, tags_of_spans(row.spans or (), words)[0], strict=True):
-                counts[row.text[start:end]][tag] += 1
-        usual = {word: found.most_common(1)[0][0] for word, found in counts.items()}
-        found = []
-        for row in raw:
-            words = _plain_words(row.text)
-            tags = [usual.get(row.text[start:end], OUTSIDE) for start, end in words]
-            found.append(spans_of_tags(tags, words, "BIO")[0])
+        found = frequent_tags([(row.text, row.spans or ()) for row in train], [row.text for row in raw])
         return {"dictionary": self._statistics(found, raw)}
 
     def details(
@@ -470,10 +458,6 @@ class TokenClassificationTask:
         if isinstance(row, list | tuple):
             return " ".join(map(str, row))
         return row if isinstance(row, str) else None
-
-
-def _plain_words(text: str) -> list[Word]:
-    return [match.span() for match in WORDS.finditer(text)]
 
 
 def _rows(source: Any) -> Sequence[Any]:

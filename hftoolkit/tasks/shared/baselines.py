@@ -3,6 +3,8 @@
 Shape suffixes: N rows, C classes. Targets are ints ``(N,)``, or 0/1 ``(N, C)`` for multi-label.
 """
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +14,10 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch.nn import functional
 
+from hftoolkit.data.token_rows import OUTSIDE, Span, Word, spans_of_tags, tags_of_spans
 from hftoolkit.errors import DataError
 
+WORDS = re.compile(r"\w+|[^\w\s]")
 MIN_DOCUMENTS = 2  # a term of one text alone teaches nothing about others
 MAX_ITERATIONS = 1000
 THUMBNAIL = 16  # pixels a side
@@ -102,6 +106,30 @@ def pixel_ridge(
     _check_train(train_targets)
     numbers: np.ndarray = Ridge().fit(_thumbnails(train_pixels), train_targets).predict(_thumbnails(pixels))
     return numbers
+
+
+def frequent_tags(train: Sequence[tuple[str, Sequence[Span]]], texts: Sequence[str]) -> list[list[Span]]:
+    """Return the spans of texts by a dictionary: each word has the tag that it has most often in training, or ``O``.
+
+    Args:
+        train: texts with their spans.
+        texts: what to predict.
+    """
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for text, spans in train:
+        words = _words_of(text)
+        for (start, end), tag in zip(words, tags_of_spans(spans, words)[0], strict=True):
+            counts[text[start:end]][tag] += 1
+    usual = {word: found.most_common(1)[0][0] for word, found in counts.items()}
+    found = []
+    for text in texts:
+        words = _words_of(text)
+        found.append(spans_of_tags([usual.get(text[start:end], OUTSIDE) for start, end in words], words, "BIO")[0])
+    return found
+
+
+def _words_of(text: str) -> list[Word]:
+    return [match.span() for match in WORDS.finditer(text)]
 
 
 def _check_train(train_targets: np.ndarray) -> None:

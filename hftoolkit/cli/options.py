@@ -3,7 +3,7 @@
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -23,6 +23,13 @@ AllowCode = Annotated[
     typer.Option(
         "--allow-code",
         help="Run Python code that the recipe names: evaluation.extra_metrics; of rl, environment.module.",
+    ),
+]
+OnBadRows = Annotated[
+    Literal["skip", "error"],
+    typer.Option(
+        "--on-bad-rows",
+        help="What becomes of rows that cannot be used: skip goes on without them and says how many; error refuses.",
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]

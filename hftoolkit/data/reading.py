@@ -15,6 +15,8 @@ from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split
 
 SPLITS = ("train", "validation", "test")
+FEWEST_ROWS = 20  # from which on the number of classes says something
+OWN_CLASS_SHARE = 0.8  # more classes than that share of the rows are ids
 Read = TypeVar("Read")
 
 
@@ -61,6 +63,40 @@ def check_two_classes(targets: np.ndarray, labels: LabelSet, advice: str) -> Non
         raise DataError(
             f"all {len(targets)} training rows have the label {labels.names[found[0]]!r}, and a classifier needs two; "
             f"{advice}"
+        )
+
+
+def label_column_warnings(rows: Mapping[str, CleanRows], labels: LabelSet, key: str) -> list[str]:
+    """Return a sentence where there are less than two rows a class, which is rarely meant.
+
+    Args:
+        rows: of each table.
+        labels: the classes that were found in them.
+        key: of the recipe, says which column the labels are.
+
+    Raises:
+        DataError: nearly each row has a class of its own, as with an id or a text for a label.
+    """
+    num_rows, classes = sum(len(kept.texts) for kept in rows.values()), len(labels.names)
+    if num_rows < FEWEST_ROWS or classes <= num_rows / 2:
+        return []
+    shown = ", ".join(f"{name!r:.40}" for name in labels.names[:3])
+    found = f"{num_rows} rows have {classes} different labels ({shown}, ...)"
+    if classes > num_rows * OWN_CLASS_SHARE:
+        raise DataError(
+            f"{found}: nearly each row would be a class of its own, as where an id or a text is taken for the label. "
+            f"Check {key}, and that it is not swapped with the text; it must name what takes few values"
+        )
+    return [f"{found}, less than two rows a class; check that {key} is no id and no text"]
+
+
+def check_not_swapped(rows: Mapping[str, CleanRows], labels: LabelSet) -> None:
+    """Raise DataError where there are far more classes than different texts, as when their columns are swapped."""
+    texts = {text for kept in rows.values() for text in kept.texts}
+    if len(labels.names) >= FEWEST_ROWS and len(labels.names) > 2 * len(texts):
+        raise DataError(
+            f"the texts are {len(texts)} different ones ({', '.join(f'{text!r:.40}' for text in sorted(texts)[:3])}), "
+            f"and the labels {len(labels.names)}; swap data.columns.text and data.columns.label"
         )
 
 

@@ -11,7 +11,9 @@ from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.reading import (
     check_disjoint_groups,
     check_not_empty,
+    check_not_swapped,
     check_two_classes,
+    label_column_warnings,
     places_by_split,
     read_each_split,
     reading,
@@ -19,7 +21,7 @@ from hftoolkit.data.reading import (
 )
 from hftoolkit.data.summary import summarize
 from hftoolkit.data.tables import DataTable, read_table
-from hftoolkit.data.text_rows import CleanRows, check_bad_rows, encode_rows, find_labels, parse_rows
+from hftoolkit.data.text_rows import BadRows, CleanRows, check_bad_rows, encode_rows, find_labels, parse_rows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split, TextClassification, TextData
 
@@ -63,6 +65,7 @@ def load_text_splits(
         name: parse_rows(table, data, multi_label=task.multi_label, label_separator=task.label_separator)
         for name, table in tables.items()
     }
+    found_labels = labels is None and task.labels is None
     if labels is None:
         labels = find_labels(
             parsed.values(),
@@ -73,10 +76,39 @@ def load_text_splits(
         )
     encoded = {name: encode_rows(rows, labels) for name, rows in parsed.items()}
     bad = {tables[name].source: bad_rows for name, (_, bad_rows) in encoded.items()}
-    check_bad_rows(bad, labels, data.on_bad_rows)
+    hints = list(dict.fromkeys(hint for rows in parsed.values() for hint in rows.hints))
+    if task.labels is None and any(rows.classes for rows in parsed.values()):
+        hints.append(_multi_hot_note(len(labels.names), data.columns.label[0]))
+    check_bad_rows(bad, labels, data.on_bad_rows, hints)
     rows = {name: kept for name, (kept, _) in encoded.items()}
     check_disjoint_groups(rows)
-    return _divide(rows, tables, data.split, labels)
+    if found_labels:
+        hints += label_column_warnings(rows, labels, "data.columns.label")
+        check_not_swapped(rows, labels)
+    splits = _divide(rows, tables, data.split, labels)
+    splits.summary["warnings"] = [*hints, *splits.summary["warnings"]]
+    return splits
+
+
+def _multi_hot_note(width: int, column: str) -> str:
+    names = f"0: NAME, ..., {width - 1}: NAME" if width > 2 else "0: NAME, 1: NAME"
+    return (
+        f"the cells of {column!r} are lists of {width} numbers 0 and 1: each place is read as a class, called 0 to "
+        f"{width - 1}; name them with task.labels: {{{names}}}"
+    )
+
+
+def encode_table(
+    table: DataTable, data: TextData, task: TextClassification, labels: LabelSet
+) -> tuple[CleanRows, BadRows]:
+    """Return the usable rows of another table, with targets of known classes, and the bad ones; nothing is divided.
+
+    Raises:
+        DataError: the table lacks a column.
+    """
+    data = data.model_copy(update={"split": Split()})
+    parsed = parse_rows(table, data, multi_label=labels.multi_label, label_separator=task.label_separator)
+    return encode_rows(parsed, labels)
 
 
 def _divide(

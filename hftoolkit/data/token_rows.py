@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hftoolkit.contracts import Labelled
 from hftoolkit.data.labels import natural_key
-from hftoolkit.data.rows import DividedRows, load_rows, usable_rows
+from hftoolkit.data.rows import DividedRows, labelled_rows, load_rows
+from hftoolkit.data.summary import in_brackets
 from hftoolkit.data.tables import DataTable, read_table, require_columns
 from hftoolkit.data.text_rows import EMPTY_TEXT, NOT_TEXT, BadRow, BadRows, cell_text
 from hftoolkit.errors import DataError
-from hftoolkit.recipe import Split
 from hftoolkit.recipe.token_classification import TokenData
 
 Span = tuple[str, int, int]
@@ -93,12 +94,10 @@ def load_token_rows(
     return replace(divided, summary=summary), EntityTypes(names)
 
 
-def read_token_rows(source: Path, data: TokenData, types: Sequence[str], spans_of: Any) -> list[SpanText]:
-    """Return all usable rows of another source, with entities of known types."""
-    data = data.model_copy(update={"split": Split()})
+def read_token_rows(source: Path, data: TokenData, types: Sequence[str], spans_of: Any) -> Labelled[SpanText]:
+    """Return all rows of another source, with entities of known types."""
     table = read_table(source)
-    parsed = _parse(table, data, types, spans_of, [])
-    return usable_rows({"train": table}, data, {"train": parsed})["train"].rows
+    return labelled_rows(table, _parse(table, data, types, spans_of, []))
 
 
 def _types_of(splits: Mapping[str, Sequence[SpanText]]) -> list[str]:
@@ -107,12 +106,13 @@ def _types_of(splits: Mapping[str, Sequence[SpanText]]) -> list[str]:
 
 
 def _missing(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> list[str]:
-    return [
-        f"type {name!r} has no entity in {split}" + (": it cannot be learned" if split == "train" else "")
-        for name in names
-        for split in counts
-        if not counts[split].get(name)
-    ]
+    warnings = []
+    for split, found in counts.items():
+        if absent := [name for name in names if not found.get(name)]:
+            many = f"{len(absent)} types have" if len(absent) > 1 else f"type {absent[0]!r} has"
+            consequence = ": it cannot be learned" if split == "train" else ""
+            warnings.append(f"{many} no entity in {split}{consequence}{in_brackets(absent)}")
+    return warnings
 
 
 def _parse(
@@ -136,14 +136,14 @@ def _parse(
 
 def _texts_with_spans(texts: Sequence[Any], cells: Sequence[Any]) -> tuple[list[SpanText], BadRows]:
     rows, bad = [], {}
-    for number, (cell, listed) in enumerate(zip(texts, cells, strict=True), start=1):
-        text, spans = cell if isinstance(cell, str) else cell_text(cell), _spans(listed)
+    for number, (cell, marked) in enumerate(zip(texts, cells, strict=True), start=1):
+        text, spans = cell if isinstance(cell, str) else cell_text(cell), _spans(marked)
         if text is None or not text.strip():
             bad[number] = BadRow(NOT_TEXT if text is None else EMPTY_TEXT, None if text == "" else cell)
         elif spans is None:
-            bad[number] = BadRow(NOT_SPANS, listed)
+            bad[number] = BadRow(NOT_SPANS, marked)
         elif any(not 0 <= start < end <= len(text) for _, start, end in spans):
-            bad[number] = BadRow(OUTSIDE_TEXT, listed)
+            bad[number] = BadRow(OUTSIDE_TEXT, marked)
         rows.append(SpanText(text or "", tuple(sorted(spans or (), key=lambda span: span[1:]))))
     return rows, bad
 

@@ -1,6 +1,6 @@
 """What the commands do with a recommendation recipe, from the recipe to the run directory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from hftoolkit.recommend.scorers import Queries, Scorer, TextVectors
 from hftoolkit.recommend.tower import ItemTower, load_text_encoder, save_encoder
 from hftoolkit.runs.checkpoint import prune
 from hftoolkit.runs.directory import RunDir, write_json
+from hftoolkit.runs.evaluations import keep_evaluation
 from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
 from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
 from hftoolkit.runs.resume import check_unchanged, open_run, write_manifest
@@ -207,8 +208,16 @@ def load_model(folder: Path, manifest: Manifest, emit: Emit) -> RecommendationPr
     return RecommendationPredictor.of_model(folder, manifest.recipe)
 
 
-def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit, allow_code: bool = False) -> dict[str, Any]:
-    """Measure the saved recommender of a run again, on one of its splits.
+def evaluate(
+    folder: Path,
+    *,
+    split: str,
+    source: str | None,
+    emit: Emit,
+    allow_code: bool = False,
+    on_bad_rows: str = "skip",
+) -> dict[str, Any]:
+    """Measure the saved recommender of a run again, on one of its splits, whose rows the recipe alone decides on.
 
     Raises:
         DataError: the run has no model, or its data changed since.
@@ -225,19 +234,33 @@ def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit, allow_
     fusion = ScorerFusion(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
     results = {"test": _measured(recipe, splits, fusion.rank(predictor.recommender, split), split)}
     emit(replace(results_table(results | {"cutoff": recipe.evaluation.cutoff}, HEADLINE), title=f"{folder} on {split}"))
+    keep_evaluation(RunDir(folder), {"split": split}, results["test"], emit)
     return results["test"]
 
 
 def predict(
-    folder: Path, source: Path, *, lines: list[str] | None, output: Path | None, top_k: int | None, emit: Emit
+    folder: Path,
+    source: Path,
+    *,
+    lines: list[str] | None,
+    output: Path | None,
+    top_k: int | None,
+    emit: Emit,
+    on_bad_rows: str = "skip",
+    keep: Sequence[str] | None = None,
 ) -> str:
     """Recommend to each user of a table of interactions, from the history that it gives them."""
     if lines is not None:
         raise RecipeError("a recommender reads a table of interactions, and no standard input; name a file")
+    if keep is not None:
+        raise RecipeError("--keep is for rows that get a prediction each; a recommender answers users; leave it out")
     if output is not None:
         check_output(output, source)
     predictor = load_recommender(folder)
-    users, queries = predictor.users_of(source)
+    users, queries, skipped = predictor.users_of(source, on_bad_rows)
+    if skipped:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in skipped.items())
+        emit(Message(f"{sum(skipped.values())} interactions of {source.name} are left out ({reasons})", "warning"))
     lists: list[list[Recommended]] = []
     for places in blocks(len(users), predictor.recipe.evaluation.block_users):
         some = Queries(queries.histories.select(places), queries.groups[places])

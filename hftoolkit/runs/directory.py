@@ -2,7 +2,7 @@
 
 runs/NAME/  recipe.yaml environment.json backbone.json data.json labels.json metrics.jsonl train.log status.json
             results.json  checkpoints/step-000500/  checkpoints/best-000500/  model/  model/adapter/  model/recommender/
-            users/  report/  predictions/  seeds/seed-0/  .lock  .upload/
+            users/  report/  predictions/  evaluations/  seeds/seed-0/  .lock  .upload/
 """
 
 import json
@@ -162,6 +162,11 @@ class RunDir:
     @property
     def predictions(self) -> Path:
         return self.root / "predictions"
+
+    @property
+    def evaluations(self) -> Path:
+        """Figures that ``evaluate`` measured after the run."""
+        return self.root / "evaluations"
 
     @property
     def tracking(self) -> Path:

@@ -18,17 +18,18 @@ from hftoolkit.contracts import (
     Examples,
     GateInputs,
     Inputs,
+    Labelled,
     StepOutput,
     Task,
     Tensors,
 )
-from hftoolkit.data.rows import load_rows, numbers_of, usable_rows
+from hftoolkit.data.rows import labelled_rows, load_rows, numbers_of
 from hftoolkit.data.tables import DataTable, read_table, require_columns
 from hftoolkit.data.text_rows import BadRows, clean_texts, text_columns
 from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
 from hftoolkit.models.pretrained import Weights
-from hftoolkit.recipe import Split, TextData
+from hftoolkit.recipe import TextData
 from hftoolkit.recipe.regression import TextRegressionRecipe
 from hftoolkit.tasks.shared.baselines import tfidf_ridge
 from hftoolkit.tasks.shared.score_head import HEADLINE, Score, ScoreHead
@@ -89,11 +90,10 @@ class TextRegressionTask:
     @classmethod
     def read_labelled(
         cls, recipe: TextRegressionRecipe, source: Path, weights: Weights, schema: Score
-    ) -> list[ScoredText]:
-        """Return all usable rows of another table."""
-        data = recipe.data.model_copy(update={"split": Split()})
+    ) -> Labelled[ScoredText]:
+        """Return all rows of another table."""
         table = read_table(source)
-        return usable_rows({"train": table}, data, {"train": _parse(table, data)})["train"].rows
+        return labelled_rows(table, _parse(table, recipe.data))
 
     @classmethod
     def schema_from_json(cls, stored: Mapping[str, Any]) -> Score:

@@ -28,6 +28,7 @@ from hftoolkit.contracts import (
     GateInputs,
     HeadSpec,
     Inputs,
+    Labelled,
     PipelineCheck,
     StepOutput,
     Table,
@@ -35,7 +36,9 @@ from hftoolkit.contracts import (
     Tensors,
     Unusable,
 )
+from hftoolkit.data.given import column_names, given_rows, is_missing
 from hftoolkit.data.tables import read_table, require_columns
+from hftoolkit.data.text_rows import BROKEN_TEXT, EMPTY_TEXT, NOT_TEXT, is_unicode
 from hftoolkit.data.token_rows import EntityTypes, SpanText, load_token_rows, read_token_rows
 from hftoolkit.errors import DataError
 from hftoolkit.metrics.spans import span_statistics
@@ -112,7 +115,7 @@ class TokenClassificationTask:
         "partial_f1": "partial F1",
     }
     compared_by: ClassVar[str] = "f1"
-    no_answer: ClassVar[tuple[Entity, ...]] = ()
+    no_answer: ClassVar[tuple[Entity, ...] | None] = None
 
     def __init__(self, recipe: TokenRecipe, types: EntityTypes, tokenizer: Any) -> None:
         """Make one with ``build``."""
@@ -131,8 +134,10 @@ class TokenClassificationTask:
         return Dataset(divided.splits, divided.row_numbers, found, divided.summary)
 
     @classmethod
-    def read_labelled(cls, recipe: TokenRecipe, source: Path, weights: Weights, schema: EntityTypes) -> list[SpanText]:
-        """Return all usable rows of another table."""
+    def read_labelled(
+        cls, recipe: TokenRecipe, source: Path, weights: Weights, schema: EntityTypes
+    ) -> Labelled[SpanText]:
+        """Return all rows of another table."""
         return read_token_rows(source, recipe.data, schema.names, partial(_spans_of, recipe.task.scheme))
 
     @classmethod
@@ -257,23 +262,20 @@ class TokenClassificationTask:
 
     def inputs(self, source: Any) -> Inputs[SpanText]:
         """Return the texts of a table, of dicts, or of a list of texts or of lists of words."""
-        texts = self._table_texts(source) if isinstance(source, Path) else [self._text_of(row) for row in _rows(source)]
-        rows = [SpanText(text) if text and text.strip() else Unusable("it has no text") for text in texts]
-        return Inputs(
-            num_rows=len(rows),
-            read=lambda start, stop: rows[start:stop],
-            chunk=max(1, len(rows)),
-            skip_unusable=self._recipe.data.on_bad_rows == "skip",
-            describe=lambda bad: _describe(bad, len(rows)),
-        )
+        table = self._table(source) if isinstance(source, Path) else {}
+        cells = table[self._column] if table else self._cells(given_rows(source))
+        rows = [_text_or_fault(cell) for cell in cells]
+        return Inputs(len(rows), lambda start, stop: rows[start:stop], max(1, len(rows)), table=table)
 
     def answers(self, outputs: Sequence[Sequence[WordTag]], raw: Sequence[SpanText]) -> list[tuple[Entity, ...]]:
         """Return the entities of each text."""
         return [tuple(self._entities(found, row.text)) for found, row in zip(outputs, raw, strict=True)]
 
-    def columns(self, answers: Sequence[Sequence[Entity]]) -> Columns:
-        """Return the entities of each row as JSON."""
-        return {"entities": [_json(entity._asdict() for entity in found) for found in answers]}
+    def columns(self, answers: Sequence[Sequence[Entity] | None]) -> Columns:
+        """Return the entities of each row as JSON; nothing for a row that cannot be used."""
+        return {
+            "entities": [None if found is None else _json(entity._asdict() for entity in found) for found in answers]
+        }
 
     def truth(self, raw: Sequence[SpanText]) -> Columns:
         """Return texts and true entities."""
@@ -427,26 +429,39 @@ class TokenClassificationTask:
     def _statistics(self, found: Sequence[Sequence[Span]], raw: Sequence[SpanText]) -> RowStatistics:
         return span_statistics([row.spans or () for row in raw], found, self._types.names)
 
-    def _table_texts(self, source: Path) -> list[str | None]:
+    @property
+    def _column(self) -> str:
+        """The column of texts, or of words."""
+        name = self._recipe.data.columns.text or self._recipe.data.columns.words
+        assert name is not None
+        return name
+
+    def _table(self, source: Path) -> Columns:
         if not source.exists():
             raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
-        table, columns = read_table(source), self._recipe.data.columns
-        name = columns.text or columns.words
-        assert name is not None  # the recipe names one of them
-        require_columns(table, [name], f"the header: the model reads {name}")
-        return [self._text_of(cell) for cell in table.columns[name]]
+        table = read_table(source)
+        require_columns(table, [self._column], f"the header: the model reads {self._column}")
+        return table.columns
 
-    def _text_of(self, row: Any) -> str | None:
-        """Return the text of a row: it, its column, or its words joined by blanks; None for anything else."""
-        columns = self._recipe.data.columns
-        if isinstance(row, Mapping):
-            name = columns.text or columns.words
-            if name not in row:
-                raise DataError(f"rows lack {name}; the model was trained on it")
-            row = row[name]
-        if isinstance(row, list | tuple):
-            return " ".join(map(str, row))
-        return row if isinstance(row, str) else None
+    def _cells(self, rows: Sequence[Any]) -> list[Any]:
+        """Return the text or the words of each row as Python has it; None where it has none."""
+        found = column_names([row for row in rows if isinstance(row, Mapping)])
+        if found and self._column not in found:
+            have = ", ".join(map(repr, found))
+            raise DataError(f"rows lack {self._column}; they have {have}, and the model reads {self._column}")
+        return [row.get(self._column) if isinstance(row, Mapping) else row for row in rows]
+
+
+def _text_or_fault(cell: Any) -> SpanText | Unusable:
+    """Return the text of a cell, or its words joined by blanks; or why it has none."""
+    if is_missing(cell):
+        return Unusable(EMPTY_TEXT)
+    text = " ".join(map(str, cell)) if isinstance(cell, list | tuple | np.ndarray) else cell
+    if not isinstance(text, str):
+        return Unusable(NOT_TEXT, cell)
+    if not text.strip():
+        return Unusable(EMPTY_TEXT)
+    return SpanText(text) if is_unicode(text) else Unusable(BROKEN_TEXT)
 
 
 def _spans_of(scheme: str, tags: Iterable[str]) -> tuple[str, Any]:
@@ -457,17 +472,6 @@ def _spans_of(scheme: str, tags: Iterable[str]) -> tuple[str, Any]:
 
 def _plain_words(text: str) -> list[Word]:
     return [match.span() for match in WORDS.finditer(text)]
-
-
-def _rows(source: Any) -> Sequence[Any]:
-    if isinstance(source, str | Mapping):
-        raise DataError("predict takes a list of rows; write predict([row]) for one")
-    return list(source)
-
-
-def _describe(bad: Mapping[int, Unusable], total: int) -> str:
-    listed = ", ".join(str(place + 1) for place in list(bad)[:5])
-    return f"{len(bad)} of {total} rows have no text (rows {listed}); mend them, or set data.on_bad_rows: skip"
 
 
 def _json(objects: Iterable[Any]) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from hftoolkit.contracts import Labelled
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
 from hftoolkit.data.image.sources import ImageTable, read_image_tables
 from hftoolkit.data.image.splits import FittedImages, with_names
-from hftoolkit.data.rows import DividedRows, Parsed, divide_rows, numbers_of, usable_rows
+from hftoolkit.data.rows import DividedRows, Parsed, divide_rows, labelled_rows, numbers_of
 from hftoolkit.data.text_rows import BadRow
 from hftoolkit.recipe import ImageData, Split
 
@@ -72,17 +73,16 @@ def load_scored_images(path: Path, data: ImageData, geometry: Geometry) -> tuple
     return replace(divided, summary=summary), sources["train"].label
 
 
-def read_scored_images(path: Path, data: ImageData, geometry: Geometry) -> list[ScoredImage]:
-    """Return all usable images of another source; ``data.split`` does not count.
+def read_scored_images(path: Path, data: ImageData, geometry: Geometry) -> Labelled[ScoredImage]:
+    """Return all images of another source; ``data.split`` does not count.
 
     Raises:
-        DataError: the files, columns or rows cannot be used; all bad rows are in one message.
+        DataError: the files or columns cannot be used.
         EnvironmentFault: the cache of images cannot be written.
     """
-    data = data.model_copy(update={"split": Split()})
-    sources = read_image_tables(path, data)
+    sources = read_image_tables(path, data.model_copy(update={"split": Split()}))
     parsed, _ = _parse(sources, geometry)
-    return usable_rows({name: source.table for name, source in sources.items()}, data, parsed)["train"].rows
+    return labelled_rows(sources["train"].table, parsed["train"])
 
 
 def _parse(

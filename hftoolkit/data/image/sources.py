@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hftoolkit.data.files import SEPARATORS, ending_of
+from hftoolkit.data.files import SEPARATORS, Columns, ending_of
 from hftoolkit.data.image.cache import StoredImage
 from hftoolkit.data.image.pixel_tables import read_pixel_table
 from hftoolkit.data.labels import natural_key
@@ -85,12 +85,22 @@ def read_image_tables(path: Path, data: ImageData) -> dict[str, ImageTable]:
 
 
 def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels | None) -> list[StoredImage]:
+    """Return the images to predict, see ``open_image_table``."""
+    return open_image_table(source, columns, pixels)[0]
+
+
+def open_image_table(
+    source: Path | str, columns: ImageColumns | None, pixels: Pixels | None
+) -> tuple[list[StoredImage], Columns]:
     """Return the images to predict, in natural or table order; none is decoded, and labels are not needed.
 
     Args:
         source: an image file, a folder of images at any depth, a pattern (``photos/*.jpg``), or a table.
         columns: which column of a table holds the image; None: ``image``.
         pixels: how to read a table of pixels.
+
+    Returns:
+        The images, and all columns of the table that names or holds them; no columns without such a table.
 
     Raises:
         DataError: nothing is there, or the table cannot be used.
@@ -99,16 +109,17 @@ def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels
     if path.is_dir():
         found = _files_below(path).images
         if found or columns is None:
-            return _named(found or _no_images(path), path)
+            return _named(found or _no_images(path), path), {}
     elif not path.exists():
         matches = sorted(glob.glob(str(path), recursive=True), key=natural_key)
         images = [Path(match) for match in matches if _is_image(Path(match))]
-        return [StoredImage(str(image), image) for image in images or _no_images(path)]
+        return [StoredImage(str(image), image) for image in images or _no_images(path)], {}
     elif ending_of(path) is None:
-        return [StoredImage(path.name, path)]
+        return [StoredImage(path.name, path)], {}
     if pixels is not None:
-        return _read_pixels(path, pixels, None, labelled=False).images
-    return _read_images_of_table(path, columns or ImageColumns(), None, None, labelled=False).images
+        return _read_pixels(path, pixels, None, labelled=False).images, {}
+    opened = _read_images_of_table(path, columns or ImageColumns(), None, None, labelled=False)
+    return opened.images, opened.table.columns
 
 
 def _is_image(path: Path) -> bool:
@@ -224,6 +235,12 @@ def _read_images_of_table(
         if problem is not None:
             bad[number] = problem
     return ImageTable(table, columns.label, images, bad)
+
+
+def stored_image(cell: Any, row: str) -> StoredImage | BadRow:
+    """Return the image of a cell as Python has it: a file name, encoded bytes, or ``{bytes, path}``; or why not."""
+    image, problem = _stored(str(cell) if isinstance(cell, Path) else cell, row, [Path()])
+    return problem or image
 
 
 def _stored(cell: Any, row: str, folders: Sequence[Path]) -> tuple[StoredImage, BadRow | None]:

@@ -10,11 +10,13 @@ import numpy as np
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
 from hftoolkit.data.image.sources import ImageTable, read_image_tables
+from hftoolkit.data.label_cells import single_values
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.reading import (
     check_disjoint_groups,
     check_not_empty,
     check_two_classes,
+    label_column_warnings,
     places_by_split,
     reading,
     reading_warnings,
@@ -29,7 +31,6 @@ from hftoolkit.data.text_rows import (
     encode_rows,
     find_labels,
     read_groups,
-    single_values,
 )
 from hftoolkit.recipe import ImageClassification, ImageData, Split
 
@@ -99,23 +100,45 @@ def load_image_splits(
     sources = read_image_tables(path, data)
     rows, cached, offsets = _usable(sources, data, task.labels, geometry, labels)
     check_disjoint_groups(rows)
-    return _divide(rows, sources, cached, offsets, data)
+    few = []
+    if labels is None and task.labels is None:
+        few = label_column_warnings(rows, rows["train"].labels, _label_key(data))
+    splits = _divide(rows, sources, cached, offsets, data)
+    splits.summary["warnings"] = [*few, *splits.summary["warnings"]]
+    return splits
 
 
-def load_labelled_images(
-    path: Path, data: ImageData, geometry: Geometry, labels: LabelSet
-) -> tuple[FittedImages, np.ndarray]:
-    """Return all usable images of a source and their targets, (N,) int64; ``data.split`` does not count.
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """Images of a source that is not divided, and their targets.
+
+    Attributes:
+        pixels: N images, (height, width, 3) uint8 each.
+        names: N file names, or ``row 12``.
+        targets: (N,) int64 class numbers.
+        bad: the rows that cannot be used, by 1-based number.
+        source: where they come from, for messages.
+    """
+
+    pixels: FittedImages
+    names: list[str]
+    targets: np.ndarray
+    bad: BadRows
+    source: str
+
+
+def load_labelled_images(path: Path, data: ImageData, geometry: Geometry, labels: LabelSet) -> LabelledImages:
+    """Return all images of a source and their targets; ``data.split`` does not count.
 
     Raises:
-        DataError: the files, columns or rows cannot be used; all bad rows are in one message.
+        DataError: the files or columns cannot be used.
         EnvironmentFault: the cache of images cannot be written.
     """
-    data = data.model_copy(update={"split": Split()})
-    sources = read_image_tables(path, data)
-    rows, cached, _ = _usable(sources, data, None, geometry, labels)
-    check_not_empty(rows, {name: source.table for name, source in sources.items()})
-    return FittedImages(cached.path, rows["train"].row_numbers - 1), rows["train"].targets
+    sources = read_image_tables(path, data.model_copy(update={"split": Split()}))
+    encoded, cached, _ = _encoded(sources, data.model_copy(update={"split": Split()}), None, geometry, labels)
+    rows, bad = encoded["train"]
+    pixels = FittedImages(cached.path, rows.row_numbers - 1)
+    return LabelledImages(pixels, rows.texts, rows.targets, bad, sources["train"].table.source)
 
 
 def _usable(
@@ -126,6 +149,21 @@ def _usable(
     labels: LabelSet | None,
 ) -> tuple[dict[str, CleanRows], CachedImages, dict[str, int]]:
     """Decode all images; return the usable rows of each source, the cache, and where each source starts in it."""
+    encoded, cached, offsets = _encoded(sources, data, mapping, geometry, labels)
+    known = next(kept.labels for kept, _ in encoded.values())
+    bad = {sources[name].table.source: bad_rows for name, (_, bad_rows) in encoded.items()}
+    check_bad_rows(bad, known, data.on_bad_rows)
+    return {name: kept for name, (kept, _) in encoded.items()}, cached, offsets
+
+
+def _encoded(
+    sources: Mapping[str, ImageTable],
+    data: ImageData,
+    mapping: Mapping[Any, str] | None,
+    geometry: Geometry,
+    labels: LabelSet | None,
+) -> tuple[dict[str, tuple[CleanRows, BadRows]], CachedImages, dict[str, int]]:
+    """Decode all images; return usable and bad rows of each source, the cache, and where each source starts in it."""
     first_rows = np.cumsum([0, *(len(source.images) for source in sources.values())])
     offsets = dict(zip(sources, first_rows[:-1].tolist(), strict=True))
     cached = cached_pixels([image for source in sources.values() for image in source.images], geometry)
@@ -136,10 +174,11 @@ def _usable(
     if labels is None:
         first = sources["train"]
         labels = find_labels(parsed.values(), [first.label], multi_label=False, mapping=mapping, table=first.table)
-    encoded = {name: encode_rows(rows, labels) for name, rows in parsed.items()}
-    bad = {sources[name].table.source: with_names(bad_rows, sources[name]) for name, (_, bad_rows) in encoded.items()}
-    check_bad_rows(bad, labels, data.on_bad_rows)
-    return {name: kept for name, (kept, _) in encoded.items()}, cached, offsets
+    found = {}
+    for name, rows in parsed.items():
+        kept, bad = encode_rows(rows, labels)
+        found[name] = kept, with_names(bad, sources[name])
+    return found, cached, offsets
 
 
 def _parse(source: ImageTable, data: ImageData, problems: Sequence[str | None]) -> ParsedRows:

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from hftoolkit.contracts import Batch, Inputs, Unusable
+from hftoolkit.contracts import Batch, Columns, Inputs
+from hftoolkit.data.given import column_names, given_rows, is_missing
 from hftoolkit.data.tables import read_table, require_columns
-from hftoolkit.data.text_rows import TextPair, clean_texts, describe_bad_texts, text_columns
+from hftoolkit.data.text_rows import TextPair, clean_texts, text_columns
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
 
@@ -86,51 +87,47 @@ def length_advice(lengths: np.ndarray, tokenizer: Any) -> str:
 
 
 def text_inputs(source: Any, data: TextData, make: Callable[[str], RawT]) -> Inputs[RawT]:
-    """Return the texts of a table, of dicts with its text columns, or of a list of texts.
+    """Return the texts of a table, of rows with its text columns, or of a list of texts.
 
     Args:
-        source: path of a table, or rows.
-        data: of the recipe: columns, template, and what to do with rows without a text.
+        source: path of a table, or rows, see ``data.given``.
+        data: of the recipe: columns and template.
         make: turns a clean text into a raw row.
 
     Raises:
         DataError: there is no such file, these are no rows, or a column is missing.
     """
-    columns = _table_columns(source, data) if isinstance(source, Path) else _columns_of_rows(source, data)
+    table = _table_columns(source, data) if isinstance(source, Path) else {}
+    columns = table or _columns_of_rows(given_rows(source), data)
     texts, bad = clean_texts(columns, data)
-    rows = [
-        make(text) if number not in bad else Unusable(bad[number].reason) for number, text in enumerate(texts, start=1)
-    ]
-    return Inputs(
-        num_rows=len(rows),
-        read=lambda start, stop: rows[start:stop],
-        chunk=max(1, len(rows)),
-        skip_unusable=data.on_bad_rows == "skip",
-        describe=lambda _: describe_bad_texts(bad, len(rows)),
-    )
+    rows = [make(text) if number not in bad else bad[number] for number, text in enumerate(texts, start=1)]
+    return Inputs(len(rows), lambda start, stop: rows[start:stop], max(1, len(rows)), table=table)
 
 
-def _table_columns(source: Path, data: TextData) -> Mapping[str, Sequence[Any]]:
+def _table_columns(source: Path, data: TextData) -> Columns:
     if not source.exists():
         raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
     table = read_table(source)
     names = text_columns(data)
     require_columns(table, names, f"the header: the model reads {', '.join(names)}")
-    return {name: table.columns[name] for name in names}
+    return table.columns
 
 
 def _columns_of_rows(rows: Sequence[Any], data: TextData) -> Mapping[str, Sequence[Any]]:
-    if isinstance(rows, str | Mapping):
-        raise DataError("predict takes a list of rows; write predict([row]) for one")
     names = text_columns(data)
-    kinds = {type(row).__name__ for row in rows if not isinstance(row, Mapping)}
-    if kinds and not all(isinstance(row, str) for row in rows):
-        raise DataError(f"rows must be all texts, or all dicts; found {', '.join(sorted(kinds))} among them")
-    if kinds and data.columns.text_pair is not None:
+    present = [row for row in rows if not is_missing(row)]
+    if present and all(isinstance(row, Mapping) for row in present):
+        found = column_names(present)
+        missing = [name for name in names if name not in found]
+        if missing:
+            have = ", ".join(map(repr, found))
+            raise DataError(f"rows lack {', '.join(missing)}; they have {have}, and the model reads {', '.join(names)}")
+        return {name: [None if is_missing(row) else row.get(name) for row in rows] for name in names}
+    kinds = sorted({type(row).__name__ for row in present})
+    if present and (
+        any(isinstance(row, Mapping) for row in present) or not any(isinstance(row, str) for row in present)
+    ):
+        raise DataError(f"rows must be all texts, or all dicts; found {', '.join(kinds)} among them")
+    if present and data.columns.text_pair is not None:
         raise DataError(f"rows must be dicts with {', '.join(names)}: the model reads pairs of texts")
-    if kinds:
-        return {name: [""] * len(rows) for name in names} | {names[-1]: list(rows)}
-    missing = [name for name in names if not all(name in row for row in rows)]
-    if missing:
-        raise DataError(f"rows lack {', '.join(missing)}; the model was trained on {', '.join(names)}")
-    return {name: [row[name] for row in rows] for name in names}
+    return {name: [""] * len(rows) for name in names} | {names[-1]: list(rows)}

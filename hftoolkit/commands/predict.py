@@ -135,7 +135,7 @@ class Predictor:
             found = iter(self.task.answers(self.outputs(usable), usable) if usable else ())
             self._part = None
             answers += [self.task.no_answer if isinstance(row, Unusable) else next(found) for row in rows]
-        self._report_bad(bad, inputs.num_rows, on_bad_rows, "predict", "without a prediction")
+        self._report_bad(f"{inputs.num_rows} rows", bad, on_bad_rows, use="predict")
         return answers, bad
 
     def outputs(self, rows: Sequence[Any]) -> list[Any]:
@@ -151,22 +151,30 @@ class Predictor:
 
     def _report_bad(
         self,
+        inputs: str,
         bad: Mapping[int, Unusable],
-        total: int,
         on_bad_rows: BadRowsOption,
-        verb: str,
-        left: str,
+        *,
+        use: str,
         allowed: Sequence[str] = (),
     ) -> None:
-        """Refuse rows that cannot be used, or warn of them."""
+        """Refuse rows that cannot be used, or warn of them.
+
+        Args:
+            inputs: how many rows there are, in words.
+            bad: those that cannot be used.
+            on_bad_rows: of the command.
+            use: ``predict`` or ``measure``.
+            allowed: values of a label that are known.
+        """
         if bad and on_bad_rows == "error":
-            message = _described(f"{len(bad)} of {total} rows cannot be used", bad, allowed)
-            raise DataError(f"{message}\nFix these rows, or {verb} the others with {WITHOUT_THEM}")
+            message = _described(f"{len(bad)} of {inputs} cannot be used", bad, allowed)
+            raise DataError(f"{message}\nFix these rows, or {use} the others with {WITHOUT_THEM}")
         if bad:
             lines = "; ".join(bad_row_lines(bad, allowed))
-            self._emit(
-                Message(f"{len(bad)} of {total} rows {'are' if len(bad) > 1 else 'is'} {left}: {lines}", "warning")
-            )
+            left = "blank" if use == "predict" else "out"
+            verb = "are" if len(bad) > 1 else "is"
+            self._emit(Message(f"{len(bad)} of {inputs} {verb} left {left}: {lines}", "warning"))
 
     def labelled(self, source: str, on_bad_rows: BadRowsOption) -> tuple[Sequence[Any], dict[str, Any]]:
         """Return all usable rows of another source with their targets, and what of the source was used.
@@ -179,8 +187,8 @@ class Predictor:
         total = len(found.rows) + len(found.bad)
         if not found.rows:
             raise DataError(_described(f"no row of {found.source} can be measured", found.bad, found.allowed))
-        what = f"of {found.source} left out"
-        self._report_bad(found.bad, total, on_bad_rows, "measure", what, found.allowed)
+        inputs = f"{total} rows of {found.source}"
+        self._report_bad(inputs, found.bad, on_bad_rows, use="measure", allowed=found.allowed)
         reasons = [row.reason for row in found.bad.values()]
         counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
         return found.rows, {"data": source, "revision": resolved.revision, "rows": total, "left_out": counts}

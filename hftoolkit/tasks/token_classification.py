@@ -48,6 +48,7 @@ from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe.token_classification import TokenRecipe
 from hftoolkit.runs.figures import write_spans_png
 from hftoolkit.runs.tables import per_class_table
+from hftoolkit.tasks.shared.pieces import pieces
 from hftoolkit.tasks.shared.tags import OUTSIDE, Span, Word, find_scheme, spans_of_tags, tag_names, tags_of_spans
 from hftoolkit.tasks.shared.text_inputs import pad_tokens
 
@@ -386,8 +387,19 @@ class TokenClassificationTask:
 
     def _windows(self, texts: Sequence[str]) -> tuple[list[tuple[list[int], list[tuple[int, int, int]]]], list[int]]:
         """Return token ids and words of each window, and the text that each is of."""
+        windows, owners, first = [], [], 0
+        for (some,) in pieces(texts):
+            found, of = self._windows_of_piece(some)
+            windows += found
+            owners += [first + owner for owner in of]
+            first += len(some)
+        return windows, owners
+
+    def _windows_of_piece(
+        self, texts: list[str]
+    ) -> tuple[list[tuple[list[int], list[tuple[int, int, int]]]], list[int]]:
         encoded = self._tokenizer(
-            list(texts),
+            texts,
             truncation=True,
             stride=self._recipe.task.window_overlap,
             return_overflowing_tokens=True,

@@ -13,6 +13,7 @@ from hftoolkit.data.tables import read_table, require_columns
 from hftoolkit.data.text_rows import TextPair, clean_texts, text_columns
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
+from hftoolkit.tasks.shared.pieces import pieces
 
 # A text is "kept whole" at the recommended max_length for this share of the training texts.
 WHOLE_SHARE = 0.99
@@ -23,9 +24,19 @@ RawT = TypeVar("RawT")
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
     """Return the token ids of each text, cut at the tokenizer's length, and the lengths before the cut, (N,)."""
-    whole: list[list[int]] = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-    lengths = np.array([len(ids) for ids in whole])
-    too_long: list[int] = np.flatnonzero(lengths > tokenizer.model_max_length).tolist()
+    token_ids: list[list[int]] = []
+    lengths: list[int] = []
+    for (some,) in pieces(texts):
+        found = _encoded_piece(tokenizer, some)
+        token_ids += found[0]
+        lengths += found[1]
+    return token_ids, np.array(lengths, dtype=np.int64)
+
+
+def _encoded_piece(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[int]]:
+    whole: list[list[int]] = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    lengths = [len(ids) for ids in whole]
+    too_long = [index for index, length in enumerate(lengths) if length > tokenizer.model_max_length]
     if too_long:
         cut = tokenizer([texts[index] for index in too_long], truncation=True)["input_ids"]
         for index, ids in zip(too_long, cut, strict=True):
@@ -39,11 +50,13 @@ def encode_rows(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], 
         token_ids, lengths = encode_texts(tokenizer, texts)
         return token_ids, [None] * len(token_ids), lengths
     pairs = [text for text in texts if isinstance(text, TextPair)]
-    both = [pair.first for pair in pairs], [pair.second for pair in pairs]
-    lengths = np.array([len(ids) for ids in tokenizer(*both, truncation=False, verbose=False)["input_ids"]])
-    cut = tokenizer(*both, truncation=True)
-    type_ids = cut.get("token_type_ids") or [None] * len(pairs)
-    return cut["input_ids"], list(type_ids), lengths
+    token_ids, type_ids, whole_lengths = [], [], []
+    for both in pieces([pair.first for pair in pairs], [pair.second for pair in pairs]):
+        whole_lengths += [len(ids) for ids in tokenizer(*both, truncation=False, verbose=False)["input_ids"]]
+        cut = tokenizer(*both, truncation=True)
+        token_ids += cut["input_ids"]
+        type_ids += cut.get("token_type_ids") or [None] * len(both[0])
+    return token_ids, type_ids, np.array(whole_lengths, dtype=np.int64)
 
 
 def processor_inputs(texts: Sequence[str]) -> dict[str, Any]:

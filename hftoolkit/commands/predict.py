@@ -63,6 +63,7 @@ def predict(
     answers, bad = predictor.answers_and_bad(inputs, on_bad_rows)
     if bad and len(bad) == len(answers):
         raise DataError(_described("no row can be predicted", bad))
+    predictor.report_bad(f"{len(answers)} rows", bad, on_bad_rows, use="predict")
     columns = {"row": list(range(1, len(answers) + 1)), **inputs.columns}
     answered = _beside(columns | kept, _answer_columns(predictor.task, answers, top_k))
     return write_or_format(columns | kept | answered, output)
@@ -115,7 +116,9 @@ class Predictor:
 
     def answers(self, inputs: Inputs[Any], on_bad_rows: BadRowsOption = "skip") -> list[Any]:
         """Return the answer for each row of opened inputs; the task's ``no_answer`` for rows that cannot be used."""
-        return self.answers_and_bad(inputs, on_bad_rows)[0]
+        answers, bad = self.answers_and_bad(inputs, on_bad_rows)
+        self.report_bad(f"{len(answers)} rows", bad, on_bad_rows, use="predict")
+        return answers
 
     def answers_and_bad(self, inputs: Inputs[Any], on_bad_rows: BadRowsOption) -> tuple[list[Any], dict[int, Unusable]]:
         """Return the answer for each row of opened inputs, and the rows that cannot be used, by 1-based number.
@@ -135,7 +138,8 @@ class Predictor:
             found = iter(self.task.answers(self.outputs(usable), usable) if usable else ())
             self._part = None
             answers += [self.task.no_answer if isinstance(row, Unusable) else next(found) for row in rows]
-        self._report_bad(f"{inputs.num_rows} rows", bad, on_bad_rows, use="predict")
+        if on_bad_rows == "error":
+            self.report_bad(f"{inputs.num_rows} rows", bad, on_bad_rows, use="predict")
         return answers, bad
 
     def outputs(self, rows: Sequence[Any]) -> list[Any]:
@@ -149,7 +153,7 @@ class Predictor:
             event = InferenceProgress(first + num_rows * event.done // event.total, total)
         self._emit(event)
 
-    def _report_bad(
+    def report_bad(
         self,
         inputs: str,
         bad: Mapping[int, Unusable],
@@ -188,7 +192,7 @@ class Predictor:
         if not found.rows:
             raise DataError(_described(f"no row of {found.source} can be measured", found.bad, found.allowed))
         inputs = f"{total} rows of {found.source}"
-        self._report_bad(inputs, found.bad, on_bad_rows, use="measure", allowed=found.allowed)
+        self.report_bad(inputs, found.bad, on_bad_rows, use="measure", allowed=found.allowed)
         reasons = [row.reason for row in found.bad.values()]
         counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
         return found.rows, {"data": source, "revision": resolved.revision, "rows": total, "left_out": counts}

@@ -479,8 +479,16 @@ def test_labels_of_the_recipe_rename_and_join_folders(tmp_path: Path) -> None:
 def test_all_images_of_another_source_can_be_measured(tmp_path: Path) -> None:
     labels = load(save_classes(tmp_path / "pets")).labels
     other = save_classes(tmp_path / "others", ("dog",), 3, first_seed=70)
-    pixels, targets = load_labelled_images(other, section(split={"train": "a"}), SMALL, labels)
-    assert targets.tolist() == [1, 1, 1] and (pixels[2] == fit(Image.fromarray(noise(72)), SMALL)).all()
+    (other / "dog" / "9.png").write_bytes(b"no image")
+    (other / "emu").mkdir()
+    Image.fromarray(noise(80)).save(other / "emu" / "0.png")
+    found = load_labelled_images(other, section(split={"train": "a"}), SMALL, labels)
+    assert found.targets.tolist() == [1, 1, 1] and found.names == ["dog/0.png", "dog/1.png", "dog/2.png"]
+    assert (found.pixels[2] == fit(Image.fromarray(noise(72)), SMALL)).all()
+    assert {number: (bad.reason.split(" is ")[0], bad.name) for number, bad in found.bad.items()} == {
+        4: ("image", "dog/9.png"),
+        5: ("label", "emu/0.png"),
+    }
 
 
 # Tables

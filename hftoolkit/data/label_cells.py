@@ -6,7 +6,7 @@ Tables hold several labels as lists, as texts with a separator, or as lists that
 import ast
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,15 @@ NOT_ONE_LABEL = "label is not one value"
 SOFT_LABEL = "label is a list of fractions, not of classes or of 0 and 1"
 OTHER_WIDTH = "label is not a list of as many 0 and 1 as in the other rows"
 
+NO_LIST = "label is no value and no list of values"
+
 ON, OFF = ("1", "true"), ("0", "false")
 SEPARATORS = (",", ";", "|", "/", "\t", "\n", " ")
-QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+NOTHING = ("nan", "none", "null")  # in lists that are written as text
+ARRAY = re.compile(r"(?:np\.)?(?:array|tensor)\(\s*(\[.*\])[^\[\]]*\)", re.DOTALL)  # as numpy and torch show them
+ELEMENT = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,'"]+)""")
 BETWEEN_QUOTES = re.compile(r"""['"]\s+['"]""")
+FLAGS = re.compile(r"[01](?:\s*[,;|/\s]\s*[01])+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +81,21 @@ def many_label_cells(cells: Sequence[Any], separator: str, *, is_coded: bool) ->
     Lists of equal length that hold nothing but 0 and 1 are read as multi-hot: a class is a place, ``0`` the first.
 
     Args:
-        cells: lists, texts of lists, or texts with separators.
+        cells: lists, texts of lists, texts with separators, or objects with a 0 or 1 for each class.
         separator: ``task.label_separator``.
         is_coded: the table names the classes, so that a number in a list is a class and never multi-hot.
     """
-    rows = [_parts(cell, separator) for cell in cells]
-    width = None if is_coded else _multi_hot_width(rows)
+    rows = _lists(cells, separator)
+    width = None if is_coded else _multi_hot_width([row for row in rows if row is not None])
     bad: dict[int, Unusable] = {}
     values: list[tuple[str, ...]] = []
     for number, row in enumerate(rows, start=1):
-        texts = [canonical_value(part) for part in row]
-        if width is None:
-            if any(isinstance(part, float) and not part.is_integer() for part in row) and len(row) > 1:
-                bad[number] = Unusable(SOFT_LABEL, cells[number - 1])
-            values.append(tuple(dict.fromkeys(text for text in texts if text)))
-        else:
-            if row and len(row) != width:
-                bad[number] = Unusable(OTHER_WIDTH, cells[number - 1])
-            values.append(tuple(str(place) for place, text in enumerate(texts) if text in ON))
+        problem = _problem(row, width)
+        if problem is not None:
+            bad[number] = Unusable(problem, cells[number - 1])
+        texts = [canonical_value(part) for part in row or ()]
+        places = [str(place) for place, text in enumerate(texts) if text in ON]
+        values.append(tuple(dict.fromkeys(text for text in texts if text)) if width is None else tuple(places))
     if width is not None:
         return LabelCells(values, bad, classes=tuple(map(str, range(width))))
 
@@ -103,44 +105,78 @@ def many_label_cells(cells: Sequence[Any], separator: str, *, is_coded: bool) ->
             f"class of its own ({classes} classes instead of {parts}); set task.label_separator: {other!r}"
         )
 
-    return LabelCells(values, bad, hints=_separator_hint(cells, separator, advice))
+    are_lists = any(isinstance(cell, str) and _list_of_text(cell, is_list=False) for cell in cells)
+    return LabelCells(values, bad, hints=() if are_lists else _separator_hint(cells, separator, advice))
 
 
-def _parts(cell: Any, separator: str) -> list[Any]:
-    """Return the labels of a cell; nothing for an empty one."""
+def _problem(row: Sequence[Any] | None, width: int | None) -> str | None:
+    """Return why a list of labels cannot be used."""
+    if row is None:
+        return NO_LIST
+    if width is not None and row and len(row) != width:
+        return OTHER_WIDTH
+    is_soft = width is None and len(row) > 1 and any(isinstance(part, float) and part % 1 > 0 for part in row)
+    return SOFT_LABEL if is_soft else None
+
+
+def _lists(cells: Sequence[Any], separator: str) -> list[list[Any] | None]:
+    """Return the labels of each cell; nothing for an empty one, None for what holds no labels."""
+    texts = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
+    are_flags = bool(texts) and all(map(FLAGS.fullmatch, texts))
+    are_lists = bool(texts) and all(text[0] + text[-1] in ("[]", "{}") for text in texts)
+    return [
+        re.findall("[01]", cell) if are_flags and isinstance(cell, str) else _list(cell, separator, are_lists)
+        for cell in cells
+    ]
+
+
+def _list(cell: Any, separator: str, are_lists: bool) -> list[Any] | None:
     if isinstance(cell, str):
-        listed = _list_of_text(cell)
+        listed = _list_of_text(cell, is_list=are_lists)
         return [part for part in cell.split(separator) if part.strip()] if listed is None else listed
+    if isinstance(cell, Mapping):
+        flags = {name: canonical_value(flag) for name, flag in cell.items()}
+        is_flagged = all(flag in (*ON, *OFF, "") for flag in flags.values())
+        return [name for name, flag in flags.items() if flag in ON] if is_flagged else None
     if isinstance(cell, list | tuple | np.ndarray):
         return list(cell)
-    return [cell] if canonical_value(cell) else []
+    return None if isinstance(cell, bytes) else [cell] if canonical_value(cell) else []
 
 
-def _list_of_text(text: str) -> list[Any] | None:
-    """Return the list that a text writes, in Python, JSON or as numpy shows arrays; None if it is none."""
+def _list_of_text(text: str, *, is_list: bool) -> list[Any] | None:
+    """Return the list that a text writes: in Python, JSON, as numpy shows arrays, or with bare words; None if none.
+
+    Args:
+        text: of a cell.
+        is_list: a bare word in brackets is a list too, and not a name like ``[PAD]``.
+    """
     text = text.strip()
-    if len(text) < 2 or text[0] + text[-1] not in ("[]", "()"):
+    array = ARRAY.fullmatch(text)
+    text = array[1] if array else text
+    if len(text) < 2 or text[0] + text[-1] not in ("[]", "()", "{}"):
         return None
     inside = text[1:-1].strip()
-    if BETWEEN_QUOTES.search(inside) and "," not in QUOTED.sub("", inside):  # numpy: ['a' 'b'], which Python would join
-        return [one or other for one, other in QUOTED.findall(inside)]
     if re.fullmatch(r"[01]\.?(\s+[01]\.?)+", inside):  # numpy: [1 0 1], [1. 0.]
         return [int(part.rstrip(".")) for part in inside.split()]
-    try:
-        found = ast.literal_eval(
-            re.sub(r"\b(null|nan)\b", "None", text) if "'" not in text and '"' not in text else text
-        )
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    if not BETWEEN_QUOTES.search(inside):  # numpy's ['a' 'b'], which Python would join
+        try:
+            found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+        else:
+            return list(found) if isinstance(found, list | tuple | set) else None
+    if text[0] == "(" or not (is_list or any(mark in inside for mark in ",'\"")):
         return None
-    return list(found) if isinstance(found, list | tuple) else None
+    parts = [(one or other, bare.strip()) for one, other, bare in ELEMENT.findall(inside)]
+    return [quoted or bare for quoted, bare in parts if quoted or (bare and bare.lower() not in NOTHING)]
 
 
 def _lists_several(cell: Any) -> bool:
     """Return whether a text writes a list of several values, or of a text in quotes."""
-    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("[", "array(", "tensor(")):
         return False
-    listed = _list_of_text(cell)
-    return listed is not None and (len(listed) > 1 or any(isinstance(part, str) for part in listed))
+    listed = _list_of_text(cell, is_list=False)
+    return listed is not None and (len(listed) > 1 or "'" in cell or '"' in cell)
 
 
 def _multi_hot_width(rows: Sequence[Sequence[Any]]) -> int | None:

@@ -36,6 +36,9 @@ def section(text: str = "text", label: str = "label") -> TextData:
         ["[1 0 1]", "[0. 0. 1.]", ""],
         ["(1, 0, 1)", "(0, 0, 1)", ""],
         ["1|0|1", "0|0|1", ""],
+        ["1, 0, 1", "0, 0, 1", ""],
+        ["1 0 1", "0 0 1", ""],
+        ["array([1, 0, 1])", "tensor([0, 0, 1])", ""],
         [["1", "0", "1"], ["0", "0", "1"], None],
     ],
     ids=repr,
@@ -73,7 +76,19 @@ def test_two_places_are_multi_hot_where_a_list_of_classes_would_be_odd() -> None
 
 @pytest.mark.parametrize(
     "cell",
-    ["['a', 'b c']", '["a", "b c"]', "['a' 'b c']", "('a', 'b c')", ["a", "b c"], "a|b c", " a | b c |"],
+    [
+        "['a', 'b c']",
+        "['a', nan, 'b c']",
+        "[a, b c]",
+        "{a,b c}",
+        {"a": 1, "b c": True, "c": 0},
+        '["a", "b c"]',
+        "['a' 'b c']",
+        "('a', 'b c')",
+        ["a", "b c"],
+        "a|b c",
+        " a | b c |",
+    ],
     ids=repr,
 )
 def test_lists_that_pandas_numpy_or_json_wrote_as_text_are_lists(cell: Any) -> None:
@@ -84,6 +99,8 @@ def test_fractions_and_texts_that_only_look_like_lists() -> None:
     soft = many_label_cells([[0.2, 0.8], "[0.5, 0.5]"], "|", is_coded=False)
     assert list(soft.bad) == [1, 2] and "fractions" in soft.bad[1].reason
     assert many_label_cells(["[PAD]", "a (b)", "[x"], "|", is_coded=False).values == [("[PAD]",), ("a (b)",), ("[x",)]
+    assert many_label_cells(["[a]", "[b, c]"], "|", is_coded=False).values == [("a",), ("b", "c")]
+    assert list(many_label_cells([b"a", {"a": "yes"}, "a"], "|", is_coded=False).bad) == [1, 2]
 
 
 def test_a_list_is_not_one_label() -> None:

@@ -172,6 +172,11 @@ def parse_rows(table: DataTable, data: TextData, *, multi_label: bool, label_sep
     return ParsedRows(texts, labels.values, groups, all_bad, labels.classes, labels.hints)
 
 
+def require_header(table: DataTable, names: Sequence[str]) -> None:
+    """Raise DataError unless a table for a finished run, whose recipe is fixed, has the columns that it reads."""
+    require_columns(table, names, f"the header: the run reads {', '.join(names)}")
+
+
 def find_labels(
     parsed: Collection[ParsedRows],
     columns: Sequence[str],

@@ -21,7 +21,16 @@ from hftoolkit.data.reading import (
 )
 from hftoolkit.data.summary import summarize
 from hftoolkit.data.tables import DataTable, read_table
-from hftoolkit.data.text_rows import BadRows, CleanRows, check_bad_rows, encode_rows, find_labels, parse_rows
+from hftoolkit.data.text_rows import (
+    BadRows,
+    CleanRows,
+    check_bad_rows,
+    encode_rows,
+    find_labels,
+    parse_rows,
+    require_header,
+    text_columns,
+)
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import Split, TextClassification, TextData
 
@@ -107,6 +116,7 @@ def encode_table(
         DataError: the table lacks a column.
     """
     data = data.model_copy(update={"split": Split()})
+    require_header(table, (*text_columns(data), *data.columns.label))
     parsed = parse_rows(table, data, multi_label=labels.multi_label, label_separator=task.label_separator)
     return encode_rows(parsed, labels)
 

@@ -12,7 +12,7 @@ from hftoolkit.data.labels import natural_key
 from hftoolkit.data.rows import DividedRows, labelled_rows, load_rows
 from hftoolkit.data.summary import in_brackets
 from hftoolkit.data.tables import DataTable, read_table, require_columns
-from hftoolkit.data.text_rows import EMPTY_TEXT, NOT_TEXT, BadRow, BadRows, cell_text
+from hftoolkit.data.text_rows import EMPTY_TEXT, NOT_TEXT, BadRow, BadRows, cell_text, require_header
 from hftoolkit.errors import DataError
 from hftoolkit.recipe.token_classification import TokenData
 
@@ -96,7 +96,9 @@ def load_token_rows(
 
 def read_token_rows(source: Path, data: TokenData, types: Sequence[str], spans_of: Any) -> Labelled[SpanText]:
     """Return all rows of another source, with entities of known types."""
-    table = read_table(source)
+    table, columns = read_table(source), data.columns
+    names = [columns.text, columns.spans] if columns.spans is not None else [columns.words, columns.tags]
+    require_header(table, [name for name in names if name is not None])
     return labelled_rows(table, _parse(table, data, types, spans_of, []))
 
 

@@ -25,7 +25,7 @@ from hftoolkit.contracts import (
 )
 from hftoolkit.data.rows import labelled_rows, load_rows, numbers_of
 from hftoolkit.data.tables import DataTable, read_table, require_columns
-from hftoolkit.data.text_rows import BadRows, clean_texts, text_columns
+from hftoolkit.data.text_rows import BadRows, clean_texts, require_header, text_columns
 from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
 from hftoolkit.models.pretrained import Weights
@@ -93,6 +93,7 @@ class TextRegressionTask:
     ) -> Labelled[ScoredText]:
         """Return all rows of another table."""
         table = read_table(source)
+        require_header(table, (*text_columns(recipe.data), recipe.data.columns.label[0]))
         return labelled_rows(table, _parse(table, recipe.data))
 
     @classmethod

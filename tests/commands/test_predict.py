@@ -330,6 +330,8 @@ def test_evaluate_refuses_what_it_cannot_measure(tiny_run: Path, write_csv: Writ
     ended = hft("evaluate", tiny_run, "--data", unknown, "--on-bad-rows", "error")
     refused(ended, 3, "'great'", "(row 1)", "'bad', 'fine', 'good'", "--on-bad-rows skip")
     assert "task.labels" not in ended.err
+    header = write_csv([("good", "good")], ("text", "Label"), "header.csv")
+    refused(hft("evaluate", tiny_run, "--data", header), 3, "did you mean 'Label'?", "Edit the header: the run reads")
     none = write_csv([("good", "great")], name="none.csv")
     refused(hft("evaluate", tiny_run, "--data", none), 3, "no row of none.csv can be measured", "'great'")
     refused(hft("evaluate", tiny_run, "--split", "tset"), 2, "--split tset", "train, validation, test")

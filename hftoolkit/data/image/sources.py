@@ -223,7 +223,7 @@ def _read_images_of_table(
     path: Path, columns: ImageColumns, split: str | None, subset: str | None, *, labelled: bool
 ) -> ImageTable:
     table = read_table(path, split=split, subset=subset)
-    require_columns(table, [columns.image], "data.columns.image")
+    require_columns(table, [columns.image], "data.columns.image" if labelled else "the header: the model reads that")
     if labelled:
         require_columns(table, [columns.label], "data.columns.label")
     root = path if path.is_dir() else path.parent

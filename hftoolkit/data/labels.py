@@ -137,6 +137,6 @@ def check_same(expected: LabelSet, found: LabelSet, where: str) -> None:
         for labels in (expected, found)
     ]
     raise DataError(
-        f"the labels of {where} differ.\n  expected: {shown[0]}\n  found:    {shown[1]}\nOne of the two was changed after "
-        "training; bring back labels.json and model/ of one run"
+        f"the labels of {where} differ.\n  expected: {shown[0]}\n  found:    {shown[1]}\nOne of the two was changed "
+        "after training; bring back labels.json and model/ of one run"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from hftoolkit.runs.directory import RunDir, write_json
 from hftoolkit.runs.evaluations import keep_evaluation
 from hftoolkit.runs.lifecycle import run_lifecycle, with_recording
 from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
-from hftoolkit.runs.resume import check_unchanged, open_run, write_manifest
+from hftoolkit.runs.resume import check_unchanged, meant_path, open_run, write_manifest
 from hftoolkit.runs.tables import gains_table, results_table
 from hftoolkit.train.distributed.collectives import num_processes
 from hftoolkit.train.distributed.launch import join_processes
@@ -227,7 +227,7 @@ def evaluate(
         raise RecipeError("--data is for classifiers; a recommender is measured on the splits of its own log")
     predictor = load_recommender(folder)
     recipe = predictor.recipe
-    splits = load_splits(recipe, emit)
+    splits = load_splits(recipe, emit, partial(meant_path, RunDir(folder), advice="bring it back"))
     if split not in splits.cases:
         raise RecipeError(f"--split {split}: a recommender is measured on {' or '.join(splits.cases)}")
     predictor.check_same_data(splits.summary["fingerprint"])

@@ -47,16 +47,18 @@ def _encoded_piece(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], l
 def encode_rows(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int] | None], np.ndarray]:
     """Return token ids of texts or pairs, cut; which text a token is of (None for models without); lengths, uncut."""
     if not texts or not isinstance(texts[0], TextPair):
-        token_ids, lengths = encode_texts(tokenizer, texts)
-        return token_ids, [None] * len(token_ids), lengths
+        single_ids, single_lengths = encode_texts(tokenizer, texts)
+        return single_ids, [None] * len(texts), single_lengths
     pairs = [text for text in texts if isinstance(text, TextPair)]
-    token_ids, type_ids, whole_lengths = [], [], []
+    token_ids: list[list[int]] = []
+    type_ids: list[list[int] | None] = []
+    lengths: list[int] = []
     for both in pieces([pair.first for pair in pairs], [pair.second for pair in pairs]):
-        whole_lengths += [len(ids) for ids in tokenizer(*both, truncation=False, verbose=False)["input_ids"]]
+        lengths += [len(ids) for ids in tokenizer(*both, truncation=False, verbose=False)["input_ids"]]
         cut = tokenizer(*both, truncation=True)
         token_ids += cut["input_ids"]
         type_ids += cut.get("token_type_ids") or [None] * len(both[0])
-    return token_ids, type_ids, np.array(whole_lengths, dtype=np.int64)
+    return token_ids, type_ids, np.array(lengths, dtype=np.int64)
 
 
 def processor_inputs(texts: Sequence[str]) -> dict[str, Any]:

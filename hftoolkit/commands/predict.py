@@ -235,7 +235,7 @@ def _kept(table: Columns, keep: Sequence[str] | None, source: str) -> Columns:
     """Return the columns of the input that are put beside the predictions."""
     if keep is None:
         keep = [name for name in table if name.casefold() == KEPT]
-    elif not table:
+    elif keep and not table:
         raise RecipeError(f"--keep {','.join(keep)}: {source} is no table, so it has no columns; leave --keep out")
     elif taken := [name for name in keep if name == "row"]:
         raise RecipeError(

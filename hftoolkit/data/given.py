@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 
+from hftoolkit.data.files import ending_of
 from hftoolkit.errors import DataError
 
 TAKEN = "a list or generator of rows, a data frame, a data set, or a dict of columns"
@@ -26,6 +27,8 @@ def given_rows(source: Any) -> list[Any]:
     """
     if isinstance(source, Mapping):
         return _rows_of_columns(source)
+    if isinstance(source, str) and ending_of(Path(source)):
+        raise DataError(f"predict takes {TAKEN}; write predict(Path({source!r})) for a table file")
     if isinstance(source, str | bytes | Path):
         raise DataError(f"predict takes {TAKEN}; write predict([row]) for one")
     if isinstance(source, datasets.Dataset | datasets.IterableDataset):

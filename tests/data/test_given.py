@@ -45,6 +45,7 @@ def test_a_column_gives_its_cells(source: Any) -> None:
     ("source", "fragment"),
     [
         ("one text", r"predict\(\[row\]\)"),
+        ("new.csv", r"predict\(Path\('new.csv'\)\)"),
         (b"bytes", r"predict\(\[row\]\)"),
         ({"text": "one row"}, r"predict\(\[row\]\)"),
         ({}, r"predict\(\[row\]\)"),

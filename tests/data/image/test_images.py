@@ -501,6 +501,14 @@ def write_csv(path: Path, header, rows) -> Path:
     return path
 
 
+def test_an_id_is_no_label_of_images(tmp_path: Path) -> None:
+    save_classes(tmp_path / "photos")
+    rows = [(f"{name}/{i}.png", f"photo {name} {i}") for name in ("cat", "dog") for i in range(10)]
+    table = write_csv(tmp_path / "photos" / "t.csv", ("image", "label"), rows)
+    with pytest.raises(DataError, match=r"20 rows have 20 different labels .*Check data\.columns\.label"):
+        load(table, columns={})
+
+
 def test_a_table_names_files_beside_it_or_anywhere(tmp_path: Path) -> None:
     save_classes(tmp_path / "photos" / "img")
     save_classes(tmp_path / "elsewhere", ("emu",))

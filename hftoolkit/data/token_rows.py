@@ -7,12 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hftoolkit.contracts import Labelled
+import numpy as np
+
+from hftoolkit.contracts import Labelled, Unusable
+from hftoolkit.data.given import is_missing
 from hftoolkit.data.labels import natural_key
 from hftoolkit.data.rows import DividedRows, labelled_rows, load_rows
 from hftoolkit.data.summary import in_brackets
 from hftoolkit.data.tables import DataTable, read_table, require_columns
-from hftoolkit.data.text_rows import EMPTY_TEXT, NOT_TEXT, BadRow, BadRows, cell_text, require_header
+from hftoolkit.data.text_rows import (
+    BROKEN_TEXT,
+    EMPTY_TEXT,
+    NOT_TEXT,
+    BadRow,
+    BadRows,
+    cell_text,
+    is_unicode,
+    require_header,
+)
 from hftoolkit.errors import DataError
 from hftoolkit.recipe.token_classification import TokenData
 
@@ -100,6 +112,25 @@ def read_token_rows(source: Path, data: TokenData, types: Sequence[str], spans_o
     names = [columns.text, columns.spans] if columns.spans is not None else [columns.words, columns.tags]
     require_header(table, [name for name in names if name is not None])
     return labelled_rows(table, _parse(table, data, types, spans_of, []))
+
+
+def unlabelled_text(cell: Any, *, are_words: bool) -> SpanText | Unusable:
+    """Return the text of a cell that is to be predicted, or its words joined by blanks; or why it has none.
+
+    Args:
+        cell: a text, or a list of words.
+        are_words: the column is one of words, which may be a list written as JSON.
+    """
+    if isinstance(cell, list | tuple | np.ndarray):
+        cell = " ".join(map(str, cell))
+    elif are_words and isinstance(cell, str) and cell.lstrip().startswith("["):
+        listed = _listed(cell)
+        cell = cell if listed is None else " ".join(map(str, listed))
+    if is_missing(cell) or (isinstance(cell, str) and not cell.strip()):
+        return Unusable(EMPTY_TEXT)
+    if not isinstance(cell, str):
+        return Unusable(NOT_TEXT, cell)
+    return SpanText(cell) if is_unicode(cell) else Unusable(BROKEN_TEXT)
 
 
 def _types_of(splits: Mapping[str, Sequence[SpanText]]) -> list[str]:

@@ -34,12 +34,10 @@ from hftoolkit.contracts import (
     Table,
     Task,
     Tensors,
-    Unusable,
 )
-from hftoolkit.data.given import column_names, given_rows, is_missing
+from hftoolkit.data.given import column_names, given_rows
 from hftoolkit.data.tables import read_table, require_columns
-from hftoolkit.data.text_rows import BROKEN_TEXT, EMPTY_TEXT, NOT_TEXT, is_unicode
-from hftoolkit.data.token_rows import EntityTypes, SpanText, load_token_rows, read_token_rows
+from hftoolkit.data.token_rows import EntityTypes, SpanText, load_token_rows, read_token_rows, unlabelled_text
 from hftoolkit.errors import DataError
 from hftoolkit.metrics.spans import span_statistics
 from hftoolkit.metrics.statistics import RowStatistics, measure
@@ -265,7 +263,8 @@ class TokenClassificationTask:
         """Return the texts of a table, of dicts, or of a list of texts or of lists of words."""
         table = self._table(source) if isinstance(source, Path) else {}
         cells = table[self._column] if table else self._cells(given_rows(source))
-        rows = [_text_or_fault(cell) for cell in cells]
+        are_words = self._recipe.data.columns.text is None
+        rows = [unlabelled_text(cell, are_words=are_words) for cell in cells]
         return Inputs(len(rows), lambda start, stop: rows[start:stop], max(1, len(rows)), table=table)
 
     def answers(self, outputs: Sequence[Sequence[WordTag]], raw: Sequence[SpanText]) -> list[tuple[Entity, ...]]:
@@ -462,18 +461,6 @@ class TokenClassificationTask:
             have = ", ".join(map(repr, found))
             raise DataError(f"rows lack {self._column}; they have {have}, and the model reads {self._column}")
         return [row.get(self._column) if isinstance(row, Mapping) else row for row in rows]
-
-
-def _text_or_fault(cell: Any) -> SpanText | Unusable:
-    """Return the text of a cell, or its words joined by blanks; or why it has none."""
-    if is_missing(cell):
-        return Unusable(EMPTY_TEXT)
-    text = " ".join(map(str, cell)) if isinstance(cell, list | tuple | np.ndarray) else cell
-    if not isinstance(text, str):
-        return Unusable(NOT_TEXT, cell)
-    if not text.strip():
-        return Unusable(EMPTY_TEXT)
-    return SpanText(text) if is_unicode(text) else Unusable(BROKEN_TEXT)
 
 
 def _spans_of(scheme: str, tags: Iterable[str]) -> tuple[str, Any]:

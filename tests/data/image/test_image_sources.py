@@ -536,10 +536,14 @@ def test_several_labels_of_an_image_are_read_from_one_column_or_from_flags(tmp_p
 
 def test_labels_that_another_separator_divides_are_told(tmp_path: Path) -> None:
     put(*(tmp_path / f"{number}.png" for number in range(12)))
-    tags = ["clear primary", "clear", "cloudy"] * 4
+    tags = ["clear primary", "clear", "cloudy primary", "cloudy"] * 3
     table = table_of(tmp_path / "tags.csv", [(f"{place}.png", tag) for place, tag in enumerate(tags)])
-    with pytest.raises(DataError, match=r"no row has more than one label.*set task.label_separator: ' '"):
-        load_image_splits(table, section(columns={}), several(), SMALL)
+    (hint,) = [
+        text
+        for text in load_image_splits(table, section(columns={}), several(), SMALL).summary["warnings"]
+        if "separator" in text
+    ]
+    assert "set task.label_separator: ' '" in hint
 
 
 def test_images_of_a_table_need_no_label_to_be_predicted(tmp_path: Path) -> None:

@@ -241,9 +241,7 @@ def evaluate(
     if source is not None:
         raise RecipeError("--data is for classifiers; a recommender is measured on the splits of its own log")
     predictor = load_recommender(folder, emit)
-    recipe = predictor.recipe
-    run = RunDir(folder)
-    splits = load_splits(as_begun(recipe, run), emit, partial(meant_path, run, advice="bring it back"))
+    recipe, splits = predictor.recipe, _own_splits(predictor.recipe, RunDir(folder), emit)
     if split not in splits.cases:
         raise RecipeError(f"--split {split}: a recommender is measured on {' or '.join(splits.cases)}")
     predictor.check_same_data(splits.summary["fingerprint"])
@@ -328,8 +326,7 @@ def report(folder: Path, *, emit: Emit, allow_code: bool = False) -> None:
     """
     run = open_finished(folder)
     listen, predictor = with_recording(run, emit), load_recommender(folder, emit)
-    recipe = predictor.recipe
-    splits = load_splits(as_begun(recipe, run), listen)
+    recipe, splits = predictor.recipe, _own_splits(predictor.recipe, run, listen)
     predictor.check_same_data(splits.summary["fingerprint"])
     fusion = ScorerFusion(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
     with finished_run_lifecycle(run):
@@ -338,6 +335,11 @@ def report(folder: Path, *, emit: Emit, allow_code: bool = False) -> None:
         write_status(run, "done", exit_code=0, **attempts.ending())
     if attempts.failed:
         raise HFToolkitError(f"failed again: {', '.join(attempts.failed)}; {run.log} says why")
+
+
+def _own_splits(recipe: RecommendationRecipe, run: RunDir, emit: Emit) -> RecommendationSplits:
+    """Return the data of a finished run, divided as in training."""
+    return load_splits(as_begun(recipe, run), emit, partial(meant_path, run, advice="bring it back"))
 
 
 def _report(

@@ -248,17 +248,24 @@ def label_column_warnings(rows: Mapping[str, CleanRows], labels: LabelSet, key: 
     Raises:
         DataError: nearly each row has a class of its own, as with an id or a text for a label.
     """
-    num_rows, classes = sum(len(kept.texts) for kept in rows.values()), len(labels.names)
-    if num_rows < FEWEST_ROWS or classes <= num_rows / 2:
+    uses = sum((_uses(kept.targets, labels) for kept in rows.values()), np.zeros(len(labels.names)))
+    num_rows, given, classes = sum(len(kept.texts) for kept in rows.values()), uses.sum(), np.count_nonzero(uses)
+    if num_rows < FEWEST_ROWS or classes <= given / 2:
         return []
     shown = ", ".join(f"{name!r:.40}" for name in labels.names[:3])
     found = f"{num_rows} rows have {classes} different labels ({shown}, ...)"
-    if classes > num_rows * OWN_CLASS_SHARE:
+    if classes > given * OWN_CLASS_SHARE:
         raise DataError(
             f"{found}: nearly each row would be a class of its own, as where an id or a text is taken for the label. "
             f"Check {key}, and that it is not swapped with the text; it must name what takes few values"
         )
     return [f"{found}, less than two rows a class; check that {key} is no id and no text"]
+
+
+def _uses(targets: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Return how many rows have each class, (C,), given targets (N,) or (N, C)."""
+    counts: np.ndarray = targets.sum(0) if labels.multi_label else np.bincount(targets, minlength=len(labels.names))
+    return counts
 
 
 def check_not_swapped(rows: Mapping[str, CleanRows], labels: LabelSet) -> None:

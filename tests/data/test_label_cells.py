@@ -173,3 +173,12 @@ def test_many_classes_without_rows_are_one_warning(tmp_path: Path) -> None:
     assert any(
         "classes have no rows in" in warning and "nothing is measured for them" in warning for warning in warnings
     )
+
+
+def test_many_columns_of_flags_are_no_labels_of_their_own(tmp_path: Path) -> None:
+    names = [f"c{n}" for n in range(22)]
+    rows = [(f"some text {n}", *((n + place) % 2 for place in range(22))) for n in range(24)]
+    with (tmp_path / "flags.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", *names), *rows])
+    data = TextData.model_validate({"source": "x", "columns": {"text": "text", "label": names}})
+    assert "different labels" not in str(load_text_splits(tmp_path / "flags.csv", data, MANY).summary["warnings"])

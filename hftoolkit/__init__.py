@@ -33,7 +33,7 @@ def load(source: str | Path) -> Any:
         DataError: there is no finished model of hftoolkit.
         EnvironmentFault: the Hub cannot be reached, or refuses.
     """
-    from hftoolkit.commands.load import load
+    from hftoolkit.cli.api import load
 
     return load(source)
 

@@ -1,6 +1,7 @@
 """The command line in Python: ``hftoolkit.finetune`` and the run that it returns."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hftoolkit.cli.options import commands_of
+from hftoolkit.contracts import Event, Message
 from hftoolkit.recipe import load_recipe, write_value
 
 Resume = bool | Literal["auto"]
@@ -42,13 +44,22 @@ class Run:
     @cached_property
     def predictor(self) -> Any:
         """What ``hftoolkit.load`` gives for the run."""
-        from hftoolkit.commands.load import load
-
         return load(self.root)
 
-    def predict(self, rows: Any) -> Any:
+    def predict(self, rows: Any, **options: Any) -> Any:
         """Return the answer for each row, see ``Predictor.predict``."""
-        return self.predictor.predict(rows)
+        return self.predictor.predict(rows, **options)
+
+
+def load(source: str | Path) -> Any:
+    """Do what ``hftoolkit.load`` does; what would be a warning of the command line is one of Python."""
+    from hftoolkit.commands.load import load
+
+    def warn(event: Event) -> None:
+        if isinstance(event, Message) and event.level == "warning":
+            warnings.warn(event.text, stacklevel=2)
+
+    return load(source, warn)
 
 
 def finetune(

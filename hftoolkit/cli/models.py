@@ -1,5 +1,7 @@
 """Commands on models that are fine-tuned: train, measure, predict, recommend, push."""
 
+import codecs
+import csv
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import typer
 
 from hftoolkit.cli.options import (
     AllowCode,
+    OnBadRows,
     Overrides,
     RecipeFile,
     ResumeChoice,
@@ -79,16 +82,25 @@ def evaluate(
         Optional[str],
         typer.Option(help="Evaluate on all rows of another table or image folder like that of the run."),
     ] = None,
+    on_bad_rows: OnBadRows = "skip",
     allow_code: AllowCode = False,
 ) -> None:
-    """Measure the model of a run again, on one of its splits or on other data."""
+    """Measure the model of a run again, on one of its splits or on other data.
+
+    The figures are also written into the run, evaluations/NAME.json.
+    """
     if split is not None and data is not None:
         raise RecipeError("--data measures all rows of a table and --split some rows of the run's own; leave out one")
     from hftoolkit.cli.render import render_events
 
     with render_events() as emit:
         commands_of_run(run_folder).evaluate(
-            run_folder, split=split or "test", source=data, emit=emit, allow_code=allow_code
+            run_folder,
+            split=split or "test",
+            source=data,
+            emit=emit,
+            allow_code=allow_code,
+            on_bad_rows=on_bad_rows,
         )
 
 
@@ -123,17 +135,35 @@ def predict(
             "items, by default 10.",
         ),
     ] = None,
+    keep: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="COLUMN,...",
+            help="Columns of the table to put beside the predictions. Default: one called id, where there is one.",
+        ),
+    ] = None,
+    on_bad_rows: OnBadRows = "skip",
 ) -> None:
     """Write the label and the probability of each class for each row, in the same order.
 
-    A recommender reads a table of interactions, and writes the best items for each of its users.
+    Rows that cannot be used are left blank, and counted in a warning. A recommender
+    reads a table of interactions, and writes the best items for each of its users.
     """
     from hftoolkit.cli.render import render_events
 
     commands = commands_of_run(run_folder)
     lines = _read_lines() if input_ == "-" else None  # before there are bars, which would cover what is typed
     with render_events(stderr=True) as emit:
-        text = commands.predict(run_folder, Path(input_), lines=lines, output=output, top_k=top_k, emit=emit)
+        text = commands.predict(
+            run_folder,
+            Path(input_),
+            lines=lines,
+            output=output,
+            top_k=top_k,
+            emit=emit,
+            on_bad_rows=on_bad_rows,
+            keep=_names(keep),
+        )
     if text:
         _print_table(text)
 
@@ -205,11 +235,20 @@ def _print_table(text: str) -> None:
     typer.echo(visible(text, lines=True) if sys.stdout.isatty() else text, nl=False)
 
 
+def _names(listed: str | None) -> list[str] | None:
+    """Return the names of a list with commas; one that has a comma itself stands in double quotes."""
+    if listed is None:
+        return None
+    return [name.strip() for name in next(csv.reader([listed], skipinitialspace=True), []) if name.strip()]
+
+
 def _read_lines() -> list[str]:
-    """Return the lines of standard input; only a line feed ends one, so that a row is a row as in ``wc -l``."""
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"line {line} of standard input is not UTF-8; convert it, for example with iconv") from error
+    """Return the lines of standard input; only a line feed ends one, so that a row is a row as in ``wc -l``.
+
+    Bytes that are not UTF-8 become lone surrogates, which cost a text its row, and are right in the name of a file.
+    """
+    content = sys.stdin.buffer.read()
+    if b"\0" in content:
+        raise DataError("standard input has zero bytes, so it is not UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
+    text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
     return text.removesuffix("\n").split("\n") if text else []

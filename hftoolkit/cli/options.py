@@ -27,6 +27,13 @@ AllowCode = Annotated[
         help="Run Python code that the recipe names: evaluation.extra_metrics; of rl, environment.module.",
     ),
 ]
+OnBadRows = Annotated[
+    Literal["skip", "error"],
+    typer.Option(
+        "--on-bad-rows",
+        help="What becomes of rows that cannot be used: skip goes on without them and says how many; error refuses.",
+    ),
+]
 
 
 class ResumeChoice(StrEnum):

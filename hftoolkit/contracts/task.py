@@ -114,9 +114,34 @@ class HeadSpec:
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """Why a row cannot be predicted."""
+    """Why a row cannot be used.
+
+    Attributes:
+        reason: one of few sentences, so that they can be counted.
+        found: the cell to blame.
+        name: what the row is called, where it has a name.
+    """
 
     reason: str
+    found: Any = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled(Generic[RawT]):
+    """The rows of a source with their targets, undivided.
+
+    Attributes:
+        rows: those that can be used, in order.
+        bad: the others, by 1-based number.
+        source: where they come from, for messages.
+        allowed: the values of a target that are known; empty where any is allowed.
+    """
+
+    rows: Sequence[RawT]
+    bad: Mapping[int, Unusable]
+    source: str
+    allowed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +154,15 @@ class Inputs(Generic[RawT]):
         chunk: how many to read at a time.
         columns: what is shown beside the predictions, such as the names of files.
         notes: returns what is to be said of the rows that were read.
-        skip_unusable: False: rows that cannot be used are an error that lists them all.
-        describe: returns that error for the unusable ones, by 0-based row; it ends where to allow them can be said.
+        table: all columns of the table that the rows come from, which ``--keep`` may name; empty: there is none.
     """
 
     num_rows: int
     read: Callable[[int, int], Sequence[RawT | Unusable]]
     chunk: int
-    skip_unusable: bool
-    describe: Callable[[Mapping[int, Unusable]], str]
     columns: Columns = field(default_factory=dict)
     notes: Callable[[], list[str]] = list
+    table: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +270,7 @@ class Task(Protocol):
         pipeline_tag: the Hub's name of the task.
         headline: metrics of tables and card, with the names that people read.
         compared_by: the metric of paired leads over baselines.
-        no_answer: what ``hftoolkit.load(run).predict`` gives for a row that was skipped.
+        no_answer: what ``hftoolkit.load(run).predict`` gives for a row that cannot be used.
     """
 
     unit: ClassVar[str]
@@ -271,8 +294,8 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def read_labelled(cls, recipe: Any, source: Path, weights: Any, schema: Any) -> Sequence[Any]:
-        """Return all rows of another source, undivided, with targets of a known schema."""
+    def read_labelled(cls, recipe: Any, source: Path, weights: Any, schema: Any) -> Labelled[Any]:
+        """Return all rows of another source, undivided, with targets of a known schema; no bad row is an error."""
         ...
 
     @classmethod
@@ -323,7 +346,7 @@ class Task(Protocol):
         ...
 
     def inputs(self, source: Any) -> Inputs[Any]:
-        """Return rows to predict: a ``Path`` (file, folder, pattern) or a sequence of rows as Python has them."""
+        """Return rows to predict: a ``Path`` (file, folder, pattern), or rows as Python has them (``data.given``)."""
         ...
 
     def answers(self, outputs: Sequence[Any], raw: Sequence[Any]) -> list[Any]:

@@ -138,4 +138,7 @@ def check_same(expected: LabelSet, found: LabelSet, where: str) -> None:
         f"{listed(labels.names, 100)} ({'multi-label' if labels.multi_label else 'one label a text'})"
         for labels in (expected, found)
     ]
-    raise DataError(f"the labels of {where} differ.\n  expected: {shown[0]}\n  found:    {shown[1]}\nSet task.labels")
+    raise DataError(
+        f"the labels of {where} differ.\n  expected: {shown[0]}\n  found:    {shown[1]}\nOne of the two was changed "
+        "after training; bring back labels.json and model/ of one run"
+    )

@@ -1,7 +1,7 @@
 """From usable rows to splits: what is the same for every kind of example."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,7 +19,8 @@ from hftoolkit.recipe.sections import DEFAULT_FRACTION, Data
 
 NO_SPLIT = "split is none of train, validation and test"
 DataT = TypeVar("DataT", bound=Data)
-SEPARATORS_OF_LABELS = (",", ";", "|", " ")
+FEWEST_ROWS = 20  # from which on the number of classes says something
+OWN_CLASS_SHARE = 0.8  # more classes than that share of the rows are ids
 Read = TypeVar("Read")
 
 
@@ -211,19 +212,70 @@ def check_any_label(targets: np.ndarray) -> None:
         raise DataError("no training row has any label; check data.columns.label and task.label_separator")
 
 
-def check_several_labels(rows: ParsedRows, separator: str) -> None:
-    """Raise DataError if every row has one label and some are made of parts that others have: a separator is wrong."""
-    if any(len(values) != 1 for values in rows.values):
-        return
-    found = {values[0] for values in rows.values}
-    for other in (mark for mark in SEPARATORS_OF_LABELS if mark != separator):
-        parts = {value: {part.strip() for part in value.split(other) if part.strip()} for value in found}
-        several = {value for value, split in parts.items() if len(split) > 1}
-        if any(parts[value] & parts[second] for value in several for second in parts if second != value):
-            raise DataError(
-                f"no row has more than one label: {min(several)!r} counts as one class, since task.label_separator is "
-                f"{separator!r}; set task.label_separator: {other!r}, or drop task.multi_label if that is one class"
-            )
+def label_hints(
+    parsed: Collection[ParsedRows], mapping: Mapping[Any, str] | None, labels: LabelSet, column: str
+) -> list[str]:
+    """Return sentences on label cells that look like another setting, or whose classes have no names.
+
+    Args:
+        parsed: the rows of each table.
+        mapping: ``task.labels``.
+        labels: the classes in force.
+        column: of the labels.
+    """
+    hints = list(dict.fromkeys(hint for rows in parsed for hint in rows.hints))
+    if mapping is None and any(rows.classes for rows in parsed):
+        hints.append(_multi_hot_note(len(labels.names), column))
+    return hints
+
+
+def _multi_hot_note(width: int, column: str) -> str:
+    names = f"0: NAME, ..., {width - 1}: NAME" if width > 2 else "0: NAME, 1: NAME"
+    return (
+        f"the cells of {column!r} are lists of {width} numbers 0 and 1: each place is read as a class, called 0 to "
+        f"{width - 1}; name them with task.labels: {{{names}}}"
+    )
+
+
+def label_column_warnings(rows: Mapping[str, CleanRows], labels: LabelSet, key: str) -> list[str]:
+    """Return a sentence where there are less than two rows a class, which is rarely meant.
+
+    Args:
+        rows: of each table.
+        labels: the classes that were found in them.
+        key: of the recipe, says which column the labels are.
+
+    Raises:
+        DataError: nearly each row has a class of its own, as with an id or a text for a label.
+    """
+    uses = sum((_uses(kept.targets, labels) for kept in rows.values()), np.zeros(len(labels.names)))
+    num_rows, given, classes = sum(len(kept.texts) for kept in rows.values()), uses.sum(), np.count_nonzero(uses)
+    if num_rows < FEWEST_ROWS or classes <= given / 2:
+        return []
+    shown = ", ".join(f"{name!r:.40}" for name in labels.names[:3])
+    found = f"{num_rows} rows have {classes} different labels ({shown}, ...)"
+    if classes > given * OWN_CLASS_SHARE:
+        raise DataError(
+            f"{found}: nearly each row would be a class of its own, as where an id or a text is taken for the label. "
+            f"Check {key}, and that it is not swapped with the text; it must name what takes few values"
+        )
+    return [f"{found}, less than two rows a class; check that {key} is no id and no text"]
+
+
+def _uses(targets: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Return how many rows have each class, (C,), given targets (N,) or (N, C)."""
+    counts: np.ndarray = targets.sum(0) if labels.multi_label else np.bincount(targets, minlength=len(labels.names))
+    return counts
+
+
+def check_not_swapped(rows: Mapping[str, CleanRows], labels: LabelSet) -> None:
+    """Raise DataError where there are far more classes than different texts, as when their columns are swapped."""
+    texts = {text for kept in rows.values() for text in kept.texts}
+    if len(labels.names) >= FEWEST_ROWS and len(labels.names) > 2 * len(texts):
+        raise DataError(
+            f"the texts are {len(texts)} different ones ({', '.join(f'{text!r:.40}' for text in sorted(texts)[:3])}), "
+            f"and the labels {len(labels.names)}; swap data.columns.text and data.columns.label"
+        )
 
 
 def places_by_split(

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from hftoolkit.contracts import Labelled
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.reading import check_disjoint_groups, of_rows, read_tables, told_splits
 from hftoolkit.data.split_names import SPLITS
@@ -136,6 +137,13 @@ def usable_rows(
         if not usable.rows:
             raise DataError(f"no row of {tables[name].source} can be used: {count_list(usable.skipped)}")
     return found
+
+
+def labelled_rows(table: DataTable, parsed: Parsed[RowT]) -> Labelled[RowT]:
+    """Return the parsed rows of a table that is not divided."""
+    rows, bad = parsed
+    bad = {**bad, **broken_rows(table)}
+    return Labelled([row for number, row in enumerate(rows, start=1) if number not in bad], bad, table.source)
 
 
 def _divide(

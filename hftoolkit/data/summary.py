@@ -12,7 +12,7 @@ import numpy as np
 from hftoolkit.contracts.names import short
 from hftoolkit.data.labels import LabelSet
 
-MOST_GROUPS = 5  # of class names that a warning lists
+NAMES_SHOWN = 5  # of classes, or groups of them, in a warning
 Texts = Mapping[str, Sequence[str]]
 Targets = Mapping[str, np.ndarray]
 
@@ -87,17 +87,34 @@ def _fingerprint(texts: Texts, targets: Targets, row_numbers: Mapping[str, np.nd
 
 
 def _class_warnings(counts: Mapping[str, Mapping[str, int]], labels: LabelSet) -> list[str]:
-    warnings = []
+    """Return a sentence for each set of splits that classes are missing in, however many classes these are."""
+    groups: dict[tuple[str, ...], list[str]] = {}
     for name in labels.names:
-        present = [split for split in counts if counts[split][name]]
-        absent = [split for split in counts if split not in present]
-        if not present:
-            warnings.append(f"class {name!r} has no rows at all")
-        elif "train" in absent:
-            warnings.append(f"class {name!r} occurs in {' and '.join(present)}, but not in train: it cannot be learned")
-        elif absent:
-            warnings.append(f"class {name!r} has no rows in {' and '.join(absent)}: nothing is measured for it there")
-    return warnings
+        present = tuple(split for split in counts if counts[split][name])
+        if len(present) < len(counts):
+            groups.setdefault(present, []).append(name)
+    return [_class_warning(names, present, tuple(counts)) for present, names in groups.items()]
+
+
+def _class_warning(names: Sequence[str], present: Sequence[str], splits: Sequence[str]) -> str:
+    is_one = len(names) == 1
+    who = f"class {short(names[0])!r}" if is_one else f"{len(names)} classes"
+    absent = [split for split in splits if split not in present]
+    if not present:
+        return f"{who} {'has' if is_one else 'have'} no rows at all{in_brackets(names)}"
+    if "train" in absent:
+        where, cannot = " and ".join(present), f"{'it' if is_one else 'they'} cannot be learned"
+        return f"{who} {'occurs' if is_one else 'occur'} in {where}, but not in train: {cannot}{in_brackets(names)}"
+    missing = f"{who} {'has' if is_one else 'have'} no rows in {' and '.join(absent)}"
+    return f"{missing}: nothing is measured for {'it' if is_one else 'them'} there{in_brackets(names)}"
+
+
+def in_brackets(names: Sequence[str]) -> str:
+    """Return the first of several names in brackets, for the end of a sentence; nothing for a single one."""
+    if len(names) < 2:
+        return ""
+    shown = [repr(short(name)) for name in names[:NAMES_SHOWN]]
+    return f" ({', '.join(shown + ['...'] * (len(names) > NAMES_SHOWN))})"
 
 
 def _spelling_warnings(names: Sequence[str]) -> list[str]:
@@ -108,7 +125,7 @@ def _spelling_warnings(names: Sequence[str]) -> list[str]:
     groups = [" and ".join(repr(short(name)) for name in found) for found in alike.values() if len(found) > 1]
     if not groups:
         return []
-    said = "; ".join(groups[:MOST_GROUPS]) + ("; ..." if len(groups) > MOST_GROUPS else "")
+    said = "; ".join(groups[:NAMES_SHOWN]) + ("; ..." if len(groups) > NAMES_SHOWN else "")
     return [f"classes are spelled alike: {said}; if they are one, give both values the same name in task.labels"]
 
 

@@ -1,42 +1,40 @@
 """From table rows to texts and targets; rows that cannot be used are found here, all in one pass."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from string import Formatter
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 
+from hftoolkit.contracts import Unusable
+from hftoolkit.data.label_cells import NOT_ONE_LABEL, LabelCells, many_label_cells, one_label_cells
 from hftoolkit.data.labels import LabelSet, canonical_value
 from hftoolkit.data.tables import DataTable, require_columns
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import TextData
 
 EXAMPLES_SHOWN = 5
+ALLOWED_SHOWN = 20  # known labels in a message
 LEAVE_OUT = "leave them out with data.on_bad_rows: skip"
 
 EMPTY_TEXT = "text is empty"
 MARKER_TEXT = "text is a missing-value marker"
 NOT_TEXT = "text is not a text"
 BROKEN_TEXT = "text is not valid Unicode"
-NO_LABEL = "label is missing"
 UNKNOWN_LABEL = "label is unknown"
-NOT_ONE_LABEL = "label is not one value"
 NOT_A_FLAG = "label is not 0 or 1"
 NO_GROUP = "group is missing"
+TRAINING_ADVICE = {
+    UNKNOWN_LABEL: ": fix it or add it to task.labels",
+    NOT_ONE_LABEL: "; any number of labels a text needs task.multi_label: true",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """Why a row cannot be used, the cell to blame, and what the row is called where it has a name."""
-
-    reason: str
-    found: Any = None
-    name: str | None = None
-
-
+BadRow = Unusable
 BadRows = dict[int, BadRow]  # by 1-based row number
 
 
@@ -64,12 +62,16 @@ class ParsedRows:
         values: canonical label values of each row; exactly one unless multi-label.
         groups: the group of each row, or None without ``data.split.group``.
         bad: rows that cannot be used.
+        classes: all of them, where the label cells say how many there are (multi-hot); else empty.
+        hints: sentences on labels that look like another setting.
     """
 
     texts: list[str]
     values: list[tuple[str, ...]]
     groups: list[str] | None
     bad: BadRows
+    classes: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,27 +159,29 @@ def parse_rows(table: DataTable, data: TextData, *, multi_label: bool, label_sep
     require_columns(table, text_columns(data), "data.columns.text")
     require_columns(table, data.columns.label, "data.columns.label")
     texts, bad = clean_texts(table.columns, data)
-    values, bad_labels = label_values(
-        table, data.columns.label, multi_label=multi_label, label_separator=label_separator
-    )
+    labels = label_values(table, data.columns.label, multi_label=multi_label, label_separator=label_separator)
     groups, bad_groups = read_groups(table, data.split.group)
-    return ParsedRows(texts, values, groups, {**bad_groups, **bad_labels, **bad, **broken_rows(table)})
+    all_bad = {**bad_groups, **labels.bad, **bad, **broken_rows(table)}
+    return ParsedRows(texts, labels.values, groups, all_bad, labels.classes, labels.hints)
 
 
-def label_values(
-    table: DataTable, names: Sequence[str], *, multi_label: bool, label_separator: str
-) -> tuple[list[tuple[str, ...]], BadRows]:
-    """Return the canonical labels of each row, of one column or of several 0/1 columns, and the rows without."""
+def label_values(table: DataTable, names: Sequence[str], *, multi_label: bool, label_separator: str) -> LabelCells:
+    """Read the labels of each row: of one column, or of several 0/1 columns."""
     cells = [table.columns[name] for name in names]
     if len(cells) > 1:
-        return _flag_values(cells, names)
+        return LabelCells(*_flag_values(cells, names))
     if multi_label:
-        return [_many_values(cell, label_separator) for cell in cells[0]], {}
-    return single_values(cells[0])
+        return many_label_cells(cells[0], label_separator, is_coded=names[0] in table.class_names)
+    return one_label_cells(cells[0])
+
+
+def require_header(table: DataTable, names: Sequence[str]) -> None:
+    """Raise DataError unless a table for a finished run, whose recipe is fixed, has the columns that it reads."""
+    require_columns(table, names, f"the header: the run reads {', '.join(names)}")
 
 
 def find_labels(
-    parsed: Iterable[ParsedRows],
+    parsed: Collection[ParsedRows],
     columns: Sequence[str],
     *,
     multi_label: bool,
@@ -192,6 +196,13 @@ def find_labels(
         return LabelSet.from_names(columns, multi_label)
     if coded_names:
         return LabelSet.from_names(coded_names, multi_label)
+    widths = {len(rows.classes): rows.classes for rows in parsed if rows.classes}
+    if len(widths) > 1:
+        raise DataError(
+            f"lists of 0 and 1 have {' and '.join(map(str, widths))} places in different splits; make them one"
+        )
+    if widths:
+        return LabelSet.from_names(next(iter(widths.values())), multi_label)
     usable = (
         value
         for rows in parsed
@@ -258,22 +269,25 @@ def clean_rows(
     return rows
 
 
-def check_bad_rows(bad_by_source: Mapping[str, BadRows], labels: LabelSet, on_bad_rows: str) -> None:
-    """Raise one DataError that lists every kind of bad row of every source, unless they are to be skipped."""
+def check_bad_rows(
+    bad_by_source: Mapping[str, BadRows], labels: LabelSet, on_bad_rows: str, hints: Sequence[str] = ()
+) -> None:
+    """Raise one DataError that lists every kind of bad row of every source, unless they are to be skipped.
+
+    Args:
+        bad_by_source: what is bad, by what the source is called.
+        labels: the known classes.
+        on_bad_rows: of the recipe.
+        hints: sentences on what may be wrong with all rows.
+    """
     if on_bad_rows == "skip" or not any(bad_by_source.values()):
         return
     lines = []
     for source, bad in bad_by_source.items():
         if bad:
             lines.append(f"{len(bad)} rows of {source} cannot be used:")
-            lines += [f"  {line}" for line in _describe(bad, tuple(labels.values))]
-    raise DataError("\n".join([*lines, f"Fix these rows, or {LEAVE_OUT}"]))
-
-
-def describe_bad_texts(bad: BadRows, num_rows: int) -> str:
-    """Return a message on the bad rows that ``clean_texts`` found among ``num_rows``."""
-    lines = [f"{len(bad)} of {num_rows} rows cannot be used:", *(f"  {line}" for line in _describe(bad, ()))]
-    return "\n".join([*lines, f"Fix these rows, or {LEAVE_OUT}"])
+            lines += [f"  {line}" for line in bad_row_lines(bad, tuple(labels.values), TRAINING_ADVICE)]
+    raise DataError("\n".join([*lines, *hints, f"Fix these rows, or {LEAVE_OUT}"]))
 
 
 def parse_template(
@@ -327,26 +341,15 @@ def _text_problem(cells: Sequence[Any], parts: Sequence[str | None], usable: Seq
         return BadRow(NOT_TEXT, cells[parts.index(None)])
     if not any(usable):
         return BadRow(MARKER_TEXT, next(part for part in parts if part)) if any(parts) else BadRow(EMPTY_TEXT)
-    # Lone surrogates come through JSON; no tokenizer and no file takes them.
-    return None if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text) else BadRow(BROKEN_TEXT)
+    return None if is_unicode(text) else BadRow(BROKEN_TEXT)
 
 
-def single_values(cells: Sequence[Any]) -> tuple[list[tuple[str, ...]], BadRows]:
-    """Return the canonical label of each cell, and the rows that have none or more than one."""
-    values: list[tuple[str, ...]] = []
-    bad: BadRows = {}
-    for number, cell in enumerate(cells, start=1):
-        is_one = not isinstance(cell, list | tuple | dict | bytes)
-        value = canonical_value(cell) if is_one else ""
-        if not value:
-            bad[number] = BadRow(NO_LABEL) if is_one else BadRow(NOT_ONE_LABEL, cell)
-        values.append((value,) if value else ())
-    return values, bad
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no lone surrogates, which come through JSON, and from bytes that are not UTF-8.
 
-
-def _many_values(cell: Any, separator: str) -> tuple[str, ...]:
-    parts = cell.split(separator) if isinstance(cell, str) else cell if isinstance(cell, list | tuple) else [cell]
-    return tuple(dict.fromkeys(value for value in map(canonical_value, parts) if value))
+    No tokenizer and no file takes them.
+    """
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _flag_values(columns: Sequence[Sequence[Any]], names: Sequence[str]) -> tuple[list[tuple[str, ...]], BadRows]:
@@ -389,7 +392,7 @@ def _targets(classes: Sequence[list[int]], labels: LabelSet) -> np.ndarray:
     return targets
 
 
-def _by_reason(bad: BadRows) -> tuple[dict[str, int], dict[str, list[int]]]:
+def _by_reason(bad: Mapping[int, Unusable]) -> tuple[dict[str, int], dict[str, list[int]]]:
     rows: dict[str, list[int]] = {}
     for number in sorted(bad):
         rows.setdefault(bad[number].reason, []).append(number)
@@ -398,7 +401,16 @@ def _by_reason(bad: BadRows) -> tuple[dict[str, int], dict[str, list[int]]]:
     }
 
 
-def _describe(bad: BadRows, allowed: Sequence[str]) -> list[str]:
+def bad_row_lines(
+    bad: Mapping[int, Unusable], allowed: Sequence[str] = (), advice: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """Return a line for each reason: how many rows, the first of them, and what was found there.
+
+    Args:
+        bad: by 1-based number of the row.
+        allowed: values of a label that are known.
+        advice: reason -> what to do, at the end of its line.
+    """
     lines = []
     counts, examples = _by_reason(bad)
     for reason, count in counts.items():
@@ -411,8 +423,9 @@ def _describe(bad: BadRows, allowed: Sequence[str]) -> list[str]:
         if found:
             line += f"; found {', '.join(list(found)[:EXAMPLES_SHOWN])}"
         if reason == UNKNOWN_LABEL:
-            line += f"; allowed {', '.join(map(repr, allowed))}: fix it or add it to task.labels"
-        lines.append(line)
+            more = f", and {len(allowed) - ALLOWED_SHOWN} more" if len(allowed) > ALLOWED_SHOWN else ""
+            line += f"; allowed {', '.join(map(repr, allowed[:ALLOWED_SHOWN]))}{more}"
+        lines.append(line + advice.get(reason, ""))
     return lines
 
 

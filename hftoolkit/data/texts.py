@@ -12,7 +12,10 @@ from hftoolkit.data.reading import (
     check_any_label,
     check_disjoint_groups,
     check_not_empty,
+    check_not_swapped,
     check_two_classes,
+    label_column_warnings,
+    label_hints,
     places_by_split,
     read_tables,
     reading,
@@ -20,8 +23,18 @@ from hftoolkit.data.reading import (
     told_splits,
 )
 from hftoolkit.data.summary import summarize
-from hftoolkit.data.text_rows import CleanRows, check_bad_rows, encode_rows, find_labels, parse_rows
-from hftoolkit.recipe import TextClassification, TextData
+from hftoolkit.data.tables import DataTable
+from hftoolkit.data.text_rows import (
+    BadRows,
+    CleanRows,
+    check_bad_rows,
+    encode_rows,
+    find_labels,
+    parse_rows,
+    require_header,
+    text_columns,
+)
+from hftoolkit.recipe import Split, TextClassification, TextData
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,7 @@ def load_text_splits(
     }
     told, untold = told_splits(tables["train"], data.split.column)
     parsed["train"].bad.update({number: row for number, row in untold.items() if number not in parsed["train"].bad})
+    found_labels = labels is None and task.labels is None
     if labels is None:
         labels = find_labels(
             parsed.values(),
@@ -75,15 +89,33 @@ def load_text_splits(
         )
     encoded = {name: encode_rows(rows, labels) for name, rows in parsed.items()}
     bad = {tables[name].source: bad_rows for name, (_, bad_rows) in encoded.items()}
-    check_bad_rows(bad, labels, data.on_bad_rows)
+    hints = label_hints(parsed.values(), task.labels, labels, data.columns.label[0])
+    check_bad_rows(bad, labels, data.on_bad_rows, hints)
     rows = {name: kept for name, (kept, _) in encoded.items()}
     check_disjoint_groups(rows)
     check_not_empty(rows, tables)
     if labels.multi_label:
         check_any_label(rows["train"].targets)
+    if found_labels:
+        hints += label_column_warnings(rows, labels, "data.columns.label")
+        check_not_swapped(rows, labels)
     divided = _divide(rows, places_by_split(rows, data.split, told), labels)
-    warnings = [*notes, *reading_warnings(rows, tables), *divided.summary["warnings"]]
+    warnings = [*notes, *hints, *reading_warnings(rows, tables), *divided.summary["warnings"]]
     return replace(divided, summary={**reading(rows, tables), **divided.summary, "warnings": warnings})
+
+
+def encode_table(
+    table: DataTable, data: TextData, task: TextClassification, labels: LabelSet
+) -> tuple[CleanRows, BadRows]:
+    """Return the usable rows of another table, with targets of known classes, and the bad ones; nothing is divided.
+
+    Raises:
+        DataError: the table lacks a column.
+    """
+    data = data.model_copy(update={"split": Split()})
+    require_header(table, (*text_columns(data), *data.columns.label))
+    parsed = parse_rows(table, data, multi_label=labels.multi_label, label_separator=task.label_separator)
+    return encode_rows(parsed, labels)
 
 
 def _divide(

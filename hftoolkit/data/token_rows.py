@@ -10,13 +10,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from hftoolkit.contracts import Columns, Labelled, Unusable
 from hftoolkit.contracts import names as shown
+from hftoolkit.data.given import column_names, given_rows, is_missing
 from hftoolkit.data.labels import natural_key
-from hftoolkit.data.rows import DividedRows, load_rows, usable_rows
+from hftoolkit.data.rows import DividedRows, labelled_rows, load_rows
+from hftoolkit.data.summary import in_brackets
 from hftoolkit.data.tables import DataTable, read_table, require_columns
-from hftoolkit.data.text_rows import EMPTY_TEXT, NOT_TEXT, BadRow, BadRows, cell_text
+from hftoolkit.data.text_rows import (
+    BROKEN_TEXT,
+    EMPTY_TEXT,
+    NOT_TEXT,
+    BadRow,
+    BadRows,
+    broken_rows,
+    cell_text,
+    is_unicode,
+    require_header,
+)
 from hftoolkit.errors import DataError
-from hftoolkit.recipe import Split
 from hftoolkit.recipe.token_classification import TokenData
 
 Span = tuple[str, int, int]
@@ -101,12 +115,67 @@ def load_token_rows(
     return replace(divided, summary=summary), EntityTypes(names)
 
 
-def read_token_rows(source: Path, data: TokenData, types: Sequence[str], scheme: str) -> list[SpanText]:
-    """Return all usable rows of another source, with entities of known types."""
-    data = data.model_copy(update={"split": Split()})
+def read_token_rows(source: Path, data: TokenData, types: Sequence[str], scheme: str) -> Labelled[SpanText]:
+    """Return all rows of another source, with entities of known types."""
+    table, columns = read_table(source, how=data.format, keep_broken=True), data.columns
+    names = [columns.text, columns.spans] if columns.spans is not None else [columns.words, columns.tags]
+    require_header(table, [name for name in names if name is not None])
+    return labelled_rows(table, _parse(table, data, types, scheme, []))
+
+
+def unlabelled_texts(source: Any, data: TokenData) -> tuple[list[SpanText | Unusable], Columns]:
+    """Return the texts that are to be predicted, each or why it cannot be, and all columns of their table.
+
+    Args:
+        source: the ``Path`` of a table, or rows as Python has them (``data.given``): texts, lists of words, or dicts.
+        data: of the recipe.
+
+    Raises:
+        DataError: there is no such file, these are no rows, or the column is missing.
+    """
+    name = data.columns.text or data.columns.words
+    assert name is not None  # the recipe names one of them
+    table, broken = _columns_of_table(source, data, name) if isinstance(source, Path) else ({}, {})
+    cells = table[name] if table else _cells(given_rows(source), name)
+    are_words = data.columns.text is None
+    read = (unlabelled_text(cell, are_words=are_words) for cell in cells)
+    return [broken.get(number) or row for number, row in enumerate(read, start=1)], table
+
+
+def _columns_of_table(source: Path, data: TokenData, name: str) -> tuple[Columns, BadRows]:
+    if not source.exists():
+        raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
     table = read_table(source, how=data.format, keep_broken=True)
-    parsed = _parse(table, data, types, scheme, [])
-    return usable_rows({"train": table}, data, {"train": parsed})["train"].rows
+    require_columns(table, [name], f"the header: the model reads {name}")
+    return table.columns, broken_rows(table)
+
+
+def _cells(rows: Sequence[Any], name: str) -> list[Any]:
+    """Return the text or the words of each row as Python has it; None where it has none."""
+    found = column_names([row for row in rows if isinstance(row, Mapping)])
+    if found and name not in found:
+        have = ", ".join(map(repr, found))
+        raise DataError(f"rows lack {name}; they have {have}, and the model reads {name}")
+    return [row.get(name) if isinstance(row, Mapping) else row for row in rows]
+
+
+def unlabelled_text(cell: Any, *, are_words: bool) -> SpanText | Unusable:
+    """Return the text of a cell that is to be predicted, or its words joined by blanks; or why it has none.
+
+    Args:
+        cell: a text, or a list of words.
+        are_words: the column is one of words, which may be a list written as JSON.
+    """
+    if isinstance(cell, list | tuple | np.ndarray):
+        cell = " ".join(map(str, cell))
+    elif are_words and isinstance(cell, str) and cell.lstrip().startswith("["):
+        listed = _listed(cell)
+        cell = cell if listed is None else " ".join(map(str, listed))
+    if is_missing(cell) or (isinstance(cell, str) and not cell.strip()):
+        return Unusable(EMPTY_TEXT)
+    if not isinstance(cell, str):
+        return Unusable(NOT_TEXT, cell)
+    return SpanText(cell) if is_unicode(cell) else Unusable(BROKEN_TEXT)
 
 
 def _types_of(splits: Mapping[str, Sequence[SpanText]]) -> list[str]:
@@ -115,12 +184,13 @@ def _types_of(splits: Mapping[str, Sequence[SpanText]]) -> list[str]:
 
 
 def _missing(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> list[str]:
-    return [
-        f"type {name!r} has no entity in {split}" + (": it cannot be learned" if split == "train" else "")
-        for name in names
-        for split in counts
-        if not counts[split].get(name)
-    ]
+    warnings = []
+    for split, found in counts.items():
+        if absent := [name for name in names if not found.get(name)]:
+            many = f"{len(absent)} types have" if len(absent) > 1 else f"type {absent[0]!r} has"
+            consequence = ": it cannot be learned" if split == "train" else ""
+            warnings.append(f"{many} no entity in {split}{consequence}{in_brackets(absent)}")
+    return warnings
 
 
 def _parse(
@@ -144,14 +214,14 @@ def _parse(
 
 def _texts_with_spans(texts: Sequence[Any], cells: Sequence[Any]) -> tuple[list[SpanText], BadRows]:
     rows, bad = [], {}
-    for number, (cell, listed) in enumerate(zip(texts, cells, strict=True), start=1):
-        text, spans = cell if isinstance(cell, str) else cell_text(cell), _spans(listed)
+    for number, (cell, marked) in enumerate(zip(texts, cells, strict=True), start=1):
+        text, spans = cell if isinstance(cell, str) else cell_text(cell), _spans(marked)
         if text is None or not text.strip():
             bad[number] = BadRow(NOT_TEXT if text is None else EMPTY_TEXT, None if text == "" else cell)
         elif spans is None:
-            bad[number] = BadRow(NOT_SPANS, listed)
+            bad[number] = BadRow(NOT_SPANS, marked)
         elif any(not 0 <= start < end <= len(text) for _, start, end in spans):
-            bad[number] = BadRow(OUTSIDE_TEXT, listed)
+            bad[number] = BadRow(OUTSIDE_TEXT, marked)
         rows.append(SpanText(text or "", tuple(sorted(spans or (), key=lambda span: span[1:]))))
     return rows, bad
 

@@ -1,8 +1,8 @@
 """What the commands do with a recommendation recipe, from the recipe to the run directory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,11 @@ from hftoolkit.recommend.tower import ItemTower, load_text_encoder, save_encoder
 from hftoolkit.runs.attempts import Attempts
 from hftoolkit.runs.checkpoint import prune
 from hftoolkit.runs.directory import RunDir, read_json, write_json
+from hftoolkit.runs.evaluations import keep_evaluation
 from hftoolkit.runs.extension import hand_over
 from hftoolkit.runs.lifecycle import finished_run_lifecycle, run_lifecycle, with_recording, write_status
 from hftoolkit.runs.prediction_tables import check_output, write_or_format, write_prediction_file
-from hftoolkit.runs.resume import Resume, check_unchanged, open_finished, open_run, write_manifest
+from hftoolkit.runs.resume import Resume, check_unchanged, meant_path, open_finished, open_run, write_manifest
 from hftoolkit.runs.revisions import as_begun, pinned
 from hftoolkit.runs.tables import gains_table, results_table
 from hftoolkit.train.distributed.collectives import num_processes
@@ -222,8 +223,16 @@ def load_model(folder: Path, manifest: Manifest, emit: Emit) -> RecommendationPr
     return RecommendationPredictor.of_model(folder, manifest.recipe)
 
 
-def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit, allow_code: bool = False) -> dict[str, Any]:
-    """Measure the saved recommender of a run again, on one of its splits.
+def evaluate(
+    folder: Path,
+    *,
+    split: str,
+    source: str | None,
+    emit: Emit,
+    allow_code: bool = False,
+    on_bad_rows: str = "skip",
+) -> dict[str, Any]:
+    """Measure the saved recommender of a run again, on one of its splits, whose rows the recipe alone decides on.
 
     Raises:
         DataError: the run has no model, or its data changed since.
@@ -232,27 +241,40 @@ def evaluate(folder: Path, *, split: str, source: str | None, emit: Emit, allow_
     if source is not None:
         raise RecipeError("--data is for classifiers; a recommender is measured on the splits of its own log")
     predictor = load_recommender(folder, emit)
-    recipe = predictor.recipe
-    splits = load_splits(as_begun(recipe, RunDir(folder)), emit)
+    recipe, splits = predictor.recipe, _own_splits(predictor.recipe, RunDir(folder), emit)
     if split not in splits.cases:
         raise RecipeError(f"--split {split}: a recommender is measured on {' or '.join(splits.cases)}")
     predictor.check_same_data(splits.summary["fingerprint"])
     fusion = ScorerFusion(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
     results = {"test": _measured(recipe, splits, fusion.rank(predictor.recommender, split), split)}
     emit(replace(results_table(results | {"cutoff": recipe.evaluation.cutoff}, HEADLINE), title=f"{folder} on {split}"))
+    keep_evaluation(RunDir(folder), {"split": split}, results["test"], emit)
     return results["test"]
 
 
 def predict(
-    folder: Path, source: Path, *, lines: list[str] | None, output: Path | None, top_k: int | None, emit: Emit
+    folder: Path,
+    source: Path,
+    *,
+    lines: list[str] | None,
+    output: Path | None,
+    top_k: int | None,
+    emit: Emit,
+    on_bad_rows: str = "skip",
+    keep: Sequence[str] | None = None,
 ) -> str:
     """Recommend to each user of a table of interactions, from the history that it gives them."""
     if lines is not None:
         raise RecipeError("a recommender reads a table of interactions, and no standard input; name a file")
+    if keep is not None:
+        raise RecipeError("--keep is for rows that get a prediction each; a recommender answers users; leave it out")
     if output is not None:
         check_output(output, source)
     predictor = load_recommender(folder, emit)
-    users, queries = predictor.users_of(source)
+    users, queries, skipped = predictor.users_of(source, on_bad_rows)
+    if skipped:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in skipped.items())
+        emit(Message(f"{sum(skipped.values())} interactions of {source.name} are left out ({reasons})", "warning"))
     lists: list[list[Recommended]] = []
     for places in blocks(len(users), predictor.recipe.evaluation.block_users):
         some = Queries(queries.histories.select(places), queries.groups[places])
@@ -304,8 +326,7 @@ def report(folder: Path, *, emit: Emit, allow_code: bool = False) -> None:
     """
     run = open_finished(folder)
     listen, predictor = with_recording(run, emit), load_recommender(folder, emit)
-    recipe = predictor.recipe
-    splits = load_splits(as_begun(recipe, run), listen)
+    recipe, splits = predictor.recipe, _own_splits(predictor.recipe, run, listen)
     predictor.check_same_data(splits.summary["fingerprint"])
     fusion = ScorerFusion(splits, recipe.fusion, recipe.evaluation, recipe.train.seed)
     with finished_run_lifecycle(run):
@@ -314,6 +335,11 @@ def report(folder: Path, *, emit: Emit, allow_code: bool = False) -> None:
         write_status(run, "done", exit_code=0, **attempts.ending())
     if attempts.failed:
         raise HFToolkitError(f"failed again: {', '.join(attempts.failed)}; {run.log} says why")
+
+
+def _own_splits(recipe: RecommendationRecipe, run: RunDir, emit: Emit) -> RecommendationSplits:
+    """Return the data of a finished run, divided as in training."""
+    return load_splits(as_begun(recipe, run), emit, partial(meant_path, run, advice="bring it back"))
 
 
 def _report(

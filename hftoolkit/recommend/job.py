@@ -1,6 +1,6 @@
 """A recommendation recipe made real: log, catalogue, tower and models of ids, loaded and checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -112,10 +112,12 @@ def prepare(recipe: RecommendationRecipe, emit: Emit) -> RecommendationJob:
     )
 
 
-def load_splits(recipe: RecommendationRecipe, emit: Emit) -> RecommendationSplits:
-    """Fetch the tables of a recipe and divide them."""
+def load_splits(
+    recipe: RecommendationRecipe, emit: Emit, meant: Callable[[str], str] = lambda address: address
+) -> RecommendationSplits:
+    """Fetch the tables of a recipe and divide them; ``meant`` gives what an address of a finished run stood for."""
     tables = [recipe.data.interactions, recipe.data.items, *([recipe.data.users] if recipe.data.users else [])]
-    found = [resolve_data(table.source, sha256=table.sha256) for table in tables]
+    found = [resolve_data(meant(table.source), sha256=table.sha256) for table in tables]
     for each in found:
         emit(Message(f"data: {describe(each)}"))
     users = found[2].path if recipe.data.users else None

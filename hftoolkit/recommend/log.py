@@ -98,8 +98,17 @@ def read_catalogue(table: DataTable, section: ItemTable) -> Catalogue:
     return Catalogue(tuple(ids), tuple(texts), tuple(cells[0]))
 
 
-def read_log(table: DataTable, section: InteractionTable, catalogue: Catalogue, on_bad_rows: str) -> Log:
+def read_log(
+    table: DataTable, section: InteractionTable, catalogue: Catalogue, on_bad_rows: str, knob: str = "data.on_bad_rows:"
+) -> Log:
     """Return the interactions in order; where a user chose an item more than once, the latest time stays.
+
+    Args:
+        table: a row for each interaction.
+        section: which columns it has.
+        catalogue: the items.
+        on_bad_rows: ``skip`` leaves out rows that cannot be used, ``error`` refuses them.
+        knob: what the message calls that.
 
     Raises:
         DataError: a column is missing, rows cannot be used and ``on_bad_rows`` is ``error``, or nothing is left.
@@ -127,7 +136,7 @@ def read_log(table: DataTable, section: InteractionTable, catalogue: Catalogue, 
     blame(~(weights > 0), NO_WEIGHT)
     values = np.zeros(table.num_rows) if columns.value is None else _numbers(table.columns[columns.value])
     blame(np.isnan(values), NO_VALUE)
-    skipped = _counted(reasons, names, table, on_bad_rows)
+    skipped = _counted(reasons, names, table, on_bad_rows, knob)
     wanted = values >= section.minimum_value if section.minimum_value is not None else np.ones(len(rows), dtype=bool)
     kept = np.flatnonzero((reasons == 0) & wanted)
     if not len(kept):
@@ -286,7 +295,9 @@ def _moment(text: str) -> datetime | None:
     return None
 
 
-def _counted(reasons: np.ndarray, names: Sequence[str], table: DataTable, on_bad_rows: str) -> dict[str, int]:
+def _counted(
+    reasons: np.ndarray, names: Sequence[str], table: DataTable, on_bad_rows: str, knob: str
+) -> dict[str, int]:
     rows_by_reason = {name: np.flatnonzero(reasons == code) + 1 for code, name in enumerate(names) if name}
     found = {name: rows for name, rows in rows_by_reason.items() if len(rows)}
     if found and on_bad_rows == "error":
@@ -294,7 +305,7 @@ def _counted(reasons: np.ndarray, names: Sequence[str], table: DataTable, on_bad
         total = sum(map(len, found.values()))
         raise DataError(
             "\n".join([f"{total} of {table.num_rows} rows of {table.source} cannot be used:", *lines])
-            + "\nFix these rows, or leave them out with data.on_bad_rows: skip"
+            + f"\nFix these rows, or leave them out with {knob} skip"
         )
     return {name: len(rows) for name, rows in found.items()}
 

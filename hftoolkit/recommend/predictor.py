@@ -172,21 +172,25 @@ class RecommendationPredictor:
         for places in blocks(len(self.known.ids), size):
             yield [self.known.ids[place] for place in places], self._of_users(places)
 
-    def users_of(self, table: Path) -> tuple[list[str], Queries]:
-        """Return the users of another table of interactions, with the histories that it gives them.
+    def users_of(self, table: Path, on_bad_rows: str = "error") -> tuple[list[str], Queries, dict[str, int]]:
+        """Return the users of another table of interactions, the histories that it gives them, and what it left out.
+
+        Args:
+            table: a file like the log of the recipe.
+            on_bad_rows: ``skip`` leaves out rows that cannot be used and counts them by reason, ``error`` refuses them.
 
         Raises:
-            DataError: the table lacks a column, or rows cannot be used and the recipe says ``on_bad_rows: error``.
+            DataError: the table lacks a column, or rows cannot be used and are refused.
         """
         if not table.is_file():
             raise DataError(f"there is no file {table}; name a table of interactions, with users and items")
         data = self.recipe.data
         read = read_table(table, how=data.interactions.format, keep_broken=True)
-        log = read_log(read, data.interactions, self.recommender.catalogue, data.on_bad_rows)
+        log = read_log(read, data.interactions, self.recommender.catalogue, on_bad_rows, "--on-bad-rows")
         counts = np.bincount(log.users, minlength=len(log.user_ids))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         groups = np.zeros((len(counts), self.known.groups.shape[1]), dtype=np.float32)
-        return list(log.user_ids), Queries(Interactions(offsets, log.items, log.weights), groups)
+        return list(log.user_ids), Queries(Interactions(offsets, log.items, log.weights), groups), log.skipped
 
     def _text(self) -> TextVectors:
         scorer = self.recommender.scorers.get("text")

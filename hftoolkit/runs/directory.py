@@ -2,7 +2,8 @@
 
 runs/NAME/  recipe.yaml environment.json backbone.json data.json labels.json metrics.jsonl train.log status.json
             results.json  checkpoints/step-000500/  checkpoints/best-000500/  model/  model/adapter/  model/recommender/
-            model.sha256  revisions.json  users/  report/  predictions/  seeds/seed-0/  extension/  .lock  .upload/
+            model.sha256  revisions.json  users/  report/  predictions/  evaluations/  seeds/seed-0/  extension/  .lock
+            .upload/
 """
 
 import fcntl
@@ -197,6 +198,11 @@ class RunDir:
     @property
     def predictions(self) -> Path:
         return self.root / "predictions"
+
+    @property
+    def evaluations(self) -> Path:
+        """Figures that ``evaluate`` measured after the run."""
+        return self.root / "evaluations"
 
     @property
     def tracking(self) -> Path:

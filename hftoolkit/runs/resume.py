@@ -1,6 +1,7 @@
 """Resume a run: find it, and check that recipe, data and packages are those it began with."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hftoolkit.contracts import Emit, Message
+from hftoolkit.data.sources.resolve import FILE_ENDINGS
 from hftoolkit.data.sources.sealing import check_seal
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import (
@@ -159,7 +161,7 @@ def write_manifest(recipe: AnyRecipe, run: RunDir, emit: Emit) -> None:
             emit(Message(text, "warning"))
         if not has_states(run.checkpoints) and not run.seeds.is_dir():
             emit(Message("the run has no checkpoint yet; it begins at its first step"))
-    write_json(run.environment, environment)
+    write_json(run.environment, environment | {"folder": os.getcwd()})
 
 
 def check_unchanged(path: Path, content: Mapping[str, Any], what: str) -> None:
@@ -191,6 +193,30 @@ def check_same_data(run: RunDir, source: str, fingerprint: str) -> None:
             f"{source} has changed since the run (fingerprint {fingerprint[:12]}, was {trained_on[:12]}), so its "
             "splits are others; use --data to measure on any table"
         )
+
+
+def meant_path(run: RunDir, address: str, advice: str | None = None) -> str:
+    """Return an address of a run's recipe; a relative path from the folder that it was meant from.
+
+    Args:
+        run: that was trained with the recipe, perhaps in another folder than the current one.
+        address: a path, or anything else, which is returned as it is.
+        advice: what to do where it is gone; None returns the address also then.
+
+    Raises:
+        DataError: it is a relative path, and nothing is there any more.
+    """
+    folder = read_json(run.environment).get("folder") if run.environment.is_file() else None
+    path = Path(os.path.expanduser(address))
+    if folder is None or path.is_absolute() or ":" in address:
+        return address
+    if (Path(folder) / path).exists():
+        return str(Path(folder) / path)
+    if advice is not None and not path.exists() and (address.startswith(".") or address.lower().endswith(FILE_ENDINGS)):
+        raise DataError(
+            f"there is no {address} in {folder}, where the run was trained, and none in {Path.cwd()}; {advice}"
+        )
+    return address
 
 
 def open_finished(path: Path) -> RunDir:

@@ -20,6 +20,7 @@ from hftoolkit.contracts import (
     GateInputs,
     Infer,
     Inputs,
+    Labelled,
     Message,
     StepOutput,
     Table,
@@ -136,14 +137,15 @@ class ImageClassificationTask:
     @classmethod
     def read_labelled(
         cls, recipe: ImageRecipe, source: Path, weights: Weights, schema: LabelSet
-    ) -> list[LabelledImage]:
-        """Return all usable images of another source."""
+    ) -> Labelled[LabelledImage]:
+        """Return all images of another source."""
         geometry = preprocessing_of(recipe.model, weights, recipe.train.seed).geometry
-        pixels, names, targets = load_labelled_images(source, recipe.data, recipe.task, geometry, schema)
-        return [
-            LabelledImage(pixels, place, name, target)
-            for place, (name, target) in enumerate(zip(names, targets, strict=True))
+        found = load_labelled_images(source, recipe.data, recipe.task, geometry, schema)
+        rows = [
+            LabelledImage(found.pixels, place, name, target)
+            for place, (name, target) in enumerate(zip(found.names, found.targets, strict=True))
         ]
+        return Labelled(rows, found.bad, found.source, tuple(schema.values))
 
     @classmethod
     def schema_from_json(cls, stored: Mapping[str, Any]) -> LabelSet:

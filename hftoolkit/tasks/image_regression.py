@@ -17,6 +17,7 @@ from hftoolkit.contracts import (
     Examples,
     GateInputs,
     Inputs,
+    Labelled,
     Message,
     StepOutput,
     Task,
@@ -80,8 +81,8 @@ class ImageRegressionTask:
     @classmethod
     def read_labelled(
         cls, recipe: ImageRegressionRecipe, source: Path, weights: Weights, schema: Score
-    ) -> list[ScoredImage]:
-        """Return all usable images of another source."""
+    ) -> Labelled[ScoredImage]:
+        """Return all images of another source."""
         geometry = preprocessing_of(recipe.model, weights, recipe.train.seed).geometry
         return read_scored_images(source, recipe.data, geometry)
 

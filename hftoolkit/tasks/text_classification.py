@@ -20,6 +20,7 @@ from hftoolkit.contracts import (
     GateInputs,
     Infer,
     Inputs,
+    Labelled,
     Message,
     StepOutput,
     Table,
@@ -28,8 +29,7 @@ from hftoolkit.contracts import (
 )
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.data.tables import read_table
-from hftoolkit.data.text_rows import clean_rows
-from hftoolkit.data.texts import load_text_splits
+from hftoolkit.data.texts import encode_table, load_text_splits
 from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.backbones import (
     TextBackbone,
@@ -117,16 +117,14 @@ class TextClassificationTask:
         return Dataset(rows, splits.row_numbers, splits.labels, splits.summary)
 
     @classmethod
-    def read_labelled(cls, recipe: TextRecipe, source: Path, weights: Weights, schema: LabelSet) -> list[LabelledText]:
-        """Return all usable rows of another table."""
-        rows = clean_rows(
-            read_table(source, how=recipe.data.format, keep_broken=True),
-            recipe.data,
-            multi_label=schema.multi_label,
-            label_separator=recipe.task.label_separator,
-            labels=schema,
-        )
-        return [LabelledText(text, target) for text, target in zip(rows.texts, rows.targets, strict=True)]
+    def read_labelled(
+        cls, recipe: TextRecipe, source: Path, weights: Weights, schema: LabelSet
+    ) -> Labelled[LabelledText]:
+        """Return all rows of another table."""
+        table = read_table(source, how=recipe.data.format, keep_broken=True)
+        found, bad = encode_table(table, recipe.data, recipe.task, schema)
+        rows = [LabelledText(text, target) for text, target in zip(found.texts, found.targets, strict=True)]
+        return Labelled(rows, bad, table.source, tuple(schema.values))
 
     @classmethod
     def schema_from_json(cls, stored: Mapping[str, Any]) -> LabelSet:

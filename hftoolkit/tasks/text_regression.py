@@ -18,18 +18,19 @@ from hftoolkit.contracts import (
     Examples,
     GateInputs,
     Inputs,
+    Labelled,
     StepOutput,
     Task,
     Tensors,
 )
 from hftoolkit.contracts.names import markdown, short
-from hftoolkit.data.rows import load_rows, numbers_of, usable_rows
+from hftoolkit.data.rows import labelled_rows, load_rows, numbers_of
 from hftoolkit.data.tables import DataTable, read_table, require_columns
-from hftoolkit.data.text_rows import BadRows, clean_texts, text_columns
+from hftoolkit.data.text_rows import BadRows, clean_texts, require_header, text_columns
 from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
 from hftoolkit.models.pretrained import Weights
-from hftoolkit.recipe import Split, TextData
+from hftoolkit.recipe import TextData
 from hftoolkit.recipe.regression import TextRegressionRecipe
 from hftoolkit.tasks.shared.baselines import tfidf_ridge
 from hftoolkit.tasks.shared.score_head import HEADLINE, Score, ScoreHead
@@ -99,11 +100,11 @@ class TextRegressionTask:
     @classmethod
     def read_labelled(
         cls, recipe: TextRegressionRecipe, source: Path, weights: Weights, schema: Score
-    ) -> list[ScoredText]:
-        """Return all usable rows of another table."""
-        data = recipe.data.model_copy(update={"split": Split()})
-        table = read_table(source, how=data.format, keep_broken=True)
-        return usable_rows({"train": table}, data, {"train": _parse(table, data)})["train"].rows
+    ) -> Labelled[ScoredText]:
+        """Return all rows of another table."""
+        table = read_table(source, how=recipe.data.format, keep_broken=True)
+        require_header(table, (*text_columns(recipe.data), recipe.data.columns.label[0]))
+        return labelled_rows(table, _parse(table, recipe.data))
 
     @classmethod
     def schema_from_json(cls, stored: Mapping[str, Any]) -> Score:

@@ -27,14 +27,13 @@ from hftoolkit.contracts import (
     GateInputs,
     HeadSpec,
     Inputs,
+    Labelled,
     PipelineCheck,
     StepOutput,
     Table,
     Task,
     Tensors,
-    Unusable,
 )
-from hftoolkit.data.tables import read_table, require_columns
 from hftoolkit.data.token_rows import (
     EntityTypes,
     Span,
@@ -45,6 +44,7 @@ from hftoolkit.data.token_rows import (
     spans_of_tags,
     tag_names,
     tags_of_spans,
+    unlabelled_texts,
 )
 from hftoolkit.errors import DataError
 from hftoolkit.metrics.spans import span_statistics
@@ -56,6 +56,7 @@ from hftoolkit.runs.figures import write_spans_png
 from hftoolkit.runs.tables import per_class_table
 from hftoolkit.tasks.shared.baselines import frequent_tags
 from hftoolkit.tasks.shared.class_head import class_title, weakest_class
+from hftoolkit.tasks.shared.pieces import pieces
 from hftoolkit.tasks.shared.text_inputs import pad_tokens, text_positions
 
 IGNORED = -100  # as target: no word begins at the token
@@ -121,7 +122,7 @@ class TokenClassificationTask:
         "partial_f1": "partial F1",
     }
     compared_by: ClassVar[str] = "f1"
-    no_answer: ClassVar[tuple[Entity, ...]] = ()
+    no_answer: ClassVar[tuple[Entity, ...] | None] = None
 
     def __init__(self, recipe: TokenRecipe, types: EntityTypes, tokenizer: Any) -> None:
         """Make one with ``build``."""
@@ -140,8 +141,10 @@ class TokenClassificationTask:
         return Dataset(divided.splits, divided.row_numbers, found, divided.summary)
 
     @classmethod
-    def read_labelled(cls, recipe: TokenRecipe, source: Path, weights: Weights, schema: EntityTypes) -> list[SpanText]:
-        """Return all usable rows of another table."""
+    def read_labelled(
+        cls, recipe: TokenRecipe, source: Path, weights: Weights, schema: EntityTypes
+    ) -> Labelled[SpanText]:
+        """Return all rows of another table."""
         return read_token_rows(source, recipe.data, schema.names, recipe.task.scheme)
 
     @classmethod
@@ -271,23 +274,18 @@ class TokenClassificationTask:
 
     def inputs(self, source: Any) -> Inputs[SpanText]:
         """Return the texts of a table, of dicts, or of a list of texts or of lists of words."""
-        texts = self._table_texts(source) if isinstance(source, Path) else [self._text_of(row) for row in _rows(source)]
-        rows = [SpanText(text) if text and text.strip() else Unusable("it has no text") for text in texts]
-        return Inputs(
-            num_rows=len(rows),
-            read=lambda start, stop: rows[start:stop],
-            chunk=max(1, len(rows)),
-            skip_unusable=self._recipe.data.on_bad_rows == "skip",
-            describe=lambda bad: _describe(bad, len(rows)),
-        )
+        rows, table = unlabelled_texts(source, self._recipe.data)
+        return Inputs(len(rows), lambda start, stop: rows[start:stop], max(1, len(rows)), table=table)
 
     def answers(self, outputs: Sequence[Sequence[WordTag]], raw: Sequence[SpanText]) -> list[tuple[Entity, ...]]:
         """Return the entities of each text."""
         return [tuple(self._entities(found, row.text)) for found, row in zip(outputs, raw, strict=True)]
 
-    def columns(self, answers: Sequence[Sequence[Entity]]) -> Columns:
-        """Return the entities of each row as JSON."""
-        return {"entities": [_json(entity._asdict() for entity in found) for found in answers]}
+    def columns(self, answers: Sequence[Sequence[Entity] | None]) -> Columns:
+        """Return the entities of each row as JSON; nothing for a row that cannot be used."""
+        return {
+            "entities": [None if found is None else _json(entity._asdict() for entity in found) for found in answers]
+        }
 
     def truth(self, raw: Sequence[SpanText]) -> Columns:
         """Return texts and true entities."""
@@ -394,8 +392,19 @@ class TokenClassificationTask:
 
     def _windows(self, texts: Sequence[str]) -> tuple[list[tuple[list[int], list[tuple[int, int, int]]]], list[int]]:
         """Return token ids and words of each window, and the text that each is of."""
+        windows, owners, first = [], [], 0
+        for (some,) in pieces(texts):
+            found, of = self._windows_of_piece(some)
+            windows += found
+            owners += [first + owner for owner in of]
+            first += len(some)
+        return windows, owners
+
+    def _windows_of_piece(
+        self, texts: list[str]
+    ) -> tuple[list[tuple[list[int], list[tuple[int, int, int]]]], list[int]]:
         encoded = self._tokenizer(
-            list(texts),
+            texts,
             truncation=True,
             stride=self._recipe.task.window_overlap,
             return_overflowing_tokens=True,
@@ -436,39 +445,6 @@ class TokenClassificationTask:
 
     def _statistics(self, found: Sequence[Sequence[Span]], raw: Sequence[SpanText]) -> RowStatistics:
         return span_statistics([row.spans or () for row in raw], found, self._types.names)
-
-    def _table_texts(self, source: Path) -> list[str | None]:
-        if not source.exists():
-            raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
-        columns = self._recipe.data.columns
-        table = read_table(source, how=self._recipe.data.format, keep_broken=True)
-        name = columns.text or columns.words
-        assert name is not None  # the recipe names one of them
-        require_columns(table, [name], f"the header: the model reads {name}")
-        return [self._text_of(cell) for cell in table.columns[name]]
-
-    def _text_of(self, row: Any) -> str | None:
-        """Return the text of a row: it, its column, or its words joined by blanks; None for anything else."""
-        columns = self._recipe.data.columns
-        if isinstance(row, Mapping):
-            name = columns.text or columns.words
-            if name not in row:
-                raise DataError(f"rows lack {name}; the model was trained on it")
-            row = row[name]
-        if isinstance(row, list | tuple):
-            return " ".join(map(str, row))
-        return row if isinstance(row, str) else None
-
-
-def _rows(source: Any) -> Sequence[Any]:
-    if isinstance(source, str | Mapping):
-        raise DataError("predict takes a list of rows; write predict([row]) for one")
-    return list(source)
-
-
-def _describe(bad: Mapping[int, Unusable], total: int) -> str:
-    listed = ", ".join(str(place + 1) for place in list(bad)[:5])
-    return f"{len(bad)} of {total} rows have no text (rows {listed}); mend them, or set data.on_bad_rows: skip"
 
 
 def _json(objects: Iterable[Any]) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +24,7 @@ from hftoolkit.cli import render
 from hftoolkit.commands import predict
 from hftoolkit.commands.evaluate import evaluate
 from hftoolkit.errors import DataError
+from hftoolkit.recipe import load_recipe
 
 WriteCsv = Callable[..., Path]
 TOLERANCE = 1e-5  # on probabilities
@@ -89,7 +92,7 @@ def expected(tiny_run: Path) -> np.ndarray:
 @pytest.fixture
 def copied_run(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of the run, to be tampered with."""
-    return Path(shutil.copytree(tiny_run, tmp_path / "copied run"))
+    return Path(shutil.copytree(tiny_run, tmp_path / "copied run", ignore=shutil.ignore_patterns("evaluations")))
 
 
 # --- predict --------------------------------------------------------------------------------------------------------
@@ -153,10 +156,10 @@ def test_python_predicts_texts_and_rows(tiny_run: Path, expected: np.ndarray):
     [
         ("one text", "predict([row])"),
         ({"text": "one row"}, "predict([row])"),
-        ([{"txt": "good"}], "rows lack text"),
+        ([{"txt": "good"}], "rows lack text; they have 'txt', and the model reads text"),
         (["good", {"text": "bad"}], "all texts, or all dicts"),
         ([1, 2], "found int"),
-        (["good", "", "NA"], "text is empty: 1 (row 2)"),
+        (pd.DataFrame({"txt": ["good"]}), "rows lack text; they have 'txt'"),
     ],
 )
 def test_python_refuses_what_are_no_rows(rows: Any, fragment: str, tiny_run: Path):
@@ -165,32 +168,73 @@ def test_python_refuses_what_are_no_rows(rows: Any, fragment: str, tiny_run: Pat
     assert fragment in str(error.value)
 
 
-def test_rows_without_text_are_named(tiny_run: Path, write_csv: WriteCsv):
-    source = write_csv([("good",), ("",), ("bad",), ("NA",)], header=("text",))
-    refused(
-        hft("predict", tiny_run, source),
-        3,
-        "2 of 4 rows",
-        "text is empty: 1 (row 2)",
-        "marker: 1 (row 4); found 'NA'",
-        f"on_bad_rows: skip in {tiny_run / 'recipe.yaml'}",
-    )
-
-
-def test_rows_without_text_keep_their_place_when_the_recipe_skips_them(
-    copied_run: Path, write_csv: WriteCsv, tmp_path: Path
-):
-    recipe = copied_run / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("on_bad_rows: error", "on_bad_rows: skip"))
+def test_rows_without_text_keep_their_place_and_are_counted(tiny_run: Path, write_csv: WriteCsv, tmp_path: Path):
     source = write_csv([("",), (TEXTS[0],), ("NA",), (TEXTS[1],)], header=("text",))
-    expected = plain_probabilities(copied_run / "model", TEXTS[:2])
+    expected = plain_probabilities(tiny_run / "model", TEXTS[:2])
     for ending in ("csv", "jsonl", "parquet"):
         target = tmp_path / f"out.{ending}"
-        assert hft("predict", copied_run, source, "--output", target).code == 0
+        ended = hft("predict", tiny_run, source, "--output", target)
+        assert ended.code == 0 and ended.err.startswith(
+            "warning: 2 of 4 rows are left blank: text is empty: 1 (row 1); "
+        )
         rows = read_table(target)
         assert [bool(row["label"]) for row in rows] == [False, True, False, True]
         assert all(rows[place][f"p({name})"] in (None, "") for place in (0, 2) for name in CLASSES)
         np.testing.assert_allclose(probabilities_of([rows[1], rows[3]]), expected, atol=TOLERANCE)
+
+
+def test_rows_without_text_are_refused_when_asked_or_when_there_are_no_others(tiny_run: Path, write_csv: WriteCsv):
+    source = write_csv([("good",), ("",), ("bad",), ("NA",)], header=("text",))
+    refused(
+        hft("predict", tiny_run, source, "--on-bad-rows", "error"),
+        3,
+        "2 of 4 rows cannot be used",
+        "text is empty: 1 (row 2)",
+        "marker: 1 (row 4); found 'NA'",
+        "--on-bad-rows skip",
+    )
+    refused(hft("predict", tiny_run, "-", stdin=b"\n\n"), 3, "no row can be predicted", "text is empty: 2 (rows 1, 2)")
+    lines = hft("predict", tiny_run, "-", stdin=b"good\n\xff\n")
+    assert [bool(row["label"]) for row in read_csv(lines.out)] == [True, False]
+    assert "not valid Unicode: 1 (row 2)" in lines.err
+    refused(hft("predict", tiny_run, "-", stdin="good".encode("utf-16")), 3, "iconv -f UTF-16")
+
+
+def test_columns_of_the_table_stand_beside_the_predictions(tiny_run: Path, write_csv: WriteCsv, tmp_path: Path):
+    source = write_csv(
+        [("k1", "good", "bad"), ("k2", "", "fine"), ("k3", "bad", "bad")], header=("ID", "text", "label")
+    )
+    rows = read_csv(hft("predict", tiny_run, source).out)
+    assert [row["ID"] for row in rows] == ["k1", "k2", "k3"] and list(rows[0])[:3] == ["row", "ID", "label"]
+    rows = read_csv(hft("predict", tiny_run, source, "--keep", "label, text").out)
+    assert list(rows[0])[:4] == ["row", "label", "text", "predicted"]
+    assert [(row["label"], row["text"], row["predicted"]) for row in rows][1] == ("fine", "", "")
+    refused(hft("predict", tiny_run, source, "--keep", "labl"), 3, "'labl' (did you mean 'label'?)", "Edit --keep")
+    refused(hft("predict", tiny_run, "-", "--keep", "id", stdin=b"good"), 2, "--keep id", "standard input is no table")
+    taken = write_csv([("1", "good")], header=("row", "text"), name="row.csv")
+    refused(hft("predict", tiny_run, taken, "--keep", "row"), 2, "--keep row")
+
+
+def test_python_takes_frames_data_sets_and_generators_of_texts(tiny_run: Path, expected: np.ndarray):
+    predictor = hftoolkit.load(tiny_run)
+    texts = [*TEXTS[:4], None]
+    rows = [{"other": 1, "text": text} for text in texts]
+    for source in (
+        pd.DataFrame(rows),
+        pd.DataFrame(rows).text,
+        datasets.Dataset.from_list(rows),
+        pa.Table.from_pylist(rows),
+        (text for text in texts),
+        {"text": texts},
+        [*rows[:4], {"other": 1}],
+    ):
+        with pytest.warns(UserWarning, match=r"1 of 5 rows is left blank: text is empty: 1 \(row 5\)"):
+            *found, blank = predictor.predict(source)
+        shown = [[prediction.probabilities[name] for name in CLASSES] for prediction in found]
+        np.testing.assert_allclose(shown, expected[:4], atol=TOLERANCE)
+        assert blank.labels == () and blank.probabilities == {}
+    with pytest.raises(DataError, match=r"1 of 2 rows cannot be used(?s:.*)on_bad_rows='skip'"):
+        predictor.predict(["good", ""], on_bad_rows="error")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +259,6 @@ def test_inputs_that_cannot_be_are_refused(tiny_run: Path, tmp_path: Path, write
     wrong = write_csv([("good",)], header=("Text",))
     refused(hft("predict", tiny_run, wrong), 3, "'text' (did you mean 'Text'?)", "the model reads text")
     refused(hft("predict", tiny_run, tmp_path / "nope.csv"), 3, "there is no file", "nope.csv")
-    refused(hft("predict", tiny_run, "-", stdin=b"good\n\xff\n"), 3, "line 2 of standard input is not UTF-8")
 
 
 @pytest.mark.parametrize("command", [("predict", "-"), ("evaluate",)])
@@ -297,10 +340,64 @@ def test_evaluate_takes_a_table_with_one_class(tiny_run: Path, write_csv: WriteC
 
 def test_evaluate_refuses_what_it_cannot_measure(tiny_run: Path, write_csv: WriteCsv, tmp_path: Path):
     unknown = write_csv([("good", "great"), ("bad", "bad")])
-    refused(hft("evaluate", tiny_run, "--data", unknown), 3, "'great'", "(row 1)", "'bad', 'fine', 'good'")
+    ended = hft("evaluate", tiny_run, "--data", unknown, "--on-bad-rows", "error")
+    refused(ended, 3, "'great'", "(row 1)", "'bad', 'fine', 'good'", "--on-bad-rows skip")
+    assert "task.labels" not in ended.err
+    header = write_csv([("good", "good")], ("text", "Label"), "header.csv")
+    refused(hft("evaluate", tiny_run, "--data", header), 3, "did you mean 'Label'?", "Edit the header: the run reads")
+    none = write_csv([("good", "great")], name="none.csv")
+    refused(hft("evaluate", tiny_run, "--data", none), 3, "no row of none.csv can be measured", "'great'")
     refused(hft("evaluate", tiny_run, "--split", "tset"), 2, "--split tset", "train, validation, test")
     refused(hft("evaluate", tiny_run, "--split", "test", "--data", unknown), 2, "leave out one")
     refused(hft("evaluate", tiny_run, "--data", "./nope.csv"), 3, "./nope.csv")
+
+
+def test_evaluate_leaves_out_rows_that_cannot_be_used_and_keeps_its_figures(copied_run: Path, write_csv: WriteCsv):
+    good = review_rows(12, seed=4)
+    whole = evaluate(copied_run, split="test", source=str(write_csv(good)), emit=lambda _: None)
+    mixed = write_csv([*good[:5], ("good", "great"), ("", "bad"), ("fine", ""), *good[5:]], name="my mixed.csv")
+    ended = hft("evaluate", copied_run, "--data", mixed)
+    assert ended.code == 0, ended
+    assert "warning: 3 of 15 rows of my mixed.csv are left out: " in ended.out
+    assert "label is unknown: 1 (row 6); found 'great'; allowed 'bad', 'fine', 'good'" in ended.out
+    kept = json.loads((copied_run / "evaluations" / "my-mixed.json").read_text())
+    assert kept["metrics"] == whole["metrics"] and kept["examples"] == 12
+    assert (kept["data"], kept["rows"]) == (str(mixed), 15)
+    assert kept["left_out"] == {"label is unknown": 1, "text is empty": 1, "label is missing": 1}
+    assert str(copied_run / "evaluations" / "my-mixed.json") in ended.out
+
+    (mixed.parent / "other").mkdir()  # another table of that name is another measurement, and the same one is replaced
+    other = mixed.rename(mixed.parent / "other" / mixed.name)
+    for _ in range(2):
+        evaluate(copied_run, split="test", source=str(other), emit=lambda _: None)
+    evaluate(copied_run, split="validation", source=None, emit=lambda _: None)
+    names = {path.name for path in (copied_run / "evaluations").iterdir()}
+    assert names == {"t.json", "my-mixed.json", "my-mixed-2.json", "validation.json"}
+
+
+def test_evaluate_needs_no_column_of_groups(copied_run: Path, write_csv: WriteCsv):
+    recipe = copied_run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("group: null", "group: document"))
+    assert "group: document" in recipe.read_text()
+    assert hft("evaluate", copied_run, "--data", write_csv([("good", "good"), ("word1", "bad")])).code == 0
+
+
+def test_evaluate_finds_data_from_another_folder(copied_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe, trained_in, elsewhere = copied_run / "recipe.yaml", tmp_path / "work", tmp_path / "elsewhere"
+    trained_in.mkdir()
+    elsewhere.mkdir()
+    (source,) = [line for line in recipe.read_text().splitlines() if line.strip().startswith("source:")]
+    shutil.copy(load_recipe(recipe).data.source, trained_in / "my.csv")
+    recipe.write_text(recipe.read_text().replace(source, "  source: ./my.csv"))
+    environment = json.loads((copied_run / "environment.json").read_text())
+    assert Path(environment["folder"]).is_dir()
+    (copied_run / "environment.json").write_text(json.dumps(environment | {"folder": str(trained_in)}))
+    monkeypatch.chdir(elsewhere)
+    assert hft("evaluate", copied_run).code == 0
+    (trained_in / "my.csv").rename(trained_in / "gone.csv")
+    refused(hft("evaluate", copied_run), 3, "./my.csv", str(trained_in), "where the run was trained", "--data")
+    (trained_in / "gone.csv").rename(elsewhere / "my.csv")
+    assert hft("evaluate", copied_run).code == 0
 
 
 def test_evaluate_refuses_data_that_changed_since_the_run(copied_run: Path, write_csv: WriteCsv):

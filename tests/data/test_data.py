@@ -14,7 +14,7 @@ from hftoolkit.data.labels import LabelSet, canonical_value, check_same
 from hftoolkit.data.splits import split_rows
 from hftoolkit.data.summary import _spelling_warnings
 from hftoolkit.data.tables import DataTable
-from hftoolkit.data.text_rows import clean_rows, clean_texts, describe_bad_texts
+from hftoolkit.data.text_rows import bad_row_lines, clean_rows, clean_texts
 from hftoolkit.data.texts import load_text_splits
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import Split, TextClassification, TextData
@@ -184,8 +184,7 @@ def test_only_the_first_five_row_numbers_are_shown():
 def test_texts_to_predict_keep_their_places_and_say_what_is_wrong():
     texts, bad = clean_texts({"text": ["a", "", "NA"]}, data_section())
     assert texts == ["a", "", ""]
-    message = describe_bad_texts(bad, 3)
-    assert message.startswith("2 of 3 rows cannot be used:\n  text is empty: 1 (row 2)\n")
+    assert bad_row_lines(bad) == ["text is empty: 1 (row 2)", "text is a missing-value marker: 1 (row 3); found 'NA'"]
 
 
 def test_a_table_without_usable_rows_is_an_error():

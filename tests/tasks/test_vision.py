@@ -1,12 +1,14 @@
 """Image classification through the command line: what a user runs first, and what goes wrong first."""
 
 import csv
+import io
 import json
-import shutil
 from pathlib import Path
 
+import datasets
 import huggingface_hub.constants
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -128,22 +130,28 @@ def test_the_most_probable_classes_come_first(run, pictures):
         assert row["label"] in whole
 
 
-def test_a_broken_image_stops_a_prediction_or_leaves_its_row_empty(run, pictures, tmp_path):
+def test_a_broken_image_leaves_its_row_empty_or_is_refused(run, pictures, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     images = [pictures / "red" / "1.png", tmp_path / "broken.png", pictures / "blue" / "1.png"]
     predictor = hftoolkit.load(run)
-    with pytest.raises(DataError, match=r"1 of 3 images cannot be read:\n.*broken\.png"):
-        predictor.predict(images)
-    shutil.copytree(run, tmp_path / "run")
-    recipe = tmp_path / "run" / "recipe.yaml"
-    assert "on_bad_rows: error" in recipe.read_text()
-    recipe.write_text(recipe.read_text().replace("on_bad_rows: error", "on_bad_rows: skip"))
-    skipped = hftoolkit.load(tmp_path / "run").predict(images)
-    assert [prediction.label for prediction in skipped] == [
-        *(p.label for p in predictor.predict(images[:1])),
-        "",
-        "blue",
-    ]
+    refusal = r"1 of 3 rows cannot be used:\n  image is not one of .*: 1 \(row 2 \(.*broken\.png\)\)"
+    with pytest.raises(DataError, match=refusal):
+        predictor.predict(images, on_bad_rows="error")
+    first = predictor.predict(images[:1])[0].label
+    content = images[0].read_bytes()
+    cut = Image.open(io.BytesIO(content[: len(content) // 2]))  # read when its pixels are asked for
+    data = datasets.Dataset.from_dict({"image": [{"bytes": path.read_bytes(), "path": None} for path in images]})
+    for rows in (
+        images,
+        pd.DataFrame({"image": list(map(str, images)), "n": range(3)}),
+        (row for row in [content, cut, np.asarray(Image.open(images[2]))]),
+        [Image.open(images[0]), None, {"bytes": images[2].read_bytes(), "path": None}],
+        data.cast_column("image", datasets.Image()),
+    ):
+        with pytest.warns(UserWarning, match="1 of 3 rows is left blank: image"):
+            assert [prediction.label for prediction in predictor.predict(rows)] == [first, "", "blue"]
+    with pytest.raises(DataError, match="rows lack image; they have 'picture'"):
+        predictor.predict([{"picture": images[0]}])
 
 
 def test_python_takes_files_bytes_arrays_and_images(run, pictures):

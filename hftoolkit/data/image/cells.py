@@ -69,6 +69,19 @@ def images_of_cells(cells: Sequence[Any], folders: Sequence[Path], table: str) -
     return CellImages(images, bad, [*found.warnings, *pixels])
 
 
+def image_of_cell(cell: Any, row: str) -> StoredImage | BadRow:
+    """Return the image of one cell as Python has it, whose file name is a path; or why there is none.
+
+    Args:
+        cell: as of ``images_of_cells``, or a ``Path``.
+        row: what an image without a name is called.
+    """
+    image, problem = _read(str(cell) if isinstance(cell, Path) else cell, row)
+    if isinstance(image, str):
+        image = StoredImage(printable(image), Path(image))
+    return problem or image
+
+
 def _read(cell: Any, row: str) -> tuple[StoredImage | str, BadRow | None]:
     """Return an image or the name of its file, and what is wrong."""
     if isinstance(cell, Mapping) and not {"bytes", "path"}.isdisjoint(cell):

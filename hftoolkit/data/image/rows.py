@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from hftoolkit.contracts import Labelled
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.changes import change_warnings
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
 from hftoolkit.data.image.formats import explain
 from hftoolkit.data.image.sources import ImageTable, read_measured_images, read_told_image_tables
 from hftoolkit.data.image.splits import FittedImages, with_names
-from hftoolkit.data.rows import DividedRows, Parsed, divide_rows, numbers_of, usable_rows
+from hftoolkit.data.rows import DividedRows, Parsed, divide_rows, labelled_rows, numbers_of
 from hftoolkit.data.text_rows import BadRow
-from hftoolkit.recipe import ImageData, Split
+from hftoolkit.recipe import ImageData
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +76,16 @@ def load_scored_images(path: Path, data: ImageData, geometry: Geometry) -> tuple
     return replace(divided, summary=summary), sources["train"].labels[0]
 
 
-def read_scored_images(path: Path, data: ImageData, geometry: Geometry) -> list[ScoredImage]:
-    """Return all usable images of another source; ``data.split`` does not count.
+def read_scored_images(path: Path, data: ImageData, geometry: Geometry) -> Labelled[ScoredImage]:
+    """Return all images of another source; ``data.split`` does not count.
 
     Raises:
-        DataError: the files, columns or rows cannot be used; all bad rows are in one message.
+        DataError: the files or columns cannot be used.
         EnvironmentFault: the cache of images cannot be written.
     """
     source = read_measured_images(path, data, _is_number)
-    data = data.model_copy(update={"split": Split()})
     parsed, _ = _parse({"all": source}, geometry)
-    return usable_rows({"all": source.table}, data, parsed)["all"].rows
+    return labelled_rows(source.table, parsed["all"])
 
 
 def _is_number(folder: str) -> bool:

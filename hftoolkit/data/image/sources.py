@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hftoolkit.data.files import SEPARATORS, ending_of
+from hftoolkit.data.files import SEPARATORS, Columns, ending_of
 from hftoolkit.data.image.archives import check_no_archive
 from hftoolkit.data.image.arrays import ImageArrays, read_image_arrays, read_measured_arrays
 from hftoolkit.data.image.cache import StoredImage
@@ -142,12 +142,23 @@ def read_measured_images(path: Path, data: ImageData, is_class: Callable[[str], 
 
 
 def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels | None) -> list[StoredImage]:
+    """Return the images to predict, see ``open_image_table``."""
+    return open_image_table(source, columns, pixels)[0]
+
+
+def open_image_table(
+    source: Path | str, columns: ImageColumns | None, pixels: Pixels | None
+) -> tuple[list[StoredImage], BadRows, Columns]:
     """Return the images to predict, in natural or table order; none is decoded, and labels are not needed.
 
     Args:
         source: an image file, a folder of images at any depth, a pattern (``photos/*.jpg``), or a table.
         columns: which column of a table holds the image; None: ``image``.
         pixels: how to read a table of pixels.
+
+    Returns:
+        The images, the rows that have none by 1-based number, and all columns of the table that names or holds the
+        images; no columns without such a table.
 
     Raises:
         DataError: nothing is there, or the table cannot be used.
@@ -156,7 +167,7 @@ def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels
     if path.is_dir():
         files = files_below(path)
         if files.images:
-            return named_images(files.images, path)
+            return named_images(files.images, path), {}, {}
         if not any(map(is_table, files.others)):
             raise no_images(path)
     elif not path.exists():
@@ -164,13 +175,15 @@ def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels
         images = [Path(match) for match in matches if is_image(Path(match))]
         if not images:
             raise no_images(path)
-        return [StoredImage(printable(str(image)), image) for image in images]
+        return [StoredImage(printable(str(image)), image) for image in images], {}, {}
     check_no_archive(path, may_be_table=ending_of(path) is not None)
     if path.suffix == ARRAYS:
-        return _array_table(path, read_measured_arrays(path)).images
+        return _array_table(path, read_measured_arrays(path)).images, {}, {}
     if path.is_file() and ending_of(path) is None:
-        return [StoredImage(printable(path.name), path)]
-    return _read_any_table(path, columns, pixels, labelled=False).images
+        return [StoredImage(printable(path.name), path)], {}, {}
+    opened = _read_any_table(path, columns, pixels, labelled=False)
+    has_names = (columns or ImageColumns()).image in opened.table.columns
+    return opened.images, opened.bad, opened.table.columns if has_names else {}
 
 
 def _extensible(path: Path, source: str) -> str | None:
@@ -250,7 +263,7 @@ def _read_whole_table(path: Path, data: ImageData, columns: ImageColumns, split:
 def _with_images(
     table: DataTable, columns: ImageColumns, folders: Sequence[Path], *, labelled: bool = True
 ) -> ImageTable:
-    require_columns(table, [columns.image], "data.columns.image")
+    require_columns(table, [columns.image], "data.columns.image" if labelled else "the header: the model reads that")
     if labelled:
         require_columns(table, columns.label, "data.columns.label")
     found = images_of_cells(table.columns[columns.image], folders, table.source)

@@ -17,8 +17,9 @@ from hftoolkit.data.reading import (
     check_any_label,
     check_disjoint_groups,
     check_not_empty,
-    check_several_labels,
     check_two_classes,
+    label_column_warnings,
+    label_hints,
     places_by_split,
     reading,
     reading_warnings,
@@ -106,40 +107,67 @@ def load_image_splits(
     told, untold = told_splits(sources["train"].table, data.split.column)
     first = sources["train"]
     sources["train"] = replace(first, bad={**untold, **first.bad})
-    rows, cached, offsets = _usable(sources, data, task, geometry, labels)
+    parsed, cached, offsets = _parsed(sources, data, task, geometry)
+    known = labels or find_labels(
+        parsed.values(),
+        first.labels,
+        multi_label=task.multi_label,
+        mapping=task.labels,
+        table=first.table,
+    )
+    hints = [] if data.columns is None else label_hints(parsed.values(), task.labels, known, first.labels[0])
+    encoded = {name: _encoded(found, sources[name], known) for name, found in parsed.items()}
+    bad = {sources[name].table.source: bad_rows for name, (_, bad_rows) in encoded.items()}
+    check_bad_rows(bad, known, data.on_bad_rows, hints)
+    rows = {name: kept for name, (kept, _) in encoded.items()}
     check_disjoint_groups(rows)
     check_not_empty(rows, {name: source.table for name, source in sources.items()})
+    if labels is None and task.labels is None:
+        hints += label_column_warnings(rows, known, _label_key(data))
     divided = _divide(rows, sources, cached, offsets, places_by_split(rows, data.split, told), _label_key(data))
-    return replace(divided, summary={**divided.summary, "warnings": [*notes, *divided.summary["warnings"]]})
+    return replace(divided, summary={**divided.summary, "warnings": [*notes, *hints, *divided.summary["warnings"]]})
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """Images of a source that is not divided, and their targets.
+
+    Attributes:
+        pixels: N images, (height, width, 3) uint8 each.
+        names: N file names, or ``row 12``.
+        targets: as of ``ImageSplits``.
+        bad: the rows that cannot be used, by 1-based number.
+        source: where they come from, for messages.
+    """
+
+    pixels: FittedImages
+    names: list[str]
+    targets: np.ndarray
+    bad: BadRows
+    source: str
 
 
 def load_labelled_images(
     path: Path, data: ImageData, task: ImageClassification, geometry: Geometry, labels: LabelSet
-) -> tuple[FittedImages, list[str], np.ndarray]:
-    """Return all usable images of a source, their names, and their targets, which are those of ``ImageSplits``.
-
-    ``data.split`` does not count.
+) -> LabelledImages:
+    """Return all images of a source and their targets; ``data.split`` does not count.
 
     Raises:
-        DataError: the files, columns or rows cannot be used; all bad rows are in one message.
+        DataError: the files or columns cannot be used.
         EnvironmentFault: the cache of images cannot be written.
     """
     source = read_measured_images(path, data, lambda folder: labels.encode(folder) is not None)
     data = data.model_copy(update={"split": Split()})
-    found, cached, _ = _usable({"all": source}, data, task, geometry, labels)
-    check_not_empty(found, {"all": source.table})
-    rows = found["all"]
-    return FittedImages(cached.path, rows.row_numbers - 1), rows.texts, rows.targets
+    parsed, cached, _ = _parsed({"all": source}, data, task, geometry)
+    rows, bad = _encoded(parsed["all"], source, labels)
+    pixels = FittedImages(cached.path, rows.row_numbers - 1)
+    return LabelledImages(pixels, rows.texts, rows.targets, bad, source.table.source)
 
 
-def _usable(
-    sources: Mapping[str, ImageTable],
-    data: ImageData,
-    task: ImageClassification,
-    geometry: Geometry,
-    labels: LabelSet | None,
-) -> tuple[dict[str, CleanRows], CachedImages, dict[str, int]]:
-    """Decode all images; return the usable rows of each source, the cache, and where each source starts in it."""
+def _parsed(
+    sources: Mapping[str, ImageTable], data: ImageData, task: ImageClassification, geometry: Geometry
+) -> tuple[dict[str, ParsedRows], CachedImages, dict[str, int]]:
+    """Decode all images; return the rows of each source, the cache, and where each source starts in it."""
     first_rows = np.cumsum([0, *(len(source.images) for source in sources.values())])
     offsets = dict(zip(sources, first_rows[:-1].tolist(), strict=True))
     cached = cached_pixels([image for source in sources.values() for image in source.images], geometry)
@@ -147,27 +175,20 @@ def _usable(
         name: _parse(source, data, task, cached.problems[offsets[name] : offsets[name] + len(source.images)])
         for name, source in sources.items()
     }
-    if labels is None:
-        if task.multi_label and len(sources["train"].labels) == 1:
-            check_several_labels(parsed["train"], task.label_separator)
-        labels = find_labels(
-            parsed.values(),
-            sources["train"].labels,
-            multi_label=task.multi_label,
-            mapping=task.labels,
-            table=sources["train"].table,
-        )
-    encoded = {name: encode_rows(rows, labels) for name, rows in parsed.items()}
-    bad = {sources[name].table.source: with_names(bad_rows, sources[name]) for name, (_, bad_rows) in encoded.items()}
-    check_bad_rows(bad, labels, data.on_bad_rows)
-    return {name: kept for name, (kept, _) in encoded.items()}, cached, offsets
+    return parsed, cached, offsets
+
+
+def _encoded(parsed: ParsedRows, source: ImageTable, labels: LabelSet) -> tuple[CleanRows, BadRows]:
+    """Return the usable rows of a source, and the others with the names of their images."""
+    rows, bad = encode_rows(parsed, labels)
+    return rows, with_names(bad, source)
 
 
 def _parse(
     source: ImageTable, data: ImageData, task: ImageClassification, problems: Sequence[str | None]
 ) -> ParsedRows:
     """Take names for texts; a row with several faults is listed for the first of: image, label, group."""
-    values, bad_labels = label_values(
+    labels = label_values(
         source.table, source.labels, multi_label=task.multi_label, label_separator=task.label_separator
     )
     groups, bad_groups = read_groups(source.table, data.split.group)
@@ -177,7 +198,8 @@ def _parse(
         for number, (image, problem) in enumerate(zip(source.images, problems, strict=True), start=1)
         if problem is not None
     }
-    return ParsedRows(names, values, groups, {**bad_groups, **bad_labels, **broken, **source.bad})
+    bad = {**bad_groups, **labels.bad, **broken, **source.bad}
+    return ParsedRows(names, labels.values, groups, bad, labels.classes, labels.hints)
 
 
 def with_names(bad: BadRows, source: ImageTable) -> BadRows:

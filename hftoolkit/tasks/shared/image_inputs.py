@@ -1,5 +1,6 @@
 """The images that are to be predicted: files, folders, patterns, tables, or what Python has."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,16 +10,18 @@ import numpy as np
 from PIL import Image
 
 from hftoolkit.contracts import Inputs, Unusable
+from hftoolkit.data.given import column_names, given_rows, is_missing
 from hftoolkit.data.image.cache import BrokenImage, Geometry, StoredImage, decode_and_compare, fit
+from hftoolkit.data.image.cells import image_of_cell
 from hftoolkit.data.image.changes import change_warnings
-from hftoolkit.data.image.files import printable
 from hftoolkit.data.image.formats import explain
-from hftoolkit.data.image.sources import open_images
+from hftoolkit.data.image.sources import open_image_table
 from hftoolkit.errors import DataError
-from hftoolkit.recipe import ImageData
+from hftoolkit.recipe import ImageColumns, ImageData
 
 CHUNK = 64  # images decoded at a time
-MAX_LISTED = 10
+NOT_PIXELS = "image is no file name, bytes, array or PIL image"
+ROW_NAME = re.compile(r"row \d+")
 RawT = TypeVar("RawT")
 
 
@@ -28,66 +31,58 @@ def image_inputs(
     """Return images that are decoded some at a time and brought to one size.
 
     Args:
-        source: path of an image, a folder or a table, or a glob pattern; or file names, paths, encoded bytes, (H, W)
-            (H, W, 3) or (H, W, 4) uint8 or (H, W) uint16 arrays, or PIL images. The same picture gives the same
-            pixels in each form.
-        data: of the recipe: columns, pixels, and what to do with broken images.
+        source: path of an image, a folder or a table, or a glob pattern; or rows (see ``data.given``) of file names,
+            paths, encoded bytes, (H, W), (H, W, 3) or (H, W, 4) uint8 or (H, W) uint16 arrays, or PIL images, or dicts
+            with the image column. The same picture gives the same pixels in each form.
+        data: of the recipe: columns and pixels.
         geometry: the size.
         make: turns (H, W, 3) uint8 pixels and a name into a raw row.
 
     Raises:
-        DataError: there are no images, or something is none.
+        DataError: there are no images, or the table lacks a column.
     """
     if isinstance(source, Path):
-        images = open_images(source, data.columns, data.pixels)
-    elif isinstance(source, str | bytes | Mapping):
-        raise DataError("predict takes a list of images; write predict([image]) for one")
+        opened, bad, table = open_image_table(source, data.columns, data.pixels)
+        columns = {"image": [image.name for image in opened]}
+        images = [bad.get(number) or image for number, image in enumerate(opened, start=1)]
     else:
-        images = [_stored(row, number) for number, row in enumerate(source, start=1)]
-
+        columns, table, images = {}, {}, _given_images(given_rows(source), data)
     changes: list[str | None] = []
 
-    def opened(image: StoredImage) -> RawT | Unusable:
+    def decoded(image: StoredImage | Unusable) -> RawT | Unusable:
+        if isinstance(image, Unusable):
+            return image
         try:
             picture, change = decode_and_compare(image)
         except BrokenImage as error:
-            return Unusable(explain(image, error.reason))
+            return Unusable(explain(image, error.reason), name=None if ROW_NAME.fullmatch(image.name) else image.name)
         changes.append(change)
         return make(fit(picture, geometry), image.name)
 
     def read(start: int, stop: int) -> list[RawT | Unusable]:
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(opened, images[start:stop]))
+            return list(pool.map(decoded, images[start:stop]))
 
-    def describe(broken: Mapping[int, Unusable]) -> str:
-        lines = [f"  {images[place].name}: {problem.reason}" for place, problem in broken.items()]
-        listed = "\n".join(lines[:MAX_LISTED])
-        return (
-            f"{len(broken)} of {len(images)} images cannot be read:\n{listed}\n"
-            "Remove them, or set data.on_bad_rows: skip"
-        )
-
-    names: Sequence[str] = [image.name for image in images] if isinstance(source, Path) else ()
-    columns = {"image": list(names)} if names else {}
-    return Inputs(
-        len(images),
-        read,
-        CHUNK,
-        data.on_bad_rows == "skip",
-        describe,
-        columns,
-        notes=lambda: change_warnings(changes),
-    )
+    return Inputs(len(images), read, CHUNK, columns, lambda: change_warnings(changes), table)
 
 
-def _stored(row: Any, number: int) -> StoredImage:
-    if isinstance(row, str | Path):
-        return StoredImage(printable(str(row)), Path(row))
-    if isinstance(row, bytes):
-        return StoredImage(f"row {number}", row)
-    if isinstance(row, Image.Image):
-        return StoredImage(f"row {number}", row)
+def _given_images(rows: Sequence[Any], data: ImageData) -> list[StoredImage | Unusable]:
+    """Return the image of each row as Python has it."""
+    name = (data.columns or ImageColumns()).image
+    found = column_names([row for row in rows if isinstance(row, Mapping)])
+    is_stored = {"bytes", "path"}.issuperset(found)  # the images of a data set's column
+    if found and not is_stored and name not in found:
+        raise DataError(f"rows lack {name}; they have {', '.join(map(repr, found))}, and the model reads {name}")
+    cells = [row.get(name) if isinstance(row, Mapping) and not is_stored else row for row in rows]
+    return [_stored(cell, f"row {number}") for number, cell in enumerate(cells, start=1)]
+
+
+def _stored(cell: Any, row: str) -> StoredImage | Unusable:
+    if is_missing(cell) or isinstance(cell, str | Path | bytes | bytearray | Mapping):
+        return image_of_cell(cell, row)
+    if isinstance(cell, Image.Image):
+        return StoredImage(row, cell)
     try:
-        return StoredImage(f"row {number}", np.asarray(row))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"row {number} is no image: {type(row).__name__}") from error
+        return StoredImage(row, np.asarray(cell))
+    except (TypeError, ValueError):
+        return Unusable(NOT_PIXELS, type(cell).__name__)

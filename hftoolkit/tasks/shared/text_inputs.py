@@ -7,11 +7,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from hftoolkit.contracts import Batch, Inputs, Unusable
+from hftoolkit.contracts import Batch, Columns, Inputs
+from hftoolkit.data.given import column_names, given_rows, is_missing
 from hftoolkit.data.tables import read_table, require_columns
-from hftoolkit.data.text_rows import BadRows, TextPair, broken_rows, clean_texts, describe_bad_texts, text_columns
+from hftoolkit.data.text_rows import BadRows, TextPair, broken_rows, clean_texts, text_columns
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
+from hftoolkit.tasks.shared.pieces import pieces
 
 # A text is "kept whole" at the recommended max_length for this share of the training texts.
 WHOLE_SHARE = 0.99
@@ -25,9 +27,19 @@ RawT = TypeVar("RawT")
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
     """Return the token ids of each text, cut at the tokenizer's length, and the lengths before the cut, (N,)."""
-    whole: list[list[int]] = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-    lengths = np.array([len(ids) for ids in whole])
-    too_long: list[int] = np.flatnonzero(lengths > tokenizer.model_max_length).tolist()
+    token_ids: list[list[int]] = []
+    lengths: list[int] = []
+    for (some,) in pieces(texts):
+        found = _encoded_piece(tokenizer, some)
+        token_ids += found[0]
+        lengths += found[1]
+    return token_ids, np.array(lengths, dtype=np.int64)
+
+
+def _encoded_piece(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[int]]:
+    whole: list[list[int]] = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    lengths = [len(ids) for ids in whole]
+    too_long = [index for index, length in enumerate(lengths) if length > tokenizer.model_max_length]
     if too_long:
         cut = tokenizer([texts[index] for index in too_long], truncation=True)["input_ids"]
         for index, ids in zip(too_long, cut, strict=True):
@@ -38,23 +50,27 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]],
 def encode_rows(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int] | None], np.ndarray]:
     """Return token ids of texts or pairs, cut; which text a token is of (None for models without); lengths, uncut."""
     if not texts or not isinstance(texts[0], TextPair):
-        token_ids, lengths = encode_texts(tokenizer, texts)
-        _check_ends(tokenizer, token_ids, texts)
-        return token_ids, single_type_ids(tokenizer, texts), lengths
+        single_ids, single_lengths = encode_texts(tokenizer, texts)
+        _check_ends(tokenizer, single_ids, texts)
+        return single_ids, single_type_ids(tokenizer, texts), single_lengths
     pairs = [text for text in texts if isinstance(text, TextPair)]
-    both = [pair.first for pair in pairs], [pair.second for pair in pairs]
-    lengths = np.array([len(ids) for ids in tokenizer(*both, truncation=False, verbose=False)["input_ids"]])
-    cut = tokenizer(*both, truncation=True)
-    _check_ends(tokenizer, cut["input_ids"], texts)
-    type_ids = cut.get("token_type_ids") or [None] * len(pairs)
-    return cut["input_ids"], list(type_ids), lengths
+    token_ids: list[list[int]] = []
+    type_ids: list[list[int] | None] = []
+    lengths: list[int] = []
+    for both in pieces([pair.first for pair in pairs], [pair.second for pair in pairs]):
+        lengths += [len(ids) for ids in tokenizer(*both, truncation=False, verbose=False)["input_ids"]]
+        cut = tokenizer(*both, truncation=True)
+        token_ids += cut["input_ids"]
+        type_ids += cut.get("token_type_ids") or [None] * len(both[0])
+    _check_ends(tokenizer, token_ids, texts)
+    return token_ids, type_ids, np.array(lengths, dtype=np.int64)
 
 
 def single_type_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int] | None]:
     """Return the type of each token of single texts where any is not 0, as XLNet's last token; else None for each."""
     if not any(tokenizer("a").get("token_type_ids") or ()):
         return [None] * len(texts)
-    return list(tokenizer(list(texts), truncation=True)["token_type_ids"])
+    return [ids for (some,) in pieces(texts) for ids in tokenizer(some, truncation=True)["token_type_ids"]]
 
 
 def _check_ends(tokenizer: Any, token_ids: Sequence[Sequence[int]], texts: Sequence[str]) -> None:
@@ -162,53 +178,49 @@ def lost_columns(data: TextData) -> str:
 
 
 def text_inputs(source: Any, data: TextData, make: Callable[[str], RawT]) -> Inputs[RawT]:
-    """Return the texts of a table, of dicts with its text columns, or of a list of texts.
+    """Return the texts of a table, of rows with its text columns, or of a list of texts.
 
     Args:
-        source: path of a table, or rows.
-        data: of the recipe: columns, template, and what to do with rows without a text.
+        source: path of a table, or rows, see ``data.given``.
+        data: of the recipe: columns and template.
         make: turns a clean text into a raw row.
 
     Raises:
         DataError: there is no such file, these are no rows, or a column is missing.
     """
-    columns, broken = _table_columns(source, data) if isinstance(source, Path) else (_columns_of_rows(source, data), {})
+    table, broken = _table_columns(source, data) if isinstance(source, Path) else ({}, {})
+    columns = table or _columns_of_rows(given_rows(source), data)
     texts, bad = clean_texts(columns, data)
     bad |= broken
-    rows = [
-        make(text) if number not in bad else Unusable(bad[number].reason) for number, text in enumerate(texts, start=1)
-    ]
-    return Inputs(
-        num_rows=len(rows),
-        read=lambda start, stop: rows[start:stop],
-        chunk=max(1, len(rows)),
-        skip_unusable=data.on_bad_rows == "skip",
-        describe=lambda _: describe_bad_texts(bad, len(rows)),
-    )
+    rows = [make(text) if number not in bad else bad[number] for number, text in enumerate(texts, start=1)]
+    return Inputs(len(rows), lambda start, stop: rows[start:stop], max(1, len(rows)), table=table)
 
 
-def _table_columns(source: Path, data: TextData) -> tuple[Mapping[str, Sequence[Any]], BadRows]:
-    """Return the text columns of a table, and the rows that could not be read."""
+def _table_columns(source: Path, data: TextData) -> tuple[Columns, BadRows]:
+    """Return all columns of a table with those of texts, and the rows that could not be read."""
     if not source.exists():
         raise DataError(f"there is no file {source}; name a table, or - for a text a line on standard input")
     table = read_table(source, how=data.format, keep_broken=True)
     names = text_columns(data)
     require_columns(table, names, f"the header: the model reads {', '.join(names)}")
-    return {name: table.columns[name] for name in names}, broken_rows(table)
+    return table.columns, broken_rows(table)
 
 
 def _columns_of_rows(rows: Sequence[Any], data: TextData) -> Mapping[str, Sequence[Any]]:
-    if isinstance(rows, str | Mapping):
-        raise DataError("predict takes a list of rows; write predict([row]) for one")
     names = text_columns(data)
-    kinds = {type(row).__name__ for row in rows if not isinstance(row, Mapping)}
-    if kinds and not all(isinstance(row, str) for row in rows):
-        raise DataError(f"rows must be all texts, or all dicts; found {', '.join(sorted(kinds))} among them")
-    if kinds and data.columns.text_pair is not None:
+    present = [row for row in rows if not is_missing(row)]
+    if present and all(isinstance(row, Mapping) for row in present):
+        found = column_names(present)
+        missing = [name for name in names if name not in found]
+        if missing:
+            have = ", ".join(map(repr, found))
+            raise DataError(f"rows lack {', '.join(missing)}; they have {have}, and the model reads {', '.join(names)}")
+        return {name: [None if is_missing(row) else row.get(name) for row in rows] for name in names}
+    kinds = sorted({type(row).__name__ for row in present})
+    if present and (
+        any(isinstance(row, Mapping) for row in present) or not any(isinstance(row, str) for row in present)
+    ):
+        raise DataError(f"rows must be all texts, or all dicts; found {', '.join(kinds)} among them")
+    if present and data.columns.text_pair is not None:
         raise DataError(f"rows must be dicts with {', '.join(names)}: the model reads pairs of texts")
-    if kinds:
-        return {name: [""] * len(rows) for name in names} | {names[-1]: list(rows)}
-    missing = [name for name in names if not all(name in row for row in rows)]
-    if missing:
-        raise DataError(f"rows lack {', '.join(missing)}; the model was trained on {', '.join(names)}")
-    return {name: [row[name] for row in rows] for name in names}
+    return {name: [""] * len(rows) for name in names} | {names[-1]: list(rows)}

@@ -570,9 +570,16 @@ def test_labels_of_the_recipe_rename_and_join_folders(tmp_path: Path) -> None:
 def test_all_images_of_another_source_can_be_measured(tmp_path: Path) -> None:
     labels = load(save_classes(tmp_path / "pets")).labels
     other = save_classes(tmp_path / "others", ("dog",), 3, first_seed=70)
-    pixels, names, targets = load_labelled_images(other, section(split={"train": "a"}), TASK, SMALL, labels)
-    assert targets.tolist() == [1, 1, 1] and names == [f"dog/{number}.png" for number in range(3)]
-    assert (pixels[2] == fit(Image.fromarray(noise(72)), SMALL)).all()
+    (other / "dog" / "9.png").write_bytes(b"no image")
+    (other / "emu").mkdir()
+    Image.fromarray(noise(80)).save(other / "emu" / "0.png")
+    found = load_labelled_images(other, section(split={"train": "a"}), TASK, SMALL, labels)
+    assert found.targets.tolist() == [1, 1, 1] and found.names == ["dog/0.png", "dog/1.png", "dog/2.png"]
+    assert (found.pixels[2] == fit(Image.fromarray(noise(72)), SMALL)).all()
+    assert {number: (bad.reason.split(" is ")[0], bad.name) for number, bad in found.bad.items()} == {
+        4: ("image", "dog/9.png"),
+        5: ("label", "emu/0.png"),
+    }
 
 
 # Tables
@@ -583,6 +590,14 @@ def write_csv(path: Path, header, rows) -> Path:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     return path
+
+
+def test_an_id_is_no_label_of_images(tmp_path: Path) -> None:
+    save_classes(tmp_path / "photos")
+    rows = [(f"{name}/{i}.png", f"photo {name} {i}") for name in ("cat", "dog") for i in range(10)]
+    table = write_csv(tmp_path / "photos" / "t.csv", ("image", "label"), rows)
+    with pytest.raises(DataError, match=r"20 rows have 20 different labels .*Check data\.columns\.label"):
+        load(table, columns={})
 
 
 def test_a_table_names_files_beside_it_or_anywhere(tmp_path: Path) -> None:

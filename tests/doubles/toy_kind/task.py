@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn.functional import mse_loss
 
-from hftoolkit.contracts import CardText, Dataset, Examples, GateInputs, HeadSpec, Inputs, StepOutput, Task
+from hftoolkit.contracts import CardText, Dataset, Examples, GateInputs, HeadSpec, Inputs, Labelled, StepOutput, Task
 from hftoolkit.data.rows import load_rows
 from hftoolkit.data.tables import read_table
 from hftoolkit.metrics.regression import regression_statistics
@@ -64,8 +64,8 @@ class LengthTask:
         return Dataset(found.splits, found.row_numbers, AnyText(), found.summary)
 
     @classmethod
-    def read_labelled(cls, recipe: Any, source: Any, weights: Any, schema: Any) -> list[Text]:
-        return cls._texts(recipe, read_table(source))
+    def read_labelled(cls, recipe: Any, source: Any, weights: Any, schema: Any) -> Labelled[Text]:
+        return Labelled(cls._texts(recipe, read_table(source)), {}, source.name)
 
     @classmethod
     def schema_from_json(cls, stored: Any) -> AnyText:
@@ -112,7 +112,7 @@ class LengthTask:
 
     def inputs(self, source: Any) -> Inputs[Text]:
         rows = self._texts(self._recipe, read_table(source))
-        return Inputs(len(rows), lambda start, stop: rows[start:stop], max(1, len(rows)), False, lambda bad: "")
+        return Inputs(len(rows), lambda start, stop: rows[start:stop], max(1, len(rows)))
 
     def answers(self, outputs: Any, raw: Any) -> list[float]:
         return list(outputs)

@@ -135,4 +135,4 @@ def test_a_run_that_lacks_parts_can_be_resumed_and_extended(finished: Path) -> N
     status.write_text(status.read_text().replace('"exit_code": 0', '"exit_code": 0, "without": ["pictures"]'))
     assert run_to_resume(recipe, "", finished).root == finished
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 9})})
-    assert run_to_resume(longer, "", finished).root == finished
+    assert run_to_resume(longer, "", finished).root == finished / "extension"

@@ -114,7 +114,7 @@ def command(arguments: list[str], out: str, environment: dict[str, str]) -> None
     from hftoolkit.export import gate as export
     from hftoolkit.recommend import export as recommender
 
-    export.check_round_trip = lambda *_, **__: export.GateReport(0, 0.0, None, None)
+    export.check_round_trip = lambda *_, **__: export.GateReport(0, 0.0, None, None, 0.0)
     recommender._check = lambda *_, **__: {}
 
     for number in (1, 2):

@@ -165,7 +165,7 @@ def test_a_disk_that_cannot_be_written_is_named(write_recipe, read_only: Path, t
 def test_missing_folders_are_made_and_names_may_be_anything(
     lively_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(export, "check_round_trip", lambda *_, **__: export.GateReport(0, 0.0, None, None))
+    monkeypatch.setattr(export, "check_round_trip", lambda *_, **__: export.GateReport(0, 0.0, None, None, 0.0))
     folder = tmp_path / "mit Leerzeichen" / "d\u00e9j\u00e0 \u6570\u636e" / "[a-z]* 'quoted' {x} $HOME #1"
     folder.mkdir(parents=True)
     shutil.copytree(lively_backbone, folder / "back bone")

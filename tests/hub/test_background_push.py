@@ -36,7 +36,7 @@ STOPPING = f"""
 import pathlib, time
 from hftoolkit.export import gate as export
 from hftoolkit.runs import lifecycle
-export.check_round_trip = lambda *_, **__: export.GateReport(0, 0.0, None, None)
+export.check_round_trip = lambda *_, **__: export.GateReport(0, 0.0, None, None, 0.0)
 from hftoolkit.hub import background
 background.LOWEST_PRIORITY = 0
 record, wait = lifecycle.record_event, time.sleep

@@ -95,7 +95,8 @@ def has_children(process: int) -> bool:
             state, parent = path.read_text().rpartition(")")[2].split()[:2]
         except OSError:
             continue
-        if int(parent) == process and state != "Z":
+        is_ending = state == "Z" and len(list(path.parent.glob("task/*"))) > 1  # the first thread has ended, others not
+        if int(parent) == process and (state != "Z" or is_ending):
             return True
     return False
 
@@ -140,7 +141,7 @@ def test_the_best_adapter_so_far_goes_to_the_hub_merged_and_a_failed_push_is_one
     assert repository.messages[-1] == "Push with hftoolkit" and remote_files(repository) == model_files(run)
     assert not (run / ".upload").exists() and not (folder / "then" / "model").exists()
     log = (run / "train.log").read_text()
-    (warning,) = [line for line in log.splitlines() if " warning: " in line]
+    (warning,) = [line for line in log.splitlines() if " warning: " in line and "too few to choose" not in line]
     assert "of step 6, failed: ada/best: the Hub answered 403" in warning and "The run goes on" in warning
     assert "hub: the best model so far, of step 12, was pushed" in log
 

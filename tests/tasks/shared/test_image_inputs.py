@@ -34,5 +34,5 @@ def test_rows_that_are_no_images_are_told_apart(tmp_path: Path) -> None:
     rows = [tmp_path / "no.png", b"text", np.zeros((2, 2), np.float32)]
     found = image_inputs(rows, DATA, GEOMETRY, lambda shown, name: shown).read(0, 3)
     assert [isinstance(row, Unusable) for row in found] == [True] * 3
-    with pytest.raises(DataError, match=r"predict\(\[image\]\)"):
+    with pytest.raises(DataError, match=r"predict\(\[row\]\)"):
         image_inputs(b"content", DATA, GEOMETRY, lambda shown, name: shown)

@@ -484,7 +484,7 @@ def gives_the_run_of_one_process(tmp_path, file, recipe, overrides):
         path.name for path in (run / "checkpoints").glob("best-*")
     }
     predictor = hftoolkit.load(run)
-    rows = predictor.labelled("test", None)
+    rows = predictor.own_data().splits["test"]
     found = np.stack(predictor.outputs(rows)).argmax(axis=1)
     accuracy = np.mean(found == [row.target for row in rows])
     assert accuracy == pytest.approx(results["test"]["metrics"]["accuracy"])

@@ -24,12 +24,22 @@ OWN_CLASS_SHARE = 0.8  # more classes than that share of the rows are ids
 Read = TypeVar("Read")
 
 
-class Grouped(Protocol):
-    """Rows that may be in groups."""
+class Kept(Protocol):
+    """The usable rows of one table, in its order."""
+
+    @property
+    def row_numbers(self) -> np.ndarray:
+        """(N,) int64, 1-based rows of the table."""
+        ...
 
     @property
     def groups(self) -> list[str] | None:
         """The group of each row, or None without groups."""
+        ...
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Reason -> number of rows left out."""
         ...
 
 
@@ -178,7 +188,7 @@ def told_splits(table: DataTable, column: str | None) -> tuple[list[str] | None,
     return told, bad
 
 
-def check_disjoint_groups(rows: Mapping[str, Grouped]) -> None:
+def check_disjoint_groups(rows: Mapping[str, Kept]) -> None:
     """Raise DataError if a group lies in two given splits: no division of the training rows can mend that."""
     for a, b in combinations(rows, 2):
         shared = sorted(set(rows[a].groups or ()) & set(rows[b].groups or ()))
@@ -189,10 +199,10 @@ def check_disjoint_groups(rows: Mapping[str, Grouped]) -> None:
             )
 
 
-def check_not_empty(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> None:
+def check_not_empty(rows: Mapping[str, Kept], tables: Mapping[str, DataTable]) -> None:
     """Raise DataError if a table has no usable row."""
     for name, kept in rows.items():
-        if not kept.texts:
+        if not len(kept.row_numbers):
             raise DataError(f"no row of {tables[name].source} can be used: {count_list(kept.skipped)}")
 
 
@@ -279,25 +289,26 @@ def check_not_swapped(rows: Mapping[str, CleanRows], labels: LabelSet) -> None:
 
 
 def places_by_split(
-    rows: Mapping[str, CleanRows], split: Split, told: Sequence[str] | None = None
+    rows: Mapping[str, Kept], strata: np.ndarray, split: Split, told: Sequence[str] | None
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Return, for each split, the table that its rows come from and their places among its usable rows.
 
-    ``told`` is what ``told_splits`` says of all rows of ``train``.
+    Args:
+        rows: of each table; fractions are taken from those of ``train``.
+        strata: (N, ...) of the rows of ``train``, for ``split_rows``.
+        split: what is taken.
+        told: what ``told_splits`` says of all rows of ``train``, those that cannot be used as well.
     """
     train = rows["train"]
-    places = split_rows(train.targets, split, train.groups, of_rows(told, train.row_numbers))
+    of_kept = None if told is None else [told[number - 1] for number in train.row_numbers]
+    places = split_rows(strata, split, train.groups, of_kept)
     return {
-        name: ("train", places[name]) if name in places else (name, np.arange(len(rows[name].texts))) for name in SPLITS
+        name: ("train", places[name]) if name in places else (name, np.arange(len(rows[name].row_numbers)))
+        for name in SPLITS
     }
 
 
-def of_rows(told: Sequence[str] | None, numbers: np.ndarray) -> list[str] | None:
-    """Return what was said of rows with these 1-based numbers; None if nothing was said of any."""
-    return None if told is None else [told[number - 1] for number in numbers]
-
-
-def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> dict[str, Any]:
+def reading(rows: Mapping[str, Kept], tables: Mapping[str, DataTable]) -> dict[str, Any]:
     """Return which files were read, and what became of their rows, in plain JSON types."""
     skipped: Counter[str] = Counter()
     for kept in rows.values():
@@ -305,12 +316,12 @@ def reading(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> d
     return {
         "files": {name: list(table.files) for name, table in tables.items()},
         "rows_read": sum(table.num_rows for table in tables.values()),
-        "rows_kept": sum(len(kept.texts) for kept in rows.values()),
+        "rows_kept": sum(len(kept.row_numbers) for kept in rows.values()),
         "skipped": dict(skipped),
     }
 
 
-def reading_warnings(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTable]) -> list[str]:
+def reading_warnings(rows: Mapping[str, Kept], tables: Mapping[str, DataTable]) -> list[str]:
     """Return sentences on joined splits and rows left out."""
     warnings = list(dict.fromkeys(note for table in tables.values() for note in table.notes))
     for name, table in tables.items():
@@ -318,7 +329,7 @@ def reading_warnings(rows: Mapping[str, CleanRows], tables: Mapping[str, DataTab
             joined = ", ".join(table.joined_splits)
             warnings.append(f"the source has the splits {joined}; all their rows are used, see data.split.train")
         if rows[name].skipped:
-            left_out = table.num_rows - len(rows[name].texts)
+            left_out = table.num_rows - len(rows[name].row_numbers)
             reasons = count_list(rows[name].skipped)
             warnings.append(f"{left_out} of {table.num_rows} rows of {table.source} are left out ({reasons})")
     return warnings

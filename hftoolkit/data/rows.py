@@ -12,13 +12,18 @@ import numpy as np
 
 from hftoolkit.contracts import Labelled
 from hftoolkit.data.labels import LabelSet
-from hftoolkit.data.reading import check_disjoint_groups, of_rows, read_tables, told_splits
-from hftoolkit.data.split_names import SPLITS
-from hftoolkit.data.splits import split_rows
+from hftoolkit.data.reading import (
+    check_disjoint_groups,
+    check_not_empty,
+    places_by_split,
+    read_tables,
+    reading,
+    reading_warnings,
+    told_splits,
+)
 from hftoolkit.data.summary import duplicates, normalize
 from hftoolkit.data.tables import DataTable
-from hftoolkit.data.text_rows import BadRow, BadRows, broken_rows, check_bad_rows, count_list, read_groups
-from hftoolkit.errors import DataError
+from hftoolkit.data.text_rows import BadRow, BadRows, broken_rows, check_bad_rows, read_groups
 from hftoolkit.recipe.sections import Data, Split
 
 NO_LABELS = LabelSet((), {}, multi_label=False)
@@ -46,13 +51,13 @@ class UsableRows(Generic[RowT]):
 
     Attributes:
         rows: N rows.
-        numbers: (N,) int64, 1-based rows of the table.
+        row_numbers: (N,) int64, 1-based rows of the table.
         groups: N group values, or None.
         skipped: reason -> number of rows left out.
     """
 
     rows: list[RowT]
-    numbers: np.ndarray
+    row_numbers: np.ndarray
     groups: list[str] | None
     skipped: dict[str, int]
 
@@ -106,8 +111,8 @@ def divide_rows(
     rows = usable_rows(tables, data, {**parsed, "train": (train, {**untold, **bad})})
     check_disjoint_groups(rows)
     splits, numbers = _divide(rows, data.split, told)
-    summary = _reading(rows, tables) | _summary(splits, numbers, what)
-    summary["warnings"] = [*_reading_warnings(rows, tables), *summary["warnings"]]
+    summary = reading(rows, tables) | _summary(splits, numbers, what)
+    summary["warnings"] = [*reading_warnings(rows, tables), *summary["warnings"]]
     return DividedRows(splits, numbers, summary)
 
 
@@ -133,9 +138,7 @@ def usable_rows(
             dict(Counter(problem.reason for problem in bad.values())),
         )
     check_bad_rows(bad_by_source, NO_LABELS, data.on_bad_rows)
-    for name, usable in found.items():
-        if not usable.rows:
-            raise DataError(f"no row of {tables[name].source} can be used: {count_list(usable.skipped)}")
+    check_not_empty(found, tables)
     return found
 
 
@@ -150,41 +153,12 @@ def _divide(
     rows: Mapping[str, UsableRows[RowT]], split: Split, told: Sequence[str] | None
 ) -> tuple[dict[str, list[RowT]], dict[str, np.ndarray]]:
     """Take fractions from the training rows by seed; nothing is stratified."""
-    train = rows["train"]
-    told = of_rows(told, train.numbers)
-    places = split_rows(np.zeros(len(train.rows), dtype=np.int64), split, train.groups, told)
+    strata = np.zeros(len(rows["train"].rows), dtype=np.int64)
     splits, numbers = {}, {}
-    for name in SPLITS:
-        usable, chosen = (train, places[name]) if name in places else (rows[name], np.arange(len(rows[name].rows)))
-        splits[name] = [usable.rows[place] for place in chosen]
-        numbers[name] = usable.numbers[chosen]
+    for name, (source, chosen) in places_by_split(rows, strata, split, told).items():
+        splits[name] = [rows[source].rows[place] for place in chosen]
+        numbers[name] = rows[source].row_numbers[chosen]
     return splits, numbers
-
-
-def _reading(rows: Mapping[str, UsableRows[Any]], tables: Mapping[str, DataTable]) -> dict[str, Any]:
-    skipped: Counter[str] = Counter()
-    for kept in rows.values():
-        skipped.update(kept.skipped)
-    return {
-        "files": {name: list(table.files) for name, table in tables.items()},
-        "rows_read": sum(table.num_rows for table in tables.values()),
-        "rows_kept": sum(len(kept.rows) for kept in rows.values()),
-        "skipped": dict(skipped),
-    }
-
-
-def _reading_warnings(rows: Mapping[str, UsableRows[Any]], tables: Mapping[str, DataTable]) -> list[str]:
-    warnings = list(dict.fromkeys(note for table in tables.values() for note in table.notes))
-    for name, table in tables.items():
-        if table.joined_splits:
-            joined = ", ".join(table.joined_splits)
-            warnings.append(f"the source has the splits {joined}; all their rows are used, see data.split.train")
-        if skipped := rows[name].skipped:
-            left_out = table.num_rows - len(rows[name].rows)
-            warnings.append(
-                f"{left_out} of {table.num_rows} rows of {table.source} are left out ({count_list(skipped)})"
-            )
-    return warnings
 
 
 def _summary(splits: Mapping[str, Sequence[Row]], numbers: Mapping[str, np.ndarray], what: str) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def load_text_splits(
     if found_labels:
         hints += label_column_warnings(rows, labels, "data.columns.label")
         check_not_swapped(rows, labels)
-    divided = _divide(rows, places_by_split(rows, data.split, told), labels)
+    divided = _divide(rows, places_by_split(rows, rows["train"].targets, data.split, told), labels)
     warnings = [*notes, *hints, *reading_warnings(rows, tables), *divided.summary["warnings"]]
     return replace(divided, summary={**reading(rows, tables), **divided.summary, "warnings": warnings})
 

@@ -124,7 +124,8 @@ def load_image_splits(
     check_not_empty(rows, {name: source.table for name, source in sources.items()})
     if labels is None and task.labels is None:
         hints += label_column_warnings(rows, known, _label_key(data))
-    divided = _divide(rows, sources, cached, offsets, places_by_split(rows, data.split, told), _label_key(data))
+    chosen = places_by_split(rows, rows["train"].targets, data.split, told)
+    divided = _divide(rows, sources, cached, offsets, chosen, _label_key(data))
     return replace(divided, summary={**divided.summary, "warnings": [*notes, *hints, *divided.summary["warnings"]]})
 
 

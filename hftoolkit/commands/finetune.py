@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hftoolkit.hub.push import publish
 from hftoolkit.hub.repository import check_push_access
 from hftoolkit.models.backbones import head_names
 from hftoolkit.recipe import Recipe
+from hftoolkit.runs.attempts import complete_report
 from hftoolkit.runs.checkpoint import prune
 from hftoolkit.runs.directory import RunDir
 from hftoolkit.runs.extension import hand_over
@@ -138,10 +140,7 @@ def _nothing_to_train(recipe: Recipe, run: RunDir, emit: Emit, *, allow_code: bo
     """Try again what the report of a finished run lacks; if it is on the Hub already, the push does nothing."""
     broadcast(None)
     shut_down()
-    if run.missing_parts():
-        report(run.root, emit=emit, allow_code=allow_code)
-    else:
-        emit(Message(f"the run {run.root} is done; there is nothing to do"))
+    complete_report(run, partial(report, run.root, emit=emit, allow_code=allow_code), emit)
     publish(recipe.hub, run, emit=with_recording(run, emit))
     return run.root
 

@@ -34,7 +34,7 @@ from hftoolkit.recommend.ranking import NOBODY, RankedLists, blocks, mean_values
 from hftoolkit.recommend.recommender import KnownUsers, Recommender
 from hftoolkit.recommend.scorers import Queries, Scorer, TextVectors
 from hftoolkit.recommend.tower import ItemTower, load_text_encoder, save_encoder
-from hftoolkit.runs.attempts import Attempts
+from hftoolkit.runs.attempts import Attempts, complete_report
 from hftoolkit.runs.checkpoint import prune
 from hftoolkit.runs.directory import RunDir, read_json, write_json
 from hftoolkit.runs.evaluations import keep_evaluation
@@ -113,10 +113,7 @@ def finetune(
     run = open_run(recipe, name, run_dir, resume=resume, emit=emit)
     listen = with_recording(run, emit)
     if run.is_done():
-        if run.missing_parts():
-            report(run.root, emit=emit)
-        else:
-            emit(Message(f"the run {run.root} is done; there is nothing to do"))
+        complete_report(run, partial(report, run.root, emit=emit), emit)
         publish(recipe.hub, run, emit=listen)
         return run.root
     with run_lifecycle(run) as ending:

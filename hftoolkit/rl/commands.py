@@ -29,7 +29,7 @@ from hftoolkit.rl.evaluation import Episodes, Policy, RandomPolicy, evaluate_pol
 from hftoolkit.rl.tabular import TabularAgent
 from hftoolkit.rl.training import LARGE_STATE_BYTES, Training
 from hftoolkit.rl.video import check_video, record_video, show
-from hftoolkit.runs.attempts import Attempts
+from hftoolkit.runs.attempts import Attempts, complete_report
 from hftoolkit.runs.checkpoint import keep_newest
 from hftoolkit.runs.directory import RunDir, read_json, write_json
 from hftoolkit.runs.extension import hand_over
@@ -82,10 +82,7 @@ def train(
     if resume:
         _refuse_another_count(run, seeds)
     if run.is_done():
-        if run.missing_parts():
-            report(run.root, emit=emit)
-        else:
-            emit(Message(f"the run {run.root} is done; there is nothing to do"))
+        complete_report(run, partial(report, run.root, emit=emit), emit)
         publish(recipe.hub, run, emit=emit)
         return run.root
     if seeds == 1:

@@ -2,7 +2,7 @@
 
 import shlex
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from hftoolkit.contracts import Emit, Message
@@ -11,6 +11,14 @@ from hftoolkit.runs.directory import RunDir
 from hftoolkit.runs.lifecycle import record_event
 
 LONGEST_REASON = 300  # characters; the log has all
+
+
+def complete_report(run: RunDir, report: Callable[[], None], emit: Emit) -> None:
+    """Make the report of a finished run again if it lacks a part; else say that a command has nothing to do."""
+    if run.missing_parts():
+        report()
+    else:
+        emit(Message(f"the run {run.root} is done; there is nothing to do"))
 
 
 class Attempts:

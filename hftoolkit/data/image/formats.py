@@ -1,14 +1,22 @@
 """Why a picture of a known format cannot be read, where more can be said than that it is none."""
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from hftoolkit.data.image.cache import UNKNOWN_FORMAT, StoredImage
+from hftoolkit.data.text_rows import BadRow, BadRows
 
 LFS_BEGINS = b"version https://git-lfs"
 TIFF_BEGINS = (b"II*\0", b"MM\0*")
 SAMPLES_PER_PIXEL, SHORT = 277, 3  # a tag of TIFF, and its type for 16 bits
 MOST_BANDS = 4  # red, green, blue and transparency
+
+
+def broken_images(images: Sequence[StoredImage], problems: Sequence[str | None]) -> BadRows:
+    """Return the rows whose image cannot be read, and why, given what ``decode`` says of each; None where it can."""
+    both = enumerate(zip(images, problems, strict=True), start=1)
+    return {number: BadRow(explain(image, problem)) for number, (image, problem) in both if problem is not None}
 
 
 def explain(image: StoredImage, reason: str) -> str:

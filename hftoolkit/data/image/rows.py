@@ -11,11 +11,10 @@ from hftoolkit.contracts import Labelled
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.changes import change_warnings
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
-from hftoolkit.data.image.formats import explain
+from hftoolkit.data.image.formats import broken_images
 from hftoolkit.data.image.sources import ImageTable, read_measured_images, read_told_image_tables
 from hftoolkit.data.image.splits import FittedImages, with_names
 from hftoolkit.data.rows import DividedRows, Parsed, divide_rows, labelled_rows, numbers_of
-from hftoolkit.data.text_rows import BadRow
 from hftoolkit.recipe import ImageData
 
 
@@ -105,12 +104,7 @@ def _parse(
             ScoredImage(pixels, place, image.name, number, cached.sha256[place] or "")
             for place, (image, number) in enumerate(zip(source.images, numbers, strict=True), start=first)
         ]
-        problems = zip(source.images, cached.problems[first : first + len(rows)], strict=True)
-        broken = {
-            number: BadRow(explain(image, problem))
-            for number, (image, problem) in enumerate(problems, start=1)
-            if problem is not None
-        }
+        broken = broken_images(source.images, cached.problems[first : first + len(rows)])
         parsed[name] = rows, with_names({**bad, **broken, **source.bad}, source)
         first += len(rows)
     return parsed, cached

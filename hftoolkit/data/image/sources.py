@@ -75,7 +75,7 @@ def read_image_tables(path: Path, data: ImageData, is_class: Callable[[str], boo
         pixels = data.pixels
         return read_each_split(data.split, lambda split: _read_pixels(path, pixels, split, labelled=True))
     if data.columns is not None:
-        return _read_tables(path, data, data.columns)
+        return _read_tables(path, data, data.columns, _files_of(path))
     if path.suffix == ARRAYS:
         return read_each_split(data.split, lambda split: _array_table(path, read_image_arrays(path, split), split))
     if not path.is_dir():
@@ -102,12 +102,14 @@ def read_told_image_tables(
     Raises:
         DataError: the files, folders or columns cannot be used.
     """
-    if data.columns is None:
+    columns = data.columns
+    if columns is None:
         return read_image_tables(path, data, is_class), data, []
-    notes: list[str] = []
-    if not (path.is_dir() and files_below(path).images):  # tables beside images are told apart by what they hold
+    check_no_archive(path, may_be_table=True)
+    files, notes = _files_of(path), list[str]()
+    if files is None or not files.images:  # tables beside images are told apart by what they hold
         data, notes = with_given_splits(path, data)
-    tables = read_image_tables(path, data, is_class)
+    tables = _read_tables(path, data, columns, files)
     if list(tables) == ["train"]:
         data, found = with_split_column(data, tables["train"].table)
         notes = [*notes, *found]
@@ -225,9 +227,12 @@ def _array_table(path: Path, arrays: ImageArrays, split: str | None = None) -> I
     return ImageTable(DataTable(columns, len(images), files=(name,)), (PIXEL_LABEL,), images, {})
 
 
-def _read_tables(path: Path, data: ImageData, columns: ImageColumns) -> dict[str, ImageTable]:
-    """Read the tables of a source in which images have names or are the cells."""
-    files = files_below(path) if path.is_dir() else None
+def _files_of(path: Path) -> ImageFiles | None:
+    return files_below(path) if path.is_dir() else None
+
+
+def _read_tables(path: Path, data: ImageData, columns: ImageColumns, files: ImageFiles | None) -> dict[str, ImageTable]:
+    """Read the tables of a source in which images have names or are the cells; ``files`` are those of a folder."""
     if files is not None and files.images and not any(ending_of(file) in COLUMNAR for file in files.others):
         return read_each_split(data.split, lambda split: _read_table_among_images(files, data, columns, split))
     if files is None and data.split.train not in (None, ALL_ROWS) and data.subset is None:

@@ -10,7 +10,7 @@ import numpy as np
 from hftoolkit.data.image.cache import CachedImages, Geometry, cached_pixels
 from hftoolkit.data.image.changes import change_warnings
 from hftoolkit.data.image.duplicates import near_duplicate_warnings, near_duplicates
-from hftoolkit.data.image.formats import explain
+from hftoolkit.data.image.formats import broken_images
 from hftoolkit.data.image.sources import ImageTable, read_measured_images, read_told_image_tables
 from hftoolkit.data.labels import LabelSet, canonical_value
 from hftoolkit.data.reading import (
@@ -27,7 +27,6 @@ from hftoolkit.data.reading import (
 )
 from hftoolkit.data.summary import summarize
 from hftoolkit.data.text_rows import (
-    BadRow,
     BadRows,
     CleanRows,
     ParsedRows,
@@ -194,12 +193,7 @@ def _parse(
     )
     groups, bad_groups = read_groups(source.table, data.split.group)
     names = [image.name for image in source.images]
-    broken = {
-        number: BadRow(explain(image, problem))
-        for number, (image, problem) in enumerate(zip(source.images, problems, strict=True), start=1)
-        if problem is not None
-    }
-    bad = {**bad_groups, **labels.bad, **broken, **source.bad}
+    bad = {**bad_groups, **labels.bad, **broken_images(source.images, problems), **source.bad}
     return ParsedRows(names, labels.values, groups, bad, labels.classes, labels.hints)
 
 

@@ -35,7 +35,6 @@ from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.attribution import occlusion_maps
 from hftoolkit.models.image_backbones import (
     ImageBackbone,
-    load_saved_image_classifier,
     save_image_classifier,
 )
 from hftoolkit.models.preprocessing import Preprocessing
@@ -62,17 +61,17 @@ from hftoolkit.tasks.shared.class_head import (
 )
 from hftoolkit.tasks.shared.image_inputs import image_inputs
 from hftoolkit.tasks.shared.image_models import (
+    WORST_SHOWN,
     PixelsOf,
     channels_first,
     image_gate_inputs,
     load_backbone,
     logits_of,
     preprocessing_of,
+    sample_places,
     stack_pixels,
 )
 
-WORST_SHOWN = 24
-SAMPLES_SHOWN = 12
 TITLE_NAME = 60  # characters of a class name above an image
 
 
@@ -155,8 +154,6 @@ class ImageClassificationTask:
     @classmethod
     def load(cls, recipe: ImageRecipe, schema: LabelSet, weights: Weights) -> ImageBackbone:
         """Return the backbone with a head for the classes."""
-        if weights.saved is not None:
-            return load_saved_image_classifier(weights.saved)
         return load_backbone(recipe.model, class_head_spec(schema), weights, recipe.train.seed)
 
     @classmethod
@@ -342,7 +339,7 @@ class ImageClassificationTask:
             grid(wrong, report / "worst.png")
         else:
             write_note_png(f"None of the {len(raw)} test images got a wrong class.", report / "worst.png")
-        samples = np.linspace(0, len(raw) - 1, min(SAMPLES_SHOWN, len(raw))).astype(int)
+        samples = sample_places(len(raw))
         grid(samples, model_folder / "samples.png")
         shown = [raw[int(index)].pixels for index in samples]
         maps = self._attention_maps(model, shown, best[samples])

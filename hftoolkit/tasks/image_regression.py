@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from torch import nn
 
 from hftoolkit.contracts import (
@@ -27,7 +26,7 @@ from hftoolkit.contracts.names import markdown, short
 from hftoolkit.data.image.changes import CARD_SENTENCE
 from hftoolkit.data.image.rows import ScoredImage, load_scored_images, read_scored_images
 from hftoolkit.metrics.statistics import RowStatistics
-from hftoolkit.models.image_backbones import ImageBackbone, load_saved_image_classifier, save_image_classifier
+from hftoolkit.models.image_backbones import ImageBackbone, save_image_classifier
 from hftoolkit.models.preprocessing import Preprocessing
 from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe.regression import ImageRegressionRecipe
@@ -36,18 +35,17 @@ from hftoolkit.tasks.shared.augmentation import Augment
 from hftoolkit.tasks.shared.baselines import pixel_ridge
 from hftoolkit.tasks.shared.image_inputs import image_inputs
 from hftoolkit.tasks.shared.image_models import (
+    WORST_SHOWN,
     PixelsOf,
     channels_first,
     image_gate_inputs,
     load_backbone,
     logits_of,
     preprocessing_of,
+    sample_places,
     stack_pixels,
 )
-from hftoolkit.tasks.shared.score_head import HEADLINE, Score, ScoreHead
-
-WORST_SHOWN = 24
-SAMPLES_SHOWN = 12
+from hftoolkit.tasks.shared.score_head import HEADLINE, Score, ScoreHead, targets_of, with_targets
 
 
 class ImageRegressionTask:
@@ -75,8 +73,8 @@ class ImageRegressionTask:
         geometry = preprocessing_of(recipe.model, weights, recipe.train.seed).geometry
         emit(Message(f"decoding images to {geometry.height} x {geometry.width} pixels, unless they are in the cache"))
         divided, column = load_scored_images(source, recipe.data, geometry)
-        train = np.array([row.target for row in divided.splits["train"]])
-        return Dataset(divided.splits, divided.row_numbers, schema or Score.of(column, train), divided.summary)
+        score = schema or Score.of(column, targets_of(divided.splits["train"]))
+        return Dataset(divided.splits, divided.row_numbers, score, divided.summary)
 
     @classmethod
     def read_labelled(
@@ -94,8 +92,6 @@ class ImageRegressionTask:
     @classmethod
     def load(cls, recipe: ImageRegressionRecipe, schema: Score, weights: Weights) -> ImageBackbone:
         """Return the backbone with a head of one output."""
-        if weights.saved is not None:
-            return load_saved_image_classifier(weights.saved)
         return load_backbone(recipe.model, schema.head, weights, recipe.train.seed)
 
     @classmethod
@@ -116,10 +112,7 @@ class ImageRegressionTask:
 
     def collate(self, examples: Sequence[ScoredImage], *, training: bool) -> Batch:
         """Return ``pixels`` (B, H, W, 3) uint8 and ``targets`` (B,) float32."""
-        batch = {"pixels": stack_pixels(examples)}
-        if examples[0].target is None:
-            return batch
-        return batch | {"targets": torch.tensor([example.target for example in examples], dtype=torch.float32)}
+        return with_targets({"pixels": stack_pixels(examples)}, examples)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensors:
         """Return the ``logits`` of the images as they are, (B, 1)."""
@@ -156,7 +149,7 @@ class ImageRegressionTask:
 
     def pairs(self, outputs: Sequence[float], raw: Sequence[ScoredImage]) -> tuple[list[Any], list[Any]]:
         """Return predicted and true numbers."""
-        return list(outputs), [row.target for row in raw]
+        return self._head.pairs(outputs, raw)
 
     def inputs(self, source: Any) -> Inputs[ScoredImage]:
         """Return the images of a file, folder, pattern or table, or of a list."""
@@ -205,10 +198,9 @@ class ImageRegressionTask:
         self, train: Sequence[ScoredImage], raw: Sequence[ScoredImage], seed: int
     ) -> dict[str, RowStatistics]:
         """Return the mean of the training rows, and a ridge regression on small gray images."""
-        targets = np.array([row.target for row in train])
+        targets = targets_of(train)
         ridge = pixel_ridge(PixelsOf(train), targets, PixelsOf(raw))
-        found = {"mean": np.full(len(raw), targets.mean()), "pixel_ridge": ridge}
-        return {name: self._head.statistics(numbers.tolist(), raw) for name, numbers in found.items()}
+        return self._head.baselines(targets, raw, {"pixel_ridge": ridge})
 
     def draw(
         self,
@@ -221,7 +213,7 @@ class ImageRegressionTask:
     ) -> None:
         """Write predicted against true numbers, the worst errors, and samples (for the card)."""
         self._head.draw(outputs, raw, report)
-        errors = np.abs(np.array(outputs) - np.array([row.target for row in raw]))
+        errors = np.abs(np.array(outputs) - targets_of(raw))
 
         def grid(chosen: np.ndarray, path: Path) -> None:
             titles = [
@@ -230,7 +222,7 @@ class ImageRegressionTask:
             write_image_grid([raw[index].pixels for index in chosen], titles, path)
 
         grid(np.argsort(-errors, kind="stable")[:WORST_SHOWN], report / "worst.png")
-        samples = np.linspace(0, len(raw) - 1, min(SAMPLES_SHOWN, len(raw))).astype(int)
+        samples = sample_places(len(raw))
         grid(samples, model_folder / "samples.png")
 
 

@@ -33,8 +33,6 @@ from hftoolkit.data.texts import encode_table, load_text_splits
 from hftoolkit.metrics.statistics import RowStatistics
 from hftoolkit.models.backbones import (
     TextBackbone,
-    load_saved_text_model,
-    load_text_model,
     quiet_transformers,
     save_text_model,
 )
@@ -65,6 +63,7 @@ from hftoolkit.tasks.shared.text_inputs import (
     text_inputs,
     usage_of,
 )
+from hftoolkit.tasks.shared.text_models import load_backbone
 
 PROBE_CHECK_ROWS, PROBE_BATCH = 64, 8
 PROBE_TOLERANCE = 1e-4  # on fp32 logits, between cached and full computation
@@ -134,17 +133,7 @@ class TextClassificationTask:
     @classmethod
     def load(cls, recipe: TextRecipe, schema: LabelSet, weights: Weights) -> TextBackbone:
         """Return the backbone with a head for the classes."""
-        if weights.saved is not None:
-            return load_saved_text_model(weights.saved, cls.auto_class, max_length=recipe.model.max_length)
-        assert weights.path is not None
-        return load_text_model(
-            weights.path,
-            cls.auto_class,
-            class_head_spec(schema),
-            max_length=recipe.model.max_length,
-            dropout=recipe.model.dropout,
-            seed=recipe.train.seed,
-        )
+        return load_backbone(recipe.model, cls.auto_class, class_head_spec(schema), weights, recipe.train.seed)
 
     @classmethod
     def build(

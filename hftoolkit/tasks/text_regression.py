@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from torch import nn
 
 from hftoolkit.contracts import (
@@ -28,12 +27,12 @@ from hftoolkit.data.rows import labelled_rows, load_rows, numbers_of
 from hftoolkit.data.tables import DataTable, read_table, require_columns
 from hftoolkit.data.text_rows import BadRows, clean_texts, require_header, text_columns
 from hftoolkit.metrics.statistics import RowStatistics
-from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
+from hftoolkit.models.backbones import TextBackbone, save_text_model
 from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe import TextData
 from hftoolkit.recipe.regression import TextRegressionRecipe
 from hftoolkit.tasks.shared.baselines import tfidf_ridge
-from hftoolkit.tasks.shared.score_head import HEADLINE, Score, ScoreHead
+from hftoolkit.tasks.shared.score_head import HEADLINE, Score, ScoreHead, targets_of, with_targets
 from hftoolkit.tasks.shared.text_inputs import (
     encode_rows,
     length_advice,
@@ -43,6 +42,7 @@ from hftoolkit.tasks.shared.text_inputs import (
     text_inputs,
     usage_of,
 )
+from hftoolkit.tasks.shared.text_models import load_backbone
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,7 @@ class TextRegressionTask:
     ) -> Dataset[ScoredText]:
         """Return the checked rows of a table, divided into splits."""
         divided = load_rows(source, recipe.data, lambda table: _parse(table, recipe.data), "text")
-        train = np.array([row.target for row in divided.splits["train"]])
-        score = schema or Score.of(recipe.data.columns.label[0], train)
+        score = schema or Score.of(recipe.data.columns.label[0], targets_of(divided.splits["train"]))
         return Dataset(divided.splits, divided.row_numbers, score, divided.summary)
 
     @classmethod
@@ -114,17 +113,7 @@ class TextRegressionTask:
     @classmethod
     def load(cls, recipe: TextRegressionRecipe, schema: Score, weights: Weights) -> TextBackbone:
         """Return the backbone with a head of one output."""
-        if weights.saved is not None:
-            return load_saved_text_model(weights.saved, cls.auto_class, max_length=recipe.model.max_length)
-        assert weights.path is not None
-        return load_text_model(
-            weights.path,
-            cls.auto_class,
-            schema.head,
-            max_length=recipe.model.max_length,
-            dropout=recipe.model.dropout,
-            seed=recipe.train.seed,
-        )
+        return load_backbone(recipe.model, cls.auto_class, schema.head, weights, recipe.train.seed)
 
     @classmethod
     def build(
@@ -150,10 +139,7 @@ class TextRegressionTask:
 
     def collate(self, examples: Sequence[ScoredExample], *, training: bool) -> Batch:
         """Pad to the longest text of the batch: input_ids and attention_mask (B, L), targets (B,) float32."""
-        batch = pad_rows(examples, self._tokenizer)
-        if examples[0].target is None:
-            return batch
-        return batch | {"targets": torch.tensor([example.target for example in examples], dtype=torch.float32)}
+        return with_targets(pad_rows(examples, self._tokenizer), examples)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensors:
         """Return the ``logits`` of a batch, (B, 1)."""
@@ -181,7 +167,7 @@ class TextRegressionTask:
 
     def pairs(self, outputs: Sequence[float], raw: Sequence[ScoredText]) -> tuple[list[Any], list[Any]]:
         """Return predicted and true numbers."""
-        return list(outputs), [row.target for row in raw]
+        return self._head.pairs(outputs, raw)
 
     def inputs(self, source: Any) -> Inputs[ScoredText]:
         """Return the texts of a table, of dicts with its text columns, or of a list of texts."""
@@ -235,10 +221,9 @@ class TextRegressionTask:
 
     def baselines(self, train: Sequence[ScoredText], raw: Sequence[ScoredText], seed: int) -> dict[str, RowStatistics]:
         """Return the mean of the training rows, and a ridge regression on TF-IDF."""
-        targets = np.array([row.target for row in train])
+        targets = targets_of(train)
         ridge = tfidf_ridge([row.text for row in train], targets, [row.text for row in raw])
-        found = {"mean": np.full(len(raw), targets.mean()), "tfidf_ridge": ridge}
-        return {name: self._head.statistics(numbers.tolist(), raw) for name, numbers in found.items()}
+        return self._head.baselines(targets, raw, {"tfidf_ridge": ridge})
 
 
 def _parse(table: DataTable, data: TextData) -> tuple[list[ScoredText], BadRows]:

@@ -49,7 +49,7 @@ from hftoolkit.data.token_rows import (
 from hftoolkit.errors import DataError
 from hftoolkit.metrics.spans import span_statistics
 from hftoolkit.metrics.statistics import RowStatistics, measure
-from hftoolkit.models.backbones import TextBackbone, load_saved_text_model, load_text_model, save_text_model
+from hftoolkit.models.backbones import TextBackbone, save_text_model
 from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe.token_classification import TokenRecipe
 from hftoolkit.runs.figures import write_spans_png
@@ -58,6 +58,7 @@ from hftoolkit.tasks.shared.baselines import frequent_tags
 from hftoolkit.tasks.shared.class_head import class_title, weakest_class
 from hftoolkit.tasks.shared.pieces import pieces
 from hftoolkit.tasks.shared.text_inputs import pad_tokens, text_positions
+from hftoolkit.tasks.shared.text_models import load_backbone
 
 IGNORED = -100  # as target: no word begins at the token
 PADDING = -1
@@ -158,16 +159,8 @@ class TokenClassificationTask:
     @classmethod
     def load(cls, recipe: TokenRecipe, schema: EntityTypes, weights: Weights) -> TextBackbone:
         """Return the backbone with a head for the tags."""
-        if weights.saved is not None:
-            return load_saved_text_model(weights.saved, cls.auto_class, max_length=recipe.model.max_length)
-        assert weights.path is not None
-        return load_text_model(
-            weights.path,
-            cls.auto_class,
-            HeadSpec(tag_names(schema.names)),
-            max_length=recipe.model.max_length,
-            dropout=recipe.model.dropout,
-            seed=recipe.train.seed,
+        return load_backbone(
+            recipe.model, cls.auto_class, HeadSpec(tag_names(schema.names)), weights, recipe.train.seed
         )
 
     @classmethod

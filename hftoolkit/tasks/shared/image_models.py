@@ -12,10 +12,18 @@ import torch
 from torch import nn
 
 from hftoolkit.contracts import GateInputs, HeadSpec
-from hftoolkit.models.image_backbones import ImageBackbone, load_image_classifier, saved_preprocessing
+from hftoolkit.models.image_backbones import (
+    ImageBackbone,
+    load_image_classifier,
+    load_saved_image_classifier,
+    saved_preprocessing,
+)
 from hftoolkit.models.preprocessing import Preprocessing, normalize
 from hftoolkit.models.pretrained import Weights
 from hftoolkit.recipe import ImageModel
+
+WORST_SHOWN = 24
+SAMPLES_SHOWN = 12
 
 
 class HasPixels(Protocol):
@@ -41,7 +49,12 @@ class PixelsOf(Sequence[np.ndarray]):
 
 
 def load_backbone(section: ImageModel, head: HeadSpec, weights: Weights, seed: int) -> ImageBackbone:
-    """Return the backbone that a recipe names with this head; ``seed`` is of what has no weights yet."""
+    """Return the exported model of ``weights``, or the backbone that a recipe names with this head.
+
+    ``seed`` is of what has no weights yet.
+    """
+    if weights.saved is not None:
+        return load_saved_image_classifier(weights.saved)
     return load_image_classifier(
         weights.path,
         head,
@@ -81,3 +94,8 @@ def image_gate_inputs(rows: Sequence[HasPixels], preprocessing: Preprocessing) -
     """Return normalized images, ``pixel_values`` (B, 3, H, W) float32."""
     images = channels_first(stack_pixels(rows))
     return GateInputs({"pixel_values": normalize(images, preprocessing).contiguous()})
+
+
+def sample_places(num_images: int) -> np.ndarray:
+    """Return the places of the images that are shown as samples, evenly among all of them."""
+    return np.linspace(0, num_images - 1, min(SAMPLES_SHOWN, num_images)).astype(int)

@@ -86,6 +86,18 @@ class Score:
         return HeadSpec((self.name,), "regression")
 
 
+def targets_of(rows: Sequence[Any]) -> np.ndarray:
+    """Return the numbers of rows, (N,) float64."""
+    return np.array([row.target for row in rows])
+
+
+def with_targets(batch: Batch, examples: Sequence[Any]) -> Batch:
+    """Return a batch with the ``targets`` of its examples, (B,) float32, where they are known."""
+    if examples[0].target is None:
+        return batch
+    return batch | {"targets": torch.tensor([example.target for example in examples], dtype=torch.float32)}
+
+
 @dataclass(slots=True)
 class ScoreHead:
     """The number and what follows from it.
@@ -147,7 +159,7 @@ class ScoreHead:
 
     def statistics(self, outputs: Sequence[float], raw: Sequence[Any]) -> RowStatistics:
         """Return the metrics of numbers."""
-        return regression_statistics(np.array(outputs), np.array([row.target for row in raw]))
+        return regression_statistics(np.array(outputs), targets_of(raw))
 
     def metric_names(self, raw: Sequence[Any]) -> frozenset[str]:
         """Return the metrics that the targets of rows allow, whatever is predicted."""
@@ -156,8 +168,19 @@ class ScoreHead:
 
     def draw(self, outputs: Sequence[float], raw: Sequence[Any], report: Path) -> None:
         """Write predicted against true numbers."""
-        truth = np.array([row.target for row in raw])
+        truth = targets_of(raw)
         write_scatter_png(truth, np.array(outputs), self.score.name, report / "predicted.png")
+
+    def pairs(self, outputs: Sequence[float], raw: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Return predicted and true numbers."""
+        return list(outputs), [row.target for row in raw]
+
+    def baselines(
+        self, targets: np.ndarray, raw: Sequence[Any], fitted: Mapping[str, np.ndarray]
+    ) -> dict[str, RowStatistics]:
+        """Return the metrics of the mean of the training targets, (N,), and of numbers that other models gave."""
+        found = {"mean": np.full(len(raw), targets.mean()), **fitted}
+        return {name: self.statistics(numbers.tolist(), raw) for name, numbers in found.items()}
 
     def columns(self, answers: Sequence[Any]) -> Columns:
         """Return the numbers as a table; None for rows that were skipped."""

@@ -12,8 +12,9 @@ from hftoolkit.data.rows import load_rows
 from hftoolkit.data.tables import read_table
 from hftoolkit.metrics.regression import regression_statistics
 from hftoolkit.metrics.statistics import measure
-from hftoolkit.models.backbones import load_saved_text_model, load_text_model, save_text_model
+from hftoolkit.models.backbones import save_text_model
 from hftoolkit.tasks.shared.text_inputs import encode_texts, pad_tokens
+from hftoolkit.tasks.shared.text_models import load_backbone
 
 HEAD = HeadSpec(("tens of words",), "regression")
 
@@ -73,10 +74,7 @@ class LengthTask:
 
     @classmethod
     def load(cls, recipe: Any, schema: Any, weights: Any) -> Any:
-        if weights.saved is not None:
-            return load_saved_text_model(weights.saved, cls.auto_class, max_length=recipe.model.max_length)
-        length, dropout, seed = recipe.model.max_length, recipe.model.dropout, recipe.train.seed
-        return load_text_model(weights.path, cls.auto_class, HEAD, max_length=length, dropout=dropout, seed=seed)
+        return load_backbone(recipe.model, cls.auto_class, HEAD, weights, recipe.train.seed)
 
     @classmethod
     def build(cls, recipe: Any, schema: Any, base: Any, train: Any) -> "LengthTask":

@@ -236,39 +236,6 @@ def encode_rows(parsed: ParsedRows, labels: LabelSet) -> tuple[CleanRows, BadRow
     return rows, bad
 
 
-def clean_rows(
-    table: DataTable,
-    data: TextData,
-    *,
-    multi_label: bool,
-    label_separator: str = "|",
-    mapping: Mapping[Any, str] | None = None,
-    labels: LabelSet | None = None,
-) -> CleanRows:
-    """Turn one table into texts and targets.
-
-    Args:
-        table: the rows.
-        data: columns, template, markers of missing text, and what to do with bad rows.
-        multi_label: any number of classes a text instead of one.
-        label_separator: what separates labels in a text cell; multi-label only.
-        mapping: ``task.labels``; None takes the values of the data.
-        labels: known classes, which overrule ``mapping``.
-
-    Raises:
-        DataError: a missing column, bad rows (with ``data.on_bad_rows: error``), or no usable row.
-        RecipeError: the template or the mapping is not valid.
-    """
-    parsed = parse_rows(table, data, multi_label=multi_label, label_separator=label_separator)
-    if labels is None:
-        labels = find_labels([parsed], data.columns.label, multi_label=multi_label, mapping=mapping, table=table)
-    rows, bad = encode_rows(parsed, labels)
-    check_bad_rows({table.source: bad}, labels, data.on_bad_rows)
-    if not rows.texts:
-        raise DataError(f"no row of {table.source} can be used: {count_list(rows.skipped)}")
-    return rows
-
-
 def check_bad_rows(
     bad_by_source: Mapping[str, BadRows], labels: LabelSet, on_bad_rows: str, hints: Sequence[str] = ()
 ) -> None:

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from doubles.rows import clean_rows
 from hftoolkit.data.labels import LabelSet, canonical_value, check_same
 from hftoolkit.data.splits import split_rows
 from hftoolkit.data.summary import _spelling_warnings
 from hftoolkit.data.tables import DataTable
-from hftoolkit.data.text_rows import bad_row_lines, clean_rows, clean_texts
+from hftoolkit.data.text_rows import bad_row_lines, clean_texts
 from hftoolkit.data.texts import load_text_splits
 from hftoolkit.errors import DataError, RecipeError
 from hftoolkit.recipe import Split, TextClassification, TextData

@@ -11,9 +11,9 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
+from doubles.rows import clean_rows
 from hftoolkit.data.files import write_table
 from hftoolkit.data.tables import DataTable, read_table, require_columns
-from hftoolkit.data.text_rows import clean_rows
 from hftoolkit.errors import DataError
 from hftoolkit.recipe import TextData
 

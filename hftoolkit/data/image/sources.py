@@ -143,11 +143,6 @@ def read_measured_images(path: Path, data: ImageData, is_class: Callable[[str], 
     return _folder_table(files, choose_images(files, None), None)
 
 
-def open_images(source: Path | str, columns: ImageColumns | None, pixels: Pixels | None) -> list[StoredImage]:
-    """Return the images to predict, see ``open_image_table``."""
-    return open_image_table(source, columns, pixels)[0]
-
-
 def open_image_table(
     source: Path | str, columns: ImageColumns | None, pixels: Pixels | None
 ) -> tuple[list[StoredImage], BadRows, Columns]:

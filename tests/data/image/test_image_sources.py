@@ -10,12 +10,13 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
+from doubles.rows import open_images
 from hftoolkit.data.files import write_table
 from hftoolkit.data.image.cache import Geometry, StoredImage, decode
 from hftoolkit.data.image.layout import split_of, splits_among
 from hftoolkit.data.image.named_files import find_named
 from hftoolkit.data.image.rows import read_scored_images
-from hftoolkit.data.image.sources import ImageTable, open_images, read_image_tables, read_told_image_tables
+from hftoolkit.data.image.sources import ImageTable, read_image_tables, read_told_image_tables
 from hftoolkit.data.image.splits import load_image_splits, load_labelled_images
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.errors import DataError

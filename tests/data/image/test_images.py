@@ -22,12 +22,12 @@ from huggingface_hub import constants
 from PIL import Image, ImageOps
 from timm.data import create_transform
 
+from doubles.rows import open_images
 from hftoolkit.data.files import write_table
 from hftoolkit.data.image import cache as image_cache
 from hftoolkit.data.image import changes
 from hftoolkit.data.image.cache import BrokenImage, CachedImages, Geometry, StoredImage, cached_pixels, decode, fit
 from hftoolkit.data.image.duplicates import near_duplicates
-from hftoolkit.data.image.sources import open_images
 from hftoolkit.data.image.splits import ImageSplits, load_image_splits, load_labelled_images
 from hftoolkit.data.labels import LabelSet
 from hftoolkit.errors import DataError, EnvironmentFault
